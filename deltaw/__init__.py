@@ -1,0 +1,67 @@
+"""What fine-tuning did to the weights: per-layer ΔW, its rank, its noise, and what it costs in forgetting.
+
+    import deltaw
+
+    result = deltaw.analyze("base", "ft")
+    result.to_pandas()
+    result.report("report.html")
+
+Everything here is loaded when it is first used: `import deltaw` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltaw import metrics as metrics
+    from deltaw import study as study
+    from deltaw.analysis import Inspection as Inspection
+    from deltaw.analysis import Progress as Progress
+    from deltaw.analysis import analyze as analyze
+    from deltaw.analysis import inspect as inspect
+    from deltaw.comparison import Comparison as Comparison
+    from deltaw.comparison import compare as compare
+    from deltaw.errors import DeltaWError as DeltaWError
+    from deltaw.results import Analysis as Analysis
+    from deltaw.results import load as load
+    from deltaw.types import Interval as Interval
+    from deltaw.types import Skipped as Skipped
+    from deltaw.types import Spectrum as Spectrum
+    from deltaw.verify import Verification as Verification
+    from deltaw.verify import verify as verify
+
+_WHERE = {
+    "Analysis": "results",
+    "Comparison": "comparison",
+    "DeltaWError": "errors",
+    "Inspection": "analysis",
+    "Interval": "types",
+    "Progress": "analysis",
+    "Skipped": "types",
+    "Spectrum": "types",
+    "Verification": "verify",
+    "analyze": "analysis",
+    "compare": "comparison",
+    "inspect": "analysis",
+    "load": "results",
+    "verify": "verify",
+}
+_MODULES = ("metrics", "study")
+
+__all__ = sorted((*_WHERE, *_MODULES))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"deltaw.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'deltaw' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"deltaw.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,144 @@
+"""An opened adapter, and what it does to a base: one list of pairs, a reason for everything that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from deltaw.adapters import variants
+from deltaw.adapters.base import Base
+from deltaw.adapters.experts import expert_pairs, targets
+from deltaw.adapters.keys import Contents, Module, sort_tensors
+from deltaw.adapters.lora import Job, module_pairs
+from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
+from deltaw.checkpoints import Checkpoint
+from deltaw.errors import AdapterError
+from deltaw.types import Handle, Pair, Skipped
+
+
+class Matched(NamedTuple):
+    """An adapter against a base: every tensor of the adapter is in a pair or has a reason.
+
+    `ft` of a pair is an `Update`, or a `Handle` where the adapter stores the weight itself.
+    """
+
+    pairs: tuple[Pair, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter: config and headers only.
+
+    Attributes:
+        source: Its path.
+        format: `peft lora`, `peft loha`, …, `kohya`, `diffusers`.
+        tensors: Handles as stored.
+        config: `adapter_config.json`; empty for a single file.
+        base_name: The base that it names, if any.
+        notes: What a reader should know.
+        identity: Changes when the stored bytes may have changed.
+        initial: The modules and config of the stored initial adapter, where the method takes it out of the base.
+    """
+
+    source: str
+    format: str
+    tensors: Mapping[str, Handle]
+    config: Mapping[str, Any]
+    base_name: str | None = None
+    notes: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
+    revision: str | None = None
+    initial: tuple[Mapping[str, Module], Mapping[str, Any]] | None = field(default=None, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all tensors."""
+        return sum({h.storage: h.nbytes for h in self.tensors.values()}.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What `analysis.json` says of this adapter."""
+        return {
+            "path": self.source,
+            "revision": self.revision,
+            "format": self.format,
+            "tensors": len(self.tensors),
+            "bytes": self.nbytes,
+            "identity": list(self.identity),
+            "base_name": self.base_name,
+        }
+
+    def updates(self, base: Checkpoint | None) -> Matched:
+        """What the adapter does to a base; nothing but headers is read, save an embedding stored beside its factors.
+
+        Args:
+            base: The base; None with `--no-base`, when all that needs W0 is skipped.
+
+        Raises:
+            AdapterError: It does not fit the base, or nothing of it has a ΔW that can be known.
+            MissingExtraError: The method needs the `peft` library, which is not installed.
+        """
+        on = Base(base) if base is not None else None
+        job = Job(self.source, self.config, on, self.initial)
+        kind = self.config.get("peft_type")
+        if self.format in {"kohya", "diffusers"}:
+            from deltaw.adapters.singlefile import single_file_pairs
+
+            found = single_file_pairs(job, self.tensors)
+        elif kind in {"LORA", "ADALORA"}:
+            found = _lora(job, sort_tensors(self.tensors, self.source))
+        else:
+            from deltaw.adapters.bridge import bridged_pairs
+
+            found = bridged_pairs(job, self.tensors)
+        pairs = tuple(p for p in found if isinstance(p, Pair))
+        skipped = tuple(s for s in found if isinstance(s, Skipped))
+        if not pairs:
+            first = skipped[0] if skipped else Skipped("", "empty", "it holds no tensor")
+            raise AdapterError(f"{self.source}: no ΔW can be known ({first.name}: {first.reason}, {first.detail})")
+        return Matched(pairs, skipped, self.notes)
+
+
+def _lora(job: Job, contents: Contents) -> list[Pair | Skipped]:
+    """Everything in a LoRA or AdaLoRA file.
+
+    Raises:
+        AdapterError: An embedding is changed in two ways at once.
+    """
+    out: list[Pair | Skipped] = [Skipped(n, "not_a_weight", "only training needs it") for n in contents.training]
+    init = variants.changed_init(job.config, job.source)
+    kept = job.initial is not None and init != "loftq"
+    wrapped: dict[str, list[Module]] = {}
+    for module in contents.modules:
+        parameters = targets(job.config, module.path)
+        if init is not None and (parameters or not kept):
+            out.append(Skipped(f"{module.path}.weight", "base_changed_at_init", _why(init)))
+        elif parameters:
+            wrapped.setdefault(module.path, []).append(module)
+        elif changed := changed_base(job, contents.saved, module.path):
+            out.append(changed)
+        else:
+            out.extend(module_pairs(job, module))
+    for path, modules in wrapped.items():
+        out.extend(expert_pairs(job, path, modules))
+    adapted = frozenset(m.path for m in contents.modules)
+    both = adapted & contents.tokens.keys()
+    if both:
+        raise AdapterError(
+            f"{job.source}: {min(both)} has LoRA factors and trained token rows; which comes first is not known"
+        )
+    out.extend(saved_pairs(job, contents.saved, adapted))
+    out.extend(token_pairs(job, contents.tokens, job.config.get("trainable_token_indices")))
+    return out
+
+
+def _why(init: str) -> str:
+    if init == "loftq":
+        return "LoftQ trains around a quantised base, and that quantisation, which ΔW depends on, is not stored"
+    method = init.split("_niter_")[0]
+    return (
+        f"{init} takes its initial B·A out of the base, so B·A alone is not ΔW; keep the initial adapter as "
+        f"{method}_init in or beside the adapter"
+    )

@@ -1,0 +1,122 @@
+"""Names in an adapter file: which module a tensor belongs to, and what it is there.
+
+PEFT saves `base_model.model.<module>.lora_A.weight`; older versions and forks keep the adapter's own name
+(`lora_A.default.weight`). A module that is wrapped twice (several `target_parameters`, `out_proj` of a
+`MultiheadAttention`) has `.base_layer` in its path, once per wrapping.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from deltaw.errors import AdapterError
+from deltaw.names import unwrap
+from deltaw.types import Handle
+
+LEAVES = "lora_embedding_A|lora_embedding_B|lora_A|lora_B|lora_E|lora_magnitude_vector|lora_diag"
+LORA = re.compile(
+    rf"^(?P<module>.*?)\.?(?<![^.])(?P<leaf>{LEAVES})(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<kind>weight|bias))?$"
+)
+TOKENS = re.compile(r"^(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?$")
+SAVED = re.compile(r"^(?P<module>.+?)\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?\.(?P<rest>.+)$")
+# For training alone: MonteCLoRA's sampler, VeLoRA's backward projection, PEFT's copies of what it replaced.
+TRAINING_ONLY = re.compile(
+    r"\.(lora_monteclora_sampler|lora_velora_embed|original_module|ranknum|trainable_tokens_original)(\.|$)"
+)
+# Leaves that some LoRA-like method stores beside its factors: without them B·A is not the update.
+FOREIGN = re.compile(r"(^|\.)(lora|hada|lokr|dora|ia3|oft|boft|vera|glora|glokr)_[A-Za-z0-9_]+(\.|$)")
+
+
+@dataclass
+class Module:
+    """The LoRA tensors of one wrapping of one module.
+
+    Attributes:
+        path: The module, by the name that PEFT saw (`model.layers.0.self_attn.q_proj`).
+        depth: How many other wrappings lie around this one.
+        parts: Handles by leaf: `lora_A`, `lora_B`, `lora_B.bias`, ….
+    """
+
+    path: str
+    depth: int = 0
+    parts: dict[str, Handle] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An adapter file, sorted.
+
+    Attributes:
+        modules: LoRA tensors by module.
+        saved: Tensors that replace one of the base, by the base's name: `modules_to_save`, biases, embeddings.
+        tokens: Trained rows of an embedding, by the module.
+        training: Names of tensors that only training needs.
+    """
+
+    modules: tuple[Module, ...]
+    saved: Mapping[str, Handle]
+    tokens: Mapping[str, Handle]
+    training: tuple[str, ...]
+
+
+def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
+    """Every tensor of a LoRA-like adapter in its place.
+
+    Raises:
+        AdapterError: A tensor is neither LoRA nor a saved weight, or two adapters share the file.
+    """
+    modules: dict[tuple[str, int], Module] = {}
+    saved: dict[str, Handle] = {}
+    tokens: dict[str, Handle] = {}
+    training: list[str] = []
+    adapters: set[str] = set()
+    for stored, handle in tensors.items():
+        name = unwrap(stored)
+        if TRAINING_ONLY.search(name):
+            training.append(stored)
+        elif lora := LORA.match(name):
+            adapters.add(lora["adapter"] or "")
+            path, depth = _place(lora["module"])
+            leaf = lora["leaf"] + (".bias" if lora["kind"] == "bias" else "")
+            modules.setdefault((path, depth), Module(path, depth)).parts[leaf] = handle
+        elif found := TOKENS.match(name):
+            tokens[_place(found["module"])[0]] = handle
+        elif FOREIGN.search(name):
+            raise AdapterError(
+                f"{source}: {stored!r} is no tensor of LoRA as PEFT saves it, and B·A without it would be wrong; "
+                "expected lora_A, lora_B, lora_embedding_A/B, lora_E or lora_magnitude_vector"
+            )
+        else:
+            saved[saved_name(stored)] = handle
+    if len(adapters) > 1:
+        names = ", ".join(sorted(a or "(no name)" for a in adapters))
+        raise AdapterError(f"{source}: holds {len(adapters)} adapters ({names}); expected one, save them one by one")
+    return Contents(tuple(modules.values()), saved, tokens, tuple(training))
+
+
+def saved_name(stored: str) -> str:
+    """The base's name of a tensor that an adapter stores whole (`modules_to_save`, biases, embeddings)."""
+    name = unwrap(stored)
+    kept = SAVED.match(name)
+    return _place(f"{kept['module']}.{kept['rest']}" if kept else name)[0]
+
+
+def looks_like_lora(names: Iterable[str]) -> bool:
+    """Whether at least half of a file's tensors are LoRA factors, by their names."""
+    names = list(names)
+    single = re.compile(
+        r"\.(lora_down|lora_up|lora_mid|alpha|dora_scale|lora\.(up|down)|lora_linear_layer\.(up|down))(\.weight)?$"
+    )
+    hits = sum(
+        bool(LORA.match(unwrap(n)) or single.search(n) or re.search(r"_lora\.(up|down)\.weight$", n)) for n in names
+    )
+    return 0 < len(names) <= 2 * hits
+
+
+def _place(path: str) -> tuple[str, int]:
+    """A module's path without `.base_layer`, and how often that was in it."""
+    parts = path.split(".")
+    kept = [p for p in parts if p != "base_layer"]
+    return ".".join(kept), len(parts) - len(kept)

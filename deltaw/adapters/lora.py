@@ -1,0 +1,294 @@
+"""LoRA and AdaLoRA as PEFT saves them: the tensors of each module → its update, by the layout of its layer.
+
+Hu et al. 2021 (LoRA), Zhang et al. 2023 (AdaLoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoRA). The
+arithmetic is that of `peft.tuners.lora.layer` (0.21), which the tests hold it against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from typing import Any
+
+from deltaw.adapters import mora
+from deltaw.adapters.base import Base, stored_transposed
+from deltaw.adapters.dense import Bias, Dora, Kasa
+from deltaw.adapters.factored import LowRank, Part, Term, block_diagonal, matrix, scaled_rows, transpose
+from deltaw.adapters.keys import Module
+from deltaw.adapters.scaling import lookup, number, rank, scale
+from deltaw.errors import AdapterError
+from deltaw.types import Handle, Pair, Skipped, Update, View
+
+# PEFT divides by ranknum + 1e-5, where ranknum is init_r even after pruning ("exactly as the previous").
+ADALORA_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the update of every module of one adapter needs to know.
+
+    Attributes:
+        source: The adapter, for messages.
+        config: Its adapter_config.json.
+        base: The base, None with `--no-base`.
+        initial: The modules of the stored initial adapter, by path, with its config; None where B·A is the update.
+    """
+
+    source: str
+    config: Mapping[str, Any]
+    base: Base | None
+    initial: tuple[Mapping[str, Module], Mapping[str, Any]] | None = None
+
+    @property
+    def adalora(self) -> bool:
+        """Whether the factors carry singular values."""
+        return self.config.get("peft_type") == "ADALORA"
+
+
+def module_pairs(job: Job, module: Module) -> list[Pair | Skipped]:
+    """The pairs of one module: its weight, and its bias with `lora_bias`.
+
+    Raises:
+        AdapterError: A factor is missing, contradicts the config, or does not fit the base.
+    """
+    if job.config.get("use_mora"):
+        return [mora_pair(job, module)]
+    embedding = "lora_embedding_A" in module.parts or "lora_embedding_B" in module.parts
+    A, B = _factors(job, module, "lora_embedding_" if embedding else "lora_")
+    stored = job.base.weight(module.path) if job.base is not None else None
+    if job.base is not None and stored is None:
+        raise job.base.missing(module.path, job.source)
+    if _grouped(A.shape, B.shape, job.base[stored].shape if job.base is not None and stored else None):
+        why = "its convolution has groups, LoRA mixes all inputs, and peft itself does not merge it"
+        return [Skipped(stored or module.path + ".weight", "no_delta", why)]
+    update, base = _weight(job, module, A, B, embedding)
+    view = View(transposed=update.transposed)
+    out: list[Pair | Skipped] = [Pair(update.name, base, update, view)]
+    if update.needs_base and base is None:
+        out = [Skipped(update.name, "needs_base", f"ΔW of {update.adapter_type} depends on the base's weight")]
+    if "lora_B.bias" in module.parts:
+        out.append(_bias(job, module, update))
+    return out
+
+
+def _factors(job: Job, module: Module, prefix: str) -> tuple[Handle, Handle]:
+    """A and B.
+
+    Raises:
+        AdapterError: One is missing.
+    """
+    for have, lack in (("A", "B"), ("B", "A")):
+        if prefix + have in module.parts and prefix + lack not in module.parts:
+            raise AdapterError(
+                f"{job.source}: {module.path} has {prefix}{have} but no {prefix}{lack}; both are needed for ΔW, "
+                "the file is incomplete"
+            )
+    if prefix + "A" not in module.parts:
+        raise AdapterError(f"{job.source}: {module.path} has {', '.join(module.parts)} but no {prefix}A and {prefix}B")
+    return module.parts[prefix + "A"], module.parts[prefix + "B"]
+
+
+def _grouped(a: tuple[int, ...], b: tuple[int, ...], base: tuple[int, ...] | None) -> bool:
+    """Whether the base is a convolution in groups: B is in groups too, or A sees all inputs and the weight a share."""
+    if len(a) < 3 or len(b) < 3:
+        return False
+    shared = base is not None and a[2:] == base[2:] and b[0] == base[0] and a[1] > base[1] > 0
+    return shared or (0 < b[1] < a[0] and a[0] % b[1] == 0)
+
+
+def _weight(job: Job, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[Update, Handle | None]:
+    """The update of a module's weight and the base's handle.
+
+    Raises:
+        AdapterError: DoRA without its magnitudes.
+    """
+    r, s = _adalora(job, module, A, B) if job.adalora else _lora(job, module, A, B)
+    low_rank = LowRank(
+        name=module.path + ".weight",
+        shape=_product(job, module, A, B, embedding),
+        terms=(_term(job, module, s, embedding), *_initial(job, module, embedding)),
+        adapter_type="adalora" if job.adalora else "lora",
+        rank=r,
+        scaling=s,
+    )
+    base: Handle | None = None
+    if job.base is not None:
+        low_rank, base = _placed(job, job.base, module.path, low_rank, embedding)
+    if job.config.get("kasa_config"):
+        return Kasa(replace(low_rank, adapter_type="kasa")), base
+    if magnitude := module.parts.get("lora_magnitude_vector"):
+        return Dora(replace(low_rank, adapter_type="dora"), magnitude, columns=embedding), base
+    if job.config.get("use_dora"):
+        raise AdapterError(
+            f"{job.source}: use_dora is set but {module.path} has no lora_magnitude_vector; it is incomplete"
+        )
+    return low_rank, base
+
+
+def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -> tuple[LowRank, Handle]:
+    """The update on the base's tensor: its name there, and which way round it is stored.
+
+    Raises:
+        AdapterError: The shapes do not fit.
+    """
+    name = base.weight(path)
+    assert name is not None
+    handle = base[name]
+    transposed = stored_transposed(
+        handle.shape, update.shape, dict(job.config), base.inputs_first(name), "model_type" in base.checkpoint.config
+    )
+    if transposed is None or (embedding and transposed):
+        what = "×".join(map(str, handle.shape))
+        raise AdapterError(
+            f"{job.source} changes {path} as {update.shape[0]}×{update.shape[1]}, but {name} is {what} in "
+            f"{base.source}; give the base that the adapter was trained on"
+        )
+    own = path + ".weight" if base.find(path + ".weight") is None and base.tied(path) == name else name
+    return replace(update, name=own, transposed=transposed and not embedding), handle
+
+
+def _lora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
+    """Rank and scaling from the config, held against the tensors.
+
+    Raises:
+        AdapterError: The tensors have another rank.
+    """
+    r = rank(job.config, module.path)
+    blocks = _blocks(job.config, module.path)[1] or 1
+    if len(A.shape) < 2 or len(B.shape) < 2 or A.shape[0] != r or B.shape[1] * blocks != r:
+        where = "rank_pattern" if job.config.get("rank_pattern") else "r"
+        raise AdapterError(
+            f"{job.source}: {where} in adapter_config.json gives {module.path} rank {r}, but its tensors are "
+            f"{A.name.rsplit('.', 2)[-2]} {_size(A)} and {B.name.rsplit('.', 2)[-2]} {_size(B)}"
+        )
+    return r, scale(job.config, module.path)
+
+
+def _adalora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
+    """Stored rank and α/(init_r + 1e-5): pruning keeps the scaling of the initial rank.
+
+    Raises:
+        AdapterError: Λ is missing, or the tensors have another rank than the config gives.
+    """
+    if "lora_E" not in module.parts:
+        raise AdapterError(f"{job.source}: {module.path} has lora_A and lora_B but no lora_E; AdaLoRA needs its Λ")
+    r, init = A.shape[0], int(number(job.config, "init_r", 12))
+    pattern = job.config.get("rank_pattern")
+    kept = init
+    if isinstance(pattern, Mapping):
+        mask = next((m for n, m in pattern.items() if n.split(".lora_E")[0].endswith(module.path)), None)
+        kept = sum(map(bool, mask)) if isinstance(mask, list) else init
+    if r != kept or B.shape[1] != r or prod(module.parts["lora_E"].shape) != r:
+        raise AdapterError(
+            f"{job.source}: adapter_config.json gives {module.path} rank {kept}, but its tensors are "
+            f"lora_A {_size(A)}, lora_B {_size(B)} and lora_E {_size(module.parts['lora_E'])}"
+        )
+    alpha = number(job.config, "lora_alpha", 8)
+    return r, (alpha if alpha > 0 else float(init)) / (init + ADALORA_EPSILON)
+
+
+def _size(handle: Handle) -> str:
+    return "×".join(map(str, handle.shape))
+
+
+def _blocks(config: Mapping[str, Any], path: str) -> tuple[int, int]:
+    """BD-LoRA: the number of blocks of A and of B, 0 where a factor is stored whole."""
+    bd = config.get("use_bdlora")
+    if not isinstance(bd, Mapping):
+        return 0, 0
+    n = int(number(bd, "nblocks", 1))
+    return tuple(n if any(p in path for p in bd.get(f"target_modules_bd_{x}") or ()) else 0 for x in "ab")  # type: ignore[return-value]
+
+
+def _product(job: Job, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[int, int]:
+    """Outputs × inputs of the product."""
+    if embedding:
+        return A.shape[1], B.shape[0]
+    return B.shape[0], prod(A.shape[1:]) * (_blocks(job.config, module.path)[0] or 1)
+
+
+def _term(job: Job, module: Module, s: float, embedding: bool) -> Term:
+    parts = module.parts
+    if embedding:  # W + (B·A)ᵀ
+        return Term(s, Part((parts["lora_embedding_A"],), transpose), Part((parts["lora_embedding_B"],), transpose))
+    if "lora_E" in parts:
+        return Term(s, Part((parts["lora_B"],), matrix), Part((parts["lora_A"], parts["lora_E"]), scaled_rows))
+    if "lora_diag" in parts:
+        return Term(s, Part((parts["lora_B"],), matrix), Part((parts["lora_A"], parts["lora_diag"]), scaled_rows))
+    a, b = (partial(block_diagonal, blocks=n) if n else matrix for n in _blocks(job.config, module.path))
+    return Term(s, Part((parts["lora_B"],), b), Part((parts["lora_A"],), a))
+
+
+def _initial(job: Job, module: Module, embedding: bool) -> tuple[Term, ...]:
+    """What training began with, taken away: ΔW = s·B·A − s0·B0·A0.
+
+    Raises:
+        AdapterError: The initial adapter lacks the module.
+    """
+    if job.initial is None:
+        return ()
+    modules, config = job.initial
+    start = modules.get(module.path)
+    if start is None:
+        raise AdapterError(
+            f"{job.source}: the initial adapter beside it lacks {module.path}; they do not belong together"
+        )
+    before = Job(job.source, config, None)
+    return (_term(before, start, -scale(config, module.path), embedding),)
+
+
+def _bias(job: Job, module: Module, update: Update) -> Pair | Skipped:
+    """The update of a bias; a base without one cannot take it (PEFT refuses the same).
+
+    Raises:
+        AdapterError: The base has no such bias, or one of another size.
+    """
+    handle = module.parts["lora_B.bias"]
+    name: str | None = update.name.removesuffix(".weight") + ".bias"
+    assert name is not None
+    if job.base is not None:
+        name = job.base.find(module.path + ".bias")
+        if name is None:
+            raise AdapterError(
+                f"{job.source} adds to the bias of {module.path}, but {job.base.source} has no bias there"
+            )
+        if job.base[name].shape != handle.shape:
+            found = _size(job.base[name])
+            raise AdapterError(
+                f"{job.source} adds {_size(handle)} values to {name}, which has {found} in {job.base.source}"
+            )
+    assert update.scaling is not None
+    bias = Bias(name, (handle.shape[0], 1), handle, update.rank, update.scaling, update.adapter_type)
+    return Pair(name, job.base[name] if job.base is not None else None, bias)
+
+
+def mora_pair(job: Job, module: Module) -> Pair | Skipped:
+    """MoRA's square matrix; its width says only in + out, so the base must say the shape.
+
+    Raises:
+        AdapterError: M is not square, does not have the size that the rank gives, or the base lacks the module.
+    """
+    handle = module.parts.get("lora_A") or module.parts.get("lora_B")
+    if handle is None or len(handle.shape) != 2 or handle.shape[0] != handle.shape[1]:
+        found = _size(handle) if handle is not None else "nothing"
+        raise AdapterError(f"{job.source}: MoRA needs a square lora_A for {module.path}, found {found}")
+    if job.base is None:
+        return Skipped(module.path + ".weight", "needs_base", "the shape of MoRA's ΔW is known from the base only")
+    name = job.base.weight(module.path)
+    if name is None:
+        raise job.base.missing(module.path, job.source)
+    base = job.base[name]
+    transposed = job.base.inputs_first(name)
+    rows, cols = base.shape[0], prod(base.shape[1:])
+    update = mora.Mora(
+        name=name,
+        shape=(cols, rows) if transposed else (rows, cols),
+        handle=handle,
+        kind=int(number(job.config, "mora_type", 1)),
+        transposed=transposed,
+    )
+    r = int(lookup(job.config.get("rank_pattern"), module.path, job.config.get("r", 8), "rank_pattern"))
+    mora.check(update, r, job.source)
+    return Pair(name, base, update, View(transposed=transposed))

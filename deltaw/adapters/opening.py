@@ -1,0 +1,133 @@
+"""What is an adapter, and opening one: its config and the headers of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deltaw.adapters import variants
+from deltaw.adapters.adapter import Adapter
+from deltaw.adapters.initial import CONFIG, find_initial, open_initial
+from deltaw.adapters.keys import looks_like_lora
+from deltaw.checkpoints import Checkpoint, open_checkpoint
+from deltaw.checkpoints.stored import file_identity, read_json
+from deltaw.errors import AdapterError, CheckpointError
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+SINGLE = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+Open = Callable[[Path], Checkpoint]
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a local path is an adapter: by its config, its file names, or a single file's tensor names."""
+    if path.is_dir():
+        return any((path / n).is_file() for n in (CONFIG, *WEIGHTS, *SINGLE))
+    if path.name in WEIGHTS:
+        return True
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        return False
+    try:
+        return looks_like_lora(open_checkpoint(path).tensors)
+    except CheckpointError:
+        return False  # whoever opens it as a checkpoint says what is wrong with it
+
+
+def open_adapter(path: Path, open_tensors: Open = open_checkpoint) -> Adapter:
+    """Open an adapter: a PEFT directory (or the weights in it), or a kohya or diffusers file.
+
+    Args:
+        path: A local path.
+        open_tensors: Opens one file or directory of tensors, headers only.
+
+    Raises:
+        AdapterError: It is incomplete, malformed, or of a method that has no ΔW.
+        CheckpointError: The tensors cannot be opened.
+    """
+    if path.is_file() and path.name in WEIGHTS:
+        path = path.parent
+    if path.is_dir() and any((path / n).is_file() for n in (CONFIG, *WEIGHTS)):
+        return _open_peft(path, open_tensors)
+    return _open_single(path, open_tensors)
+
+
+def _open_peft(path: Path, open_tensors: Open) -> Adapter:
+    if not (path / CONFIG).is_file():
+        have = next(n for n in WEIGHTS if (path / n).is_file())
+        raise AdapterError(
+            f"{path}: {have} but no {CONFIG}, which says how it is scaled; copy both from the training run"
+        )
+    weights = next((path / n for n in WEIGHTS if (path / n).is_file()), None)
+    if weights is None:
+        raise AdapterError(f"{path}: {CONFIG} but no weights; expected {WEIGHTS[0]} or {WEIGHTS[1]} beside it")
+    try:
+        config = read_json(path / CONFIG)
+    except CheckpointError as e:
+        raise AdapterError(str(e)) from e
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise AdapterError(f"{path / CONFIG}: peft_type is {kind!r}; expected the name of a method, such as 'LORA'")
+    tensors = open_tensors(weights)
+    notes, initial = tensors.notes, None
+    if kind in {"LORA", "ADALORA"}:
+        notes += variants.check(config, str(path))
+        initial, found = _initial(path, config, open_tensors)
+        notes += found
+    base = config.get("base_model_name_or_path")
+    return Adapter(
+        source=str(path),
+        format=f"peft {_method(config)}",
+        tensors=tensors.tensors,
+        config=config,
+        base_name=base if isinstance(base, str) and base else None,
+        notes=notes,
+        identity=file_identity(path / CONFIG, weights),
+        initial=initial,
+    )
+
+
+def _initial(path: Path, config: Mapping[str, Any], open_tensors: Open) -> tuple[Any, tuple[str, ...]]:
+    init = variants.changed_init(config, str(path))
+    if init is None or init == "loftq":
+        return None, ()
+    if config.get("use_dora"):
+        raise AdapterError(
+            f"{path}: use_dora with init_lora_weights {init!r}; its ΔW against the original base is not known"
+        )
+    found = find_initial(path, init)
+    if found is None:
+        return None, ()
+    note = f"{init} took its initial adapter out of the base: ΔW = B·A − B0·A0, with {found.name} as B0 and A0"
+    return open_initial(found, open_tensors), (note,)
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    if config.get("use_mora"):
+        return "mora"
+    return "dora" if config.get("use_dora") else str(config["peft_type"]).lower()
+
+
+def _open_single(path: Path, open_tensors: Open) -> Adapter:
+    weights = path
+    if path.is_dir():
+        weights = next((path / n for n in SINGLE if (path / n).is_file()), path)
+    if weights.is_dir():
+        raise AdapterError(f"{path}: no adapter there; expected {CONFIG} with {WEIGHTS[0]}, or {SINGLE[0]}")
+    opened = open_tensors(weights)
+    if not looks_like_lora(opened.tensors):
+        first = next(iter(opened.tensors), "no tensor")
+        raise AdapterError(
+            f"{weights}: its tensors are no LoRA factors (the first is {first!r}); expected lora_A/B or lora_down/up"
+        )
+    from deltaw.adapters.singlefile import dialect, file_config
+
+    kind = dialect(opened.tensors)
+    return Adapter(
+        source=str(path),
+        format=kind,
+        tensors=opened.tensors,
+        config=file_config(weights) if kind == "diffusers" else {},
+        notes=opened.notes,
+        identity=file_identity(weights),
+    )

@@ -1,0 +1,204 @@
+"""LoRA in one file: kohya (`lora_unet_….lora_down.weight`, α as a tensor) and diffusers (`unet.….lora_A.weight`).
+
+kohya writes a module's path with `_` for every `.`; only the base's names can undo that. α/r is the scale; a file
+without α means 1, as both loaders read it. LoCon's core (`lora_mid`) makes the A of a convolution.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from deltaw.adapters.base import Base, stored_transposed
+from deltaw.adapters.factored import LowRank, Part, Term, matrix, tucker
+from deltaw.adapters.lora import Job
+from deltaw.adapters.scaling import scale
+from deltaw.errors import AdapterError
+from deltaw.types import Handle, Pair, Skipped, View
+
+LEAF = re.compile(
+    r"^(?P<module>.+?)(?:\.lora|\.lora_linear_layer|_lora)?\.(?P<leaf>lora_down|lora_up|lora_mid|lora_A|lora_B|down|up|alpha)"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?P<rest>\.weight)?$"
+)
+ROLE = {
+    "lora_down": "A",
+    "down": "A",
+    "lora_A": "A",
+    "lora_up": "B",
+    "up": "B",
+    "lora_B": "B",
+    "lora_mid": "mid",
+    "alpha": "alpha",
+}
+# kohya's prefixes and the components of a pipeline (or the parts of an original checkpoint) that they mean.
+COMPONENTS = {
+    "lora_unet": ("unet.", "transformer.", "model.diffusion_model."),
+    "lora_transformer": ("transformer.",),
+    "lora_te": ("text_encoder.", "cond_stage_model."),
+    "lora_te1": ("text_encoder.", "conditioner.embedders.0."),
+    "lora_te2": ("text_encoder_2.", "conditioner.embedders.1."),
+    "lora_te3": ("text_encoder_3.",),
+}
+METADATA = "lora_adapter_metadata"
+
+
+@dataclass
+class Single:
+    """The tensors of one module: `A` (down), `B` (up), `mid`, `alpha`."""
+
+    key: str
+    parts: dict[str, Handle] = field(default_factory=dict)
+
+
+def dialect(names: Mapping[str, Any]) -> str:
+    """`kohya` where modules are written with underscores, else `diffusers`."""
+    return "kohya" if any(n.split(".", 1)[0] in _prefixes(n) for n in names) else "diffusers"
+
+
+def _prefixes(name: str) -> tuple[str, ...]:
+    head = name.split(".", 1)[0]
+    return (head,) if re.match(r"lora_(unet|transformer|te\d?)_", head) else ()
+
+
+def file_config(path: Path) -> dict[str, Any]:
+    """What diffusers wrote into the header: LoRA configs by component, empty in older files.
+
+    Raises:
+        AdapterError: The header's entry is not JSON.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        text = (file.metadata() or {}).get(METADATA)
+    if text is None:
+        return {}
+    try:
+        flat = json.loads(text)
+    except ValueError as e:
+        raise AdapterError(f"{path}: {METADATA} in its header is not JSON ({e}); save the adapter again") from e
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        component, _, name = key.partition(".")
+        out.setdefault(component, {})[name] = value
+    return out
+
+
+def single_file_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
+    """The pairs of a single file; modules of a component that the base lacks are skipped.
+
+    Raises:
+        AdapterError: A tensor is no LoRA factor, a factor is missing, or does not fit the base.
+    """
+    names = Mangled(job.base) if job.base is not None else None
+    out: list[Pair | Skipped] = []
+    for single in _modules(tensors, job.source):
+        for have, lack, say in (("A", "B", "lora_up (B)"), ("B", "A", "lora_down (A)")):
+            if have in single.parts and lack not in single.parts:
+                raise AdapterError(
+                    f"{job.source}: {single.key} has no {say}; both factors are needed, the file is incomplete"
+                )
+        if "A" not in single.parts:
+            raise AdapterError(
+                f"{job.source}: {single.key} has {', '.join(single.parts)} but no factors; it is incomplete"
+            )
+        out.append(_pair(job, single, names))
+    return out
+
+
+def _modules(tensors: Mapping[str, Handle], source: str) -> list[Single]:
+    found: dict[str, Single] = {}
+    for name, handle in tensors.items():
+        match = LEAF.match(name)
+        if match is None:
+            raise AdapterError(
+                f"{source}: {name!r} is no LoRA factor, and ΔW without it would be wrong; expected lora_down, lora_up, "
+                "lora_mid, lora_A, lora_B and alpha (LyCORIS methods and DoRA in single files are not read)"
+            )
+        key = re.sub(
+            r"\.processor\.(to_[qkv]|to_out)$",
+            lambda m: "." + m[1] + (".0" if m[1] == "to_out" else ""),
+            match["module"],
+        )
+        found.setdefault(key, Single(key)).parts[ROLE[match["leaf"]]] = handle
+    return list(found.values())
+
+
+class Mangled:
+    """The base's modules by kohya's spelling."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+
+    @cached_property
+    def _index(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for name in self.base.checkpoint.tensors:
+            if name.endswith(".weight"):
+                parts = name.removesuffix(".weight").split(".")
+                for drop in range(min(5, len(parts))):
+                    index.setdefault("_".join(parts[drop:]), []).append(name)
+        return index
+
+    def find(self, key: str) -> str | None:
+        """The base tensor of a module: by its dotted path, or by kohya's key where one module alone fits."""
+        match = re.match(r"(lora_(?:unet|transformer|te\d?))_(.+)$", key)
+        if match is None or "." in key:
+            return self.base.weight(key)
+        found = self._index.get(match[2], [])
+        own = [n for n in found if n.startswith(COMPONENTS.get(match[1], ()))]
+        found = own or [n for n in found if not n.startswith(tuple(p for v in COMPONENTS.values() for p in v))]
+        return found[0] if len(found) == 1 else None
+
+
+def _pair(job: Job, single: Single, names: Mangled | None) -> Pair | Skipped:
+    A, B, mid = single.parts["A"], single.parts["B"], single.parts.get("mid")
+    name: str | None = f"{single.key}.weight"
+    if names is not None:
+        name = names.find(single.key)
+    if name is None:
+        return Skipped(single.key, "only_in_ft", "no module of the base has this name")
+    r = B.shape[1] if len(B.shape) > 1 else 0
+    if (
+        not r
+        or len(A.shape) < 2
+        or (mid is None and A.shape[0] != r)
+        or (mid is not None and mid.shape[:2] != (r, A.shape[0]))
+    ):
+        raise AdapterError(
+            f"{job.source}: the factors of {single.key} are {_size(A)} and {_size(B)}, which do not multiply"
+        )
+    s = _scale(job, single, r)
+    inputs = prod(A.shape[1:]) if mid is None else A.shape[1] * prod(mid.shape[2:])
+    right = Part((A,), matrix) if mid is None else Part((mid, A), tucker)
+    shape, transposed = (B.shape[0], inputs), False
+    base = job.base[name] if job.base is not None else None
+    if job.base is not None and base is not None:
+        fits = stored_transposed(base.shape, shape, {}, job.base.inputs_first(name), True)
+        if fits is None:
+            raise AdapterError(
+                f"{job.source} changes {single.key} as {shape[0]}×{shape[1]}, but {name} is {_size(base)} in "
+                f"{job.base.source}; give the base that the adapter was trained on"
+            )
+        transposed = fits
+    update = LowRank(name, shape, (Term(s, Part((B,), matrix), right),), "lora", r, s, transposed=transposed)
+    return Pair(name, base, update, View(transposed=transposed))
+
+
+def _scale(job: Job, single: Single, r: int) -> float:
+    if "alpha" in single.parts:
+        return float(single.parts["alpha"].read().double()) / r
+    component, _, module = single.key.partition(".")
+    config = job.config.get(component)
+    return scale(config, module) if isinstance(config, Mapping) and "lora_alpha" in config else 1.0
+
+
+def _size(handle: Handle) -> str:
+    return "×".join(map(str, handle.shape))

@@ -1,0 +1,205 @@
+"""What an adapter stores whole: modules_to_save, trained biases, embeddings, and the trained rows of an embedding.
+
+These are weights, not differences: each replaces a tensor of the base and is measured like one of a full checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaw.adapters.lora import Job
+from deltaw.errors import AdapterError
+from deltaw.types import Handle, Pair, Skipped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A stored tensor under the name that the base has for it."""
+
+    name: str
+    handle: Handle
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored shape."""
+        return self.handle.shape
+
+    @property
+    def dtype(self) -> str:
+        """The stored dtype."""
+        return self.handle.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The stored size."""
+        return self.handle.nbytes
+
+    @property
+    def storage(self) -> Hashable:
+        """The memory of the stored tensor."""
+        return self.handle.storage
+
+    def read(self, rows: slice | None = None) -> Tensor:
+        """The stored tensor.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+        return self.handle.read(rows)
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """An embedding of the base in which some rows are replaced; only the rows asked for are read.
+
+    PEFT calls the stored rows `trainable_tokens_delta`, but they are the trained values themselves.
+    """
+
+    base: Handle
+    rows: Handle
+    indices: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The base's name."""
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The base's shape."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        """The base's dtype, which the merged rows are cast to."""
+        return self.base.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the merged tensor."""
+        return self.base.nbytes
+
+    @property
+    def storage(self) -> Hashable:
+        """Its own: it is neither the base's tensor nor the stored rows."""
+        return ("trained rows", self.base.storage, self.rows.storage)
+
+    def read(self, rows: slice | None = None) -> Tensor:
+        """The merged tensor, or some of its rows.
+
+        Raises:
+            CheckpointError: The bytes of either cannot be read.
+        """
+        import torch
+
+        merged = self.base.read(rows).clone()
+        start, stop, _ = (rows or slice(None)).indices(self.shape[0])
+        inside = [(k, i - start) for k, i in enumerate(self.indices) if start <= i < stop]
+        if inside:
+            take, put = (torch.tensor(t) for t in zip(*inside, strict=True))
+            merged[put] = self.rows.read()[take].to(merged.dtype)
+        return merged
+
+
+def saved_pairs(job: Job, saved: Mapping[str, Handle], adapted: Collection[str]) -> list[Pair | Skipped]:
+    """Stored weights against the base's; an embedding that LoRA adapts as well is `embeddings`' concern.
+
+    Args:
+        job: The adapter and its base.
+        saved: Stored tensors by the base's name.
+        adapted: Modules that have LoRA factors; their saved base weight is no trained tensor.
+    """
+    out: list[Pair | Skipped] = []
+    for name, handle in saved.items():
+        if name.removesuffix(".weight") in adapted:
+            continue
+        if job.base is None:
+            out.append(Skipped(name, "needs_base", "stored whole, as a weight and not as a difference"))
+            continue
+        stored = job.base.find(name) or (
+            job.base.tied(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        )
+        if stored is None:
+            out.append(Skipped(name, "only_in_ft", "×".join(map(str, handle.shape))))
+        else:
+            out.append(Pair(stored, job.base[stored], Renamed(stored, handle)))
+    return out
+
+
+def token_pairs(job: Job, tokens: Mapping[str, Handle], indices: Any) -> list[Pair | Skipped]:
+    """Embeddings of which some rows were trained.
+
+    Args:
+        job: The adapter and its base.
+        tokens: Trained rows by module.
+        indices: `trainable_token_indices` or `token_indices`: a list, or lists by the end of a module's path.
+
+    Raises:
+        AdapterError: The rows and their indices do not fit each other, or the base.
+    """
+    out: list[Pair | Skipped] = []
+    for module, handle in tokens.items():
+        rows = _indices(indices, module)
+        if rows is None or len(rows) != handle.shape[0]:
+            given = "none" if rows is None else str(len(rows))
+            raise AdapterError(
+                f"{job.source}: {handle.shape[0]} trained rows for {module}, but its config names {given} tokens"
+            )
+        if job.base is None:
+            out.append(Skipped(f"{module}.weight", "needs_base", "trained token rows are weights and not differences"))
+            continue
+        name = job.base.weight(module)
+        if name is None:
+            raise job.base.missing(module, job.source)
+        base = job.base[name]
+        if base.shape[1:] != handle.shape[1:] or max(rows) >= base.shape[0] or min(rows) < 0:
+            found = "×".join(map(str, base.shape))
+            raise AdapterError(
+                f"{job.source} replaces rows up to {max(rows)}, {handle.shape[1]} wide, in {name}, which is {found} in "
+                f"{job.base.source}; give the base that the adapter was trained on"
+            )
+        out.append(Pair(name, base, TrainedRows(base, handle, tuple(rows))))
+    return out
+
+
+def _indices(indices: Any, module: str) -> Sequence[int] | None:
+    if isinstance(indices, Mapping):
+        indices = next((v for k, v in indices.items() if module == k or module.endswith(f".{k}")), None)
+    if isinstance(indices, list) and indices and all(isinstance(i, int) for i in indices):
+        return indices
+    return None
+
+
+def changed_base(job: Job, saved: Mapping[str, Handle], module: str) -> Skipped | None:
+    """Why B·A is not the update of an embedding whose weight is stored beside its factors; None where it is.
+
+    PEFT stores it (`save_embedding_layers`) whether or not it changed. Where it did, the embedding was resized or
+    trained, and LoRA came on top.
+    """
+    handle = saved.get(f"{module}.weight")
+    name = job.base.weight(module) if job.base is not None else None
+    if handle is None or name is None or job.base is None or same(job.base[name], handle):
+        return None
+    kept, there = ("×".join(map(str, h.shape)) for h in (handle, job.base[name]))
+    detail = f"the adapter stores a weight of its own ({kept}) below its LoRA factors, not the base's ({there})"
+    return Skipped(name, "shape_mismatch" if kept != there else "base_changed", detail)
+
+
+def same(a: Handle, b: Handle, block: int = 4096) -> bool:
+    """Whether two tensors hold the same numbers, compared in row blocks after a common upcast."""
+    import torch
+
+    if a.shape != b.shape:
+        return False
+    for start in range(0, a.shape[0] if a.shape else 0, block):
+        rows = slice(start, start + block)
+        x, y = a.read(rows), b.read(rows)
+        common = torch.promote_types(x.dtype, y.dtype)
+        if not torch.equal(x.to(common), y.to(common)):
+            return False
+    return True

@@ -1,0 +1,48 @@
+"""A checkpoint: named tensor handles, and what is known about where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltaw.types import Handle
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: headers only, no tensor has been read.
+
+    Attributes:
+        source: Path or Hub id, as it was given.
+        format: `safetensors`, `pytorch`, `diffusers` or `memory`; `… (sharded)` where there are shards.
+        tensors: Handles by tensor name, in stored order.
+        config: The model's `config.json`, empty if there is none.
+        revision: The Hub commit, if it came from the Hub.
+        notes: What a reader should know: a stray shard that was ignored, a wrapper that was removed.
+        identity: Changes when the stored bytes may have changed (paths, sizes and times of the files).
+    """
+
+    source: str
+    format: str
+    tensors: Mapping[str, Handle]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all tensors; tied tensors count once."""
+        return sum({h.storage: h.nbytes for h in self.tensors.values()}.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What `analysis.json` says of this checkpoint."""
+        return {
+            "path": self.source,
+            "revision": self.revision,
+            "format": self.format,
+            "tensors": len(self.tensors),
+            "bytes": self.nbytes,
+            "identity": list(self.identity),
+        }

@@ -1,0 +1,47 @@
+"""The errors raised on purpose: one root, few kinds, each message one line.
+
+A message says what, where, what was found, what was expected and what to do. Anything that is not a
+`DeltaWError` is a defect of deltaw.
+"""
+
+
+class DeltaWError(Exception):
+    """The root of every error that deltaw raises on purpose."""
+
+
+class OptionError(DeltaWError, ValueError):
+    """An option has a value that cannot be used."""
+
+
+class CheckpointError(DeltaWError):
+    """A checkpoint cannot be opened or read."""
+
+
+class AdapterError(CheckpointError):
+    """An adapter cannot be opened, or does not fit its base."""
+
+
+class PairingError(DeltaWError):
+    """Two checkpoints have nothing that can be compared."""
+
+
+class TensorError(DeltaWError):
+    """One tensor cannot be measured; the others can."""
+
+
+class ResultsError(DeltaWError):
+    """Saved results cannot be read, or would be overwritten."""
+
+
+class UnknownNameError(ResultsError, KeyError):
+    """Results hold nothing of that name."""
+
+    __str__ = Exception.__str__  # a KeyError shows the repr of its message
+
+
+class ManifestError(DeltaWError):
+    """A manifest of runs cannot be used."""
+
+
+class MissingExtraError(DeltaWError, ImportError):
+    """An optional dependency is not installed."""

@@ -1,0 +1,179 @@
+"""What an unfinished run leaves behind: one line per finished matrix, from which the next run goes on.
+
+The journal lies in the output directory, is only ever appended to, and is removed when the tables are written. A
+line that was cut off by a kill or a full disk is ignored: its matrix is measured again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from deltaw.errors import ResultsError
+from deltaw.types import Interval, Skipped, Spectrum
+
+NAME = ".deltaw-journal.jsonl"
+LOCK = ".deltaw-lock"
+FSYNC_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What measuring one matrix gave: a row with its spectrum, or the reason why there is none."""
+
+    row: Mapping[str, Any] | None
+    spectrum: Spectrum | None = None
+    skipped: Skipped | None = None
+    extra: Mapping[str, list[dict[str, Any]]] | None = None
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of JSON values: equal for the same inputs and options."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+class Journal:
+    """The journal of one run, locked against a second one. A context manager.
+
+    Args:
+        out: The output directory, created.
+        identity: `digest` of the inputs and of every option that decides the numbers.
+        inputs: What the inputs are called, so that a later run of others does not overwrite them.
+        resume: Whether to take over what an earlier run of the same identity finished.
+
+    Attributes:
+        done: What earlier runs finished, by `Pair.key`.
+
+    Raises:
+        ResultsError: The directory cannot be written, or another run is writing to it.
+    """
+
+    def __init__(self, out: Path, identity: str, *, inputs: list[list[str]], resume: bool) -> None:
+        self.path = out / NAME
+        self.identity = identity
+        self.done: dict[str, Measured] = {}
+        self._write = threading.Lock()
+        self._synced = time.monotonic()
+        self._lock = _lock(out)
+        try:
+            if resume:
+                self.done = read(self.path, identity)
+            # Rewritten, not appended to: a line that was cut off must not swallow the next one.
+            self._file: IO[str] = self.path.open("w", encoding="utf-8")
+            self._line({"identity": identity, "inputs": inputs})
+            for key, measured in self.done.items():
+                self._line(_to_json(key, measured))
+        except OSError as e:
+            self._lock.release()
+            raise ResultsError(f"{out}: cannot be written ({e.strerror or e}); choose another --out") from e
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def add(self, key: str, measured: Measured) -> None:
+        """Keep one result; safe from several threads.
+
+        Raises:
+            ResultsError: The disk is full, or gone; what was kept before stays.
+        """
+        try:
+            with self._write:
+                self._line(_to_json(key, measured))
+        except OSError as e:
+            raise ResultsError(
+                f"{self.path.parent}: cannot be written ({e.strerror or e}); free some space and run again, "
+                "what is finished is kept"
+            ) from e
+
+    def close(self, *, finished: bool = False) -> None:
+        """Release the directory; `finished` removes the journal."""
+        try:
+            self._file.close()
+        except OSError:  # a full disk: the complaint was made by `add`
+            finished = False
+        if finished:
+            self.path.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _line(self, value: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
+        if time.monotonic() - self._synced > FSYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+
+def read(path: Path, identity: str) -> dict[str, Measured]:
+    """The finished results of a journal; empty if there is none or it is of another run."""
+    done: dict[str, Measured] = {}
+    if not path.exists():
+        return done
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file):
+            try:
+                value = json.loads(line)
+                if number == 0:
+                    if value["identity"] != identity:
+                        return {}
+                    continue
+                key, measured = _from_json(value)
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off in the middle: measured again
+            done[key] = measured
+    return done
+
+
+def _lock(out: Path) -> Any:
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as e:
+        raise ResultsError(f"{out}: another run is writing there; wait for it, or choose another --out") from e
+    except OSError as e:
+        raise ResultsError(f"{out}: cannot be written ({e.strerror or e}); choose another --out") from e
+    return lock
+
+
+def _to_json(key: str, m: Measured) -> dict[str, Any]:
+    out: dict[str, Any] = {"key": key, "row": None if m.row is None else {k: _scalar(v) for k, v in m.row.items()}}
+    if m.spectrum is not None:
+        spectrum = asdict(m.spectrum)
+        values = np.ascontiguousarray(m.spectrum.values, dtype="<f8")
+        spectrum["values"] = base64.b64encode(values.tobytes()).decode()
+        out["spectrum"] = spectrum
+    if m.skipped is not None:
+        out["skipped"] = asdict(m.skipped)
+    if m.extra is not None:
+        out["extra"] = m.extra
+    return out
+
+
+def _from_json(value: dict[str, Any]) -> tuple[str, Measured]:
+    spectrum = value.get("spectrum")
+    if spectrum is not None:
+        spectrum["values"] = np.frombuffer(base64.b64decode(spectrum["values"]), dtype="<f8").astype(np.float64)
+        spectrum["estimates"] = {k: Interval(*v) for k, v in spectrum["estimates"].items()}
+        spectrum = Spectrum(**spectrum)
+    skipped = Skipped(**value["skipped"]) if "skipped" in value else None
+    return value["key"], Measured(value["row"], spectrum, skipped, value.get("extra"))
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

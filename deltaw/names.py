@@ -1,0 +1,92 @@
+"""What a tensor's name says: where it sits (stack, layer, module), what it is (kind), what wraps it."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# What DataParallel, torch.compile, FSDP and PEFT put before or between the parts of a name.
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
+INFIX = ("_orig_mod.", "_fsdp_wrapped_module.")
+
+HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|predictions\.decoder|classifier|score|qa_outputs)\.")
+EMBEDDINGS = re.compile(r"(^|[._])(embed\w*|wte|wpe|tok_embeddings|shared|word_embeddings)(\.|$)")
+NORMS = re.compile(r"(^|[._])(\w*norm\d*|ln|ln_\w+|\w+_ln|bn\d*)(\.|$)", re.IGNORECASE)
+ATTENTION = re.compile(
+    r"(^|[._])(\w*attn\w*|\w*attention\w*|[qkvo]_proj|qkv\w*|query_key_value|to_[qkv]|to_out)(\.|$)", re.IGNORECASE
+)
+MLP = re.compile(
+    r"(^|[._])(\w*mlp\w*|ffn?|feed_forward|intermediate|experts?|\w*moe|fc\d?|c_fc|gate_proj|up_proj|down_proj|"
+    r"dense_h_to_4h|dense_4h_to_h|DenseReluDense|wi(_\d)?|wo|w[123])(\.|$)"
+)
+BERT_OUTPUT = re.compile(r"\.layer\.\d+\.output\.dense(\.|$)")
+CONV = re.compile(r"conv", re.IGNORECASE)
+
+
+class Place(NamedTuple):
+    """Where a tensor sits in a model."""
+
+    stack: str
+    layer: int | None
+    module: str
+
+
+def unwrap(name: str) -> str:
+    """The name without what wrappers put into it."""
+    shortened = True
+    while shortened:
+        shortened = False
+        for prefix in WRAPPERS:
+            if name.startswith(prefix):
+                name, shortened = name.removeprefix(prefix), True
+    for part in INFIX:
+        name = name.replace("." + part, ".")
+    return name
+
+
+def natural(name: str) -> tuple[tuple[int, str | int], ...]:
+    """A sort key by which `layers.2` comes before `layers.10`."""
+    return tuple(
+        (0, int(p)) if p.isdecimal() and p.isascii() else (1, p) for p in re.split(r"(\d+)", unwrap(name)) if p
+    )
+
+
+def place(name: str) -> Place:
+    """Stack, layer and module: `model.layers`, 3, `self_attn.q_proj` of `model.layers.3.self_attn.q_proj.weight`."""
+    parts = unwrap(name).split(".")
+    if len(parts) > 1 and parts[-1] == "weight":
+        parts = parts[:-1]
+    for i, part in enumerate(parts):
+        if part.isdecimal() and part.isascii():
+            return Place(".".join(parts[:i]), int(part), ".".join(parts[i + 1 :]) or "weight")
+    return Place("", None, ".".join(parts))
+
+
+def kind(name: str, ndim: int) -> str:
+    """`attention`, `mlp`, `embedding`, `head`, `norm`, `conv` or `other`, by the names that are in use."""
+    name = unwrap(name)
+    leaf = name.rsplit(".", 2)[-2] if "." in name else name
+    if NORMS.search(leaf):
+        return "norm"
+    if CONV.search(name) or ndim >= 4:
+        return "conv"
+    if HEADS.search(name) or name == "output.weight":
+        return "head"
+    if BERT_OUTPUT.search(name):
+        return "mlp"
+    for label, pattern in (("embedding", EMBEDDINGS), ("attention", ATTENTION), ("mlp", MLP)):
+        if pattern.search(name):
+            return label
+    return "other"
+
+
+def is_expert_stack(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a 3-D tensor is a stack of matrices (experts) and not a 1-D convolution's weight.
+
+    A convolution says so in its name, or has a short last dimension, its kernel.
+    """
+    if len(shape) != 3:
+        return False
+    if re.search(r"expert|moe", name, re.IGNORECASE):
+        return True
+    return not CONV.search(name) and shape[-1] > 16

@@ -1,0 +1,92 @@
+"""The options of an analysis, checked once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltaw.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+MODES = ("exact", "fast")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the numbers of an analysis; see interface `analyze` for the meaning.
+
+    Raises:
+        OptionError: A value cannot be used.
+    """
+
+    mode: str = "exact"
+    device: str = "auto"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    split_fused: bool = False
+    alignment: bool = False
+    top_k: int = 10
+    epsilon: float = 0.5
+    tolerance: float = 0.03
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise OptionError(f"mode {self.mode!r} is unknown; expected one of {', '.join(MODES)}")
+        if self.top_k < 1:
+            raise OptionError(f"top_k is {self.top_k}; expected at least 1")
+        if not 0 <= self.epsilon <= 1:
+            raise OptionError(f"epsilon is {self.epsilon}; expected a cosine between 0 and 1")
+        if not 0 < self.tolerance <= 1:
+            raise OptionError(f"tolerance is {self.tolerance}; expected a relative width between 0 and 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        values: Mapping[str, Any] = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def resolve_devices(name: str) -> list[torch.device]:
+    """The torch devices of `auto`, `cpu`, `cuda` (all of them), `cuda:N` or `mps`.
+
+    `auto` is CUDA if there is any, else the CPU: MPS has no float64, so it is only used when asked for.
+
+    Raises:
+        OptionError: The name is unknown, or there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise OptionError(f"device {name!r} is unknown; expected auto, cpu, cuda, cuda:N or mps") from e
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"device {name!r}: no CUDA device is available here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, cuda:0 is the first")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError(f"device {name!r}: no MPS device is available here; use --device cpu")
+    if device.type not in {"cpu", "cuda", "mps"}:
+        raise OptionError(f"device {name!r} is not supported; expected auto, cpu, cuda, cuda:N or mps")
+    if name == "cuda":
+        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return [device]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `500M`, `20GB`, `1.5 GiB` or `1000` (powers of 1024).
+
+    Raises:
+        OptionError: It is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", text, flags=re.IGNORECASE)
+    if not found:
+        raise OptionError(f"size {text!r} cannot be read; expected a number and a unit, such as 500M or 20G")
+    return int(float(found[1]) * UNITS[found[2].upper()])

@@ -1,0 +1,181 @@
+"""The objects that flow: a tensor handle, an adapter's update, a pair, a ΔW, a spectrum.
+
+Only `Handle.read` and `Update.delta` touch bytes; everything else here is a description that costs nothing
+and can be sent to another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Vector = NDArray[np.float64]
+Method = Literal["exact", "low_rank", "estimate"]
+Route = Literal["dense", "factored", "unchanged", "vector"]
+
+
+class Handle(Protocol):
+    """A stored tensor that is described without being read."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in its checkpoint."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored shape."""
+
+    @property
+    def dtype(self) -> str:
+        """The stored dtype, by torch's name without `torch.`: `bfloat16`, `float32`, `int64`."""
+
+    @property
+    def nbytes(self) -> int:
+        """The stored size in bytes."""
+
+    @property
+    def storage(self) -> Hashable:
+        """Equal for two tensors of one checkpoint that are the same memory (tied); unique otherwise."""
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """The tensor as stored, on the CPU; with `rows`, only those of its first dimension.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+
+
+class Factors(NamedTuple):
+    """ΔW = B·A that is never multiplied out: B is (m, r) with the scaling folded in, A is (r, n)."""
+
+    B: torch.Tensor
+    A: torch.Tensor
+
+
+class Update(Protocol):
+    """What an adapter does to one base tensor (or to one slice of its first dimension, `expert`)."""
+
+    @property
+    def name(self) -> str:
+        """The base tensor that is changed, by the base's name."""
+
+    @property
+    def expert(self) -> int | None:
+        """Index along the first dimension of a 3-D base tensor, or None for the whole tensor."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of ΔW, outputs × inputs (the base's stored matrix, transposed if `transposed`)."""
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the base stores this matrix as inputs × outputs."""
+
+    @property
+    def factored(self) -> bool:
+        """Whether `delta` returns `Factors`."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether `delta` needs W0."""
+
+    @property
+    def adapter_type(self) -> str:
+        """`lora`, `dora`, `mora`, or peft's name of the method in lower case."""
+
+    @property
+    def rank(self) -> int | None:
+        """The adapter's rank, where the method has one."""
+
+    @property
+    def scaling(self) -> float | None:
+        """The factor applied to the product of the stored factors, where the method has one."""
+
+    def delta(self, base: torch.Tensor | None) -> torch.Tensor | Factors:
+        """ΔW as a matrix (outputs × inputs; 1-D for a bias) or as its factors, in float64.
+
+        Args:
+            base: W0 as stored, (m, n) after transposition; None only if not `needs_base`.
+
+        Raises:
+            AdapterError: The stored tensors cannot be read, or do not fit.
+        """
+
+
+@dataclass(frozen=True)
+class View:
+    """Which matrix of a stored tensor is analysed. Applied in the order of the fields."""
+
+    crop: int | None = None  # only the first rows of the stored tensor: a resized vocabulary
+    expert: int | None = None  # one index of the first dimension of a 3-D tensor
+    transposed: bool = False  # stored inputs × outputs: the analysed matrix is outputs × inputs
+    rows: tuple[tuple[int, int], ...] | None = None  # ranges [start, stop) of outputs: a part of a fused tensor
+    part: str = ""  # what the slice is: q, k, v, gate, up, expert 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One unit of work: two handles (or a handle and an adapter's update) and the matrix to look at."""
+
+    name: str
+    base: Handle | None  # None with `--no-base`
+    ft: Handle | Update
+    view: View = field(default_factory=View)
+
+    @property
+    def key(self) -> str:
+        """Unique in an analysis: the name, with the part in brackets if there is one."""
+        return f"{self.name}[{self.view.part}]" if self.view.part else self.name
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor without a row, and why."""
+
+    name: str
+    reason: str
+    detail: str = ""
+
+
+class Interval(NamedTuple):
+    """An estimate with the 95 % interval that it comes with."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of one ΔW, and how they were obtained.
+
+    Attributes:
+        values: Singular values, descending, float64. All k = min(rows, cols) of them if `complete`; else the
+            leading ones that are known.
+        rows, cols: The shape of the matrix.
+        method: `exact`: all values. `low_rank`: the leading values, certified that nothing else stands above
+            rounding. `estimate`: the leading values, and `estimates` for what depends on the rest.
+        energy: Σσ² over all k values, from the entries where they were seen.
+        estimates: Metrics that depend on values that are not in `values`, by column name.
+        note: How the values were obtained, in words, where there is something to say (a fallback driver).
+    """
+
+    values: Vector
+    rows: int
+    cols: int
+    method: Method = "exact"
+    energy: float | None = None
+    estimates: Mapping[str, Interval] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every singular value is in `values`."""
+        return len(self.values) >= min(self.rows, self.cols)
