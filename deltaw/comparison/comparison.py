@@ -1,0 +1,291 @@
+"""A comparison: its tables, its files and its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaw.comparison import loading, reuse
+from deltaw.comparison.loading import Source
+from deltaw.comparison.manifest import Manifest, RunSpec, read_manifest
+from deltaw.comparison.runs import Run, Runs, runs_frame
+from deltaw.errors import ManifestError, OptionError
+from deltaw.results import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from deltaw.reports.comparison_plots import ComparisonPlots
+
+TABLES = ("runs", "layers", "contrasts", "fingerprints", "fronts", "trajectories", "similarity", "claims")
+
+Reporter = Callable[[str, int, int], Callable[[Any], None] | None]
+
+
+class Comparison:
+    """Several runs of one base, contrasted. Made by `deltaw.compare`.
+
+    Attributes:
+        title: As the manifest says.
+        warnings: What a reader should know about the runs.
+        runs_: The runs themselves.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        *,
+        title: str = "",
+        warnings: Sequence[str] = (),
+        base: Any = None,
+        similarity: bool | None = None,
+    ):
+        self.title = title
+        self.warnings = list(warnings)
+        self.runs_ = runs
+        self._base = base
+        self._wanted = similarity
+
+    @property
+    def reference(self) -> str:
+        """The group that the others are compared with."""
+        return self.runs_.reference
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups, in the order of the manifest."""
+        return list(self.runs_.groups)
+
+    def runs(self) -> pd.DataFrame:
+        """One row per run: group, method, seed, tokens, scores, medians; see `runs.runs_frame`."""
+        return self._frame("runs")
+
+    def layers(self) -> pd.DataFrame:
+        """The layers of all analysed runs, long: `run` and `group`, then the columns of `analyze`."""
+        return self._frame("layers")
+
+    def contrasts(self) -> pd.DataFrame:
+        """One row per metric and pair of groups; see `contrasts.contrasts_frame`."""
+        return self._frame("contrasts")
+
+    def fingerprints(self) -> pd.DataFrame:
+        """One row per group; see `fingerprint.fingerprints_frame`."""
+        return self._frame("fingerprints")
+
+    def fronts(self) -> pd.DataFrame:
+        """Forgetting at matched learning and the reverse; see `fronts.fronts_frame`."""
+        return self._frame("fronts")
+
+    def trajectories(self) -> pd.DataFrame:
+        """Curves over tokens; see `trajectories.trajectories_frame`."""
+        return self._frame("trajectories")
+
+    def claims(self) -> pd.DataFrame:
+        """What these runs say about published claims; see `claims.claims_frame`."""
+        return self._frame("claims")
+
+    def similarity(self) -> pd.DataFrame:
+        """How alike the updates are, by pair of runs and kind; empty without access to the weights."""
+        return self._similar[0].copy()
+
+    @property
+    def plot(self) -> ComparisonPlots:
+        """Figures as matplotlib axes: `plot.pareto()`, `plot.spectra()`, `plot.fingerprints()`."""
+        from deltaw.reports.comparison_plots import ComparisonPlots
+
+        return ComparisonPlots(self)
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        frame: pd.DataFrame = getattr(self, f"_{name}")
+        return frame.copy()  # a caller may change what he gets
+
+    @cached_property
+    def _runs(self) -> pd.DataFrame:
+        return runs_frame(self.runs_)
+
+    @cached_property
+    def _layers(self) -> pd.DataFrame:
+        from deltaw.comparison.tables import layers_frame
+
+        return layers_frame(self.runs_)
+
+    @cached_property
+    def _contrasts(self) -> pd.DataFrame:
+        from deltaw.comparison.contrasts import contrasts_frame
+
+        return contrasts_frame(self.runs_)
+
+    @cached_property
+    def _fingerprints(self) -> pd.DataFrame:
+        from deltaw.comparison.fingerprint import fingerprints_frame
+
+        return fingerprints_frame(self.runs_)
+
+    @cached_property
+    def _fronts(self) -> pd.DataFrame:
+        from deltaw.comparison.fronts import fronts_frame
+
+        return fronts_frame(self.runs_)
+
+    @cached_property
+    def _trajectories(self) -> pd.DataFrame:
+        from deltaw.comparison.trajectories import trajectories_frame
+
+        return trajectories_frame(self.runs_)
+
+    @cached_property
+    def _claims(self) -> pd.DataFrame:
+        from deltaw.comparison.claims import claims_frame
+
+        return claims_frame(self.runs_, self._fronts, self._trajectories)
+
+    @cached_property
+    def _similar(self) -> tuple[pd.DataFrame, str]:
+        from deltaw.comparison.weights import similarity_of
+
+        return similarity_of(self.runs_, self._base, wanted=self._wanted)
+
+    @property
+    def similarity_note(self) -> str:
+        """Why the table of similarities is empty or covers part of the runs; else empty."""
+        return self._similar[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every table but the layers, as JSON values: NaN is null."""
+        from deltaw.comparison.tables import json_records
+
+        tables = {name: json_records(getattr(self, name)()) for name in TABLES if name != "layers"}
+        about = {"title": self.title, "reference": self.reference, "groups": self.groups, "warnings": self.warnings}
+        document: dict[str, Any] = plain(about | {"similarity_note": self.similarity_note} | tables)
+        return document
+
+    def save(self, out: str | Path, *, report: bool = True, force: bool = False) -> Path:
+        """Write `runs.csv`, `layers.csv`, `contrasts.csv` and the other tables, and `report.html`.
+
+        Args:
+            out: A directory, created.
+            report: Also write the report.
+            force: Overwrite the comparison of other runs, or the results of an analysis.
+
+        Raises:
+            ResultsError: The directory holds something else, or cannot be written.
+        """
+        from deltaw.comparison.tables import write_tables
+
+        out = Path(out)
+        write_tables(self, out, force=force)
+        if report:
+            self.report(out / "report.html")
+        return out
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report: one HTML file that opens offline.
+
+        Raises:
+            ResultsError: The file cannot be written.
+        """
+        from deltaw.reports.comparison import write_comparison
+
+        return write_comparison(self, Path(path))
+
+
+def compare(
+    runs: str | Path | Mapping[str, Source | Sequence[Source]] | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    reference: str | None = None,
+    seed: int = 0,
+    similarity: bool | None = None,
+    progress: Reporter | None = None,
+    **options: Any,
+) -> Comparison:
+    """Contrast several runs of one base.
+
+    Args:
+        runs: A manifest (TOML); a mapping of group to `Analysis` (or result directory), or to a list of them, the
+            group's replicates; or a list of result directories.
+        out: Where analyses of checkpoints are kept (in `analyses/`) and found again; the tables are written by `save`.
+        reference: The group that the others are compared with. By default the manifest's, else the first group of
+            method `full`, else the first.
+        seed: Of the bootstrap; the same seed gives the same numbers.
+        similarity: Compare the weights of the runs with each other; by default where they are at hand and not
+            too large to read.
+        progress: Called with (run, index, count) before a checkpoint is analysed; may return the callback that
+            `deltaw.analyze` calls after each matrix.
+        options: Of `deltaw.analyze`, for the runs that are not analysed yet.
+
+    Raises:
+        ManifestError: The runs cannot be compared; every reason found, one line each.
+        OptionError: An option has a bad value.
+        DeltaWError: A checkpoint or saved results cannot be used.
+    """
+    if seed < 0 or seed != int(seed):
+        raise OptionError(f"seed is {seed!r}; expected a whole number, 0 or more")
+    manifest, sources = _sources(runs)
+    reference = _reference(manifest, reference)
+    needing = [s for s in manifest.runs if s.checkpoint is not None]
+    if needing:
+        assert manifest.base is not None
+        folder = Path(out) / "analyses" if out is not None else None
+        report = progress or (lambda name, index, count: None)
+        sources |= reuse.analyses(needing, manifest.base, folder, options, report)
+    loaded = [_load(spec, sources) for spec in manifest.runs]
+    warnings = [*manifest.warnings, *loading.check_bases(loaded)]
+    return Comparison(
+        Runs(loaded, reference or _default_reference(loaded), seed),
+        title=manifest.title,
+        warnings=warnings,
+        base=manifest.base,
+        similarity=similarity,
+    )
+
+
+def _sources(runs: Any) -> tuple[Manifest, dict[str, Source]]:
+    if isinstance(runs, Mapping):
+        return loading.from_mapping(runs)
+    if isinstance(runs, (str, Path)):
+        if Path(runs).is_dir():
+            return loading.from_directories([runs])
+        manifest = read_manifest(runs)
+        return manifest, {s.name: s.results for s in manifest.runs if s.results is not None}
+    if isinstance(runs, Sequence) and all(isinstance(r, (str, os.PathLike)) for r in runs):
+        if not runs:
+            raise ManifestError("no runs to compare; give a manifest, or result directories")
+        manifests = [r for r in runs if str(r).endswith(".toml")]
+        if manifests and len(runs) > 1:
+            raise ManifestError(f"{manifests[0]}: a manifest is given alone; put all runs into it")
+        return _sources(runs[0]) if manifests else loading.from_directories(runs)
+    raise ManifestError(
+        f"{type(runs).__name__} is nothing that can be compared; expected a manifest's path, a mapping of name to "
+        "analysis, or a list of result directories"
+    )
+
+
+def _load(spec: RunSpec, sources: Mapping[str, Source]) -> Run:
+    return loading.read_run(spec, sources[spec.name]) if spec.name in sources else loading.scores_only(spec)
+
+
+def _reference(manifest: Manifest, asked: str | None) -> str | None:
+    """The reference that was asked for, checked.
+
+    Raises:
+        OptionError: No run has that group.
+    """
+    from deltaw.comparison.scores import near
+
+    groups = list(dict.fromkeys(s.group for s in manifest.runs))
+    if asked is not None and asked not in groups:
+        raise OptionError(f"reference {asked!r} is not the group of any run.{near(asked, groups)}")
+    return asked or manifest.reference
+
+
+def _default_reference(runs: Sequence[Run]) -> str:
+    """The plainest full fine-tuning there is, else the first group."""
+    from deltaw.comparison.roles import arenas
+
+    groups = Runs(runs, "")
+    found = next((a.full for a in arenas(groups) if a.full is not None), None)
+    return found or groups.groups[0]

@@ -1,0 +1,179 @@
+"""From what the user gives (a manifest, result directories, analyses in memory) to runs whose bases agree."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaw.comparison.manifest import Manifest, RunSpec, lone_groups
+from deltaw.comparison.runs import Run
+from deltaw.comparison.spectra import mean_spectra
+from deltaw.errors import ManifestError, ResultsError
+from deltaw.results import Analysis, read_layers, read_spectra
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Source = Analysis | str | Path
+_SEED = re.compile(r"^(?P<stem>.+?)[-_.](?:s|seed)[-_]?(?P<seed>\d{1,9})$", re.IGNORECASE)
+
+
+def from_mapping(named: Mapping[str, Source | Sequence[Source]]) -> tuple[Manifest, dict[str, Source]]:
+    """A manifest of one group per name; a list of analyses is a group of replicates.
+
+    Raises:
+        ManifestError: A value is no analysis and no path, or there are none.
+    """
+    specs: list[RunSpec] = []
+    sources: dict[str, Source] = {}
+    for name, value in ((str(n), v) for n, v in named.items()):
+        many = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not str(name).strip() or not many:
+            raise ManifestError(f"{name!r}: expected a name with one Analysis, or a list of them (replicates)")
+        for i, source in enumerate(many):
+            if not isinstance(source, (Analysis, str, Path)):  # what Python callers may give
+                raise ManifestError(
+                    f"{name!r}: {type(source).__name__} is no Analysis and no directory that analyze wrote; "
+                    "expected what deltaw.analyze returns"
+                )
+            run = name if len(many) == 1 else f"{name} #{i + 1}"
+            specs.append(RunSpec(run, name, seed=i if len(many) > 1 else None, where=repr(name)))
+            sources[run] = source
+    if not specs:
+        raise ManifestError("no runs to compare; give a name and an analysis for each")
+    return Manifest(specs, warnings=lone_groups(specs)), sources
+
+
+def from_directories(paths: Sequence[str | Path]) -> tuple[Manifest, dict[str, Source]]:
+    """A manifest of result directories, named by them; `x-s0` and `x-s1` are seeds of a group `x`.
+
+    Raises:
+        ManifestError: A directory is given twice, or has no results.
+    """
+    folders = [Path(p).absolute() for p in paths]
+    names = [f.name for f in folders]
+    if len(set(names)) < len(names):
+        names = [f"{f.parent.name}/{f.name}" for f in folders]
+    for folder, name in zip(folders, names, strict=True):
+        if names.count(name) > 1:
+            raise ManifestError(f"{folder}: given twice, or twice the name {name!r}; name the runs in a manifest")
+        if not (folder / "analysis.json").is_file():
+            raise ManifestError(f"{folder}: no analysis.json there; expected a manifest.toml or results of analyze")
+    found = {n: _SEED.match(n) for n in names}
+    stems = [m["stem"] for m in found.values() if m]
+    specs = []
+    for name, folder in zip(names, folders, strict=True):
+        m = found[name]
+        if m and stems.count(m["stem"]) > 1:
+            specs.append(RunSpec(name, m["stem"], seed=int(m["seed"]), where=str(folder)))
+        else:
+            specs.append(RunSpec(name, name, where=str(folder)))
+    return Manifest(specs, warnings=lone_groups(specs)), dict(zip(names, folders, strict=True))
+
+
+def read_run(spec: RunSpec, source: Source) -> Run:
+    """A run whose weights were analysed: its table, where it comes from, and its mean spectra.
+
+    The singular values themselves are not kept: sixty runs of them would fill the memory.
+
+    Raises:
+        ResultsError: The results cannot be read.
+    """
+    if isinstance(source, Analysis):
+        about: dict[str, Any] = {"base": source.base, "ft": source.ft, "options": source.options}
+        layers, spectra = source.to_pandas(), source.spectra
+    else:
+        folder = Path(source)
+        about = _about(folder / "analysis.json")
+        layers, spectra = read_layers(folder), read_spectra(folder / "spectra.safetensors")
+    layers = indexed(layers, spec.where)
+    return Run(spec, infer_method(spec, layers), layers, about, mean_spectra(layers, spectra))
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return {k: document[k] for k in ("base", "ft", "options")}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ResultsError(f"{path}: cannot be read ({e}); run analyze again") from e
+
+
+def indexed(layers: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table with `name[part]` as its index.
+
+    Raises:
+        ResultsError: The table lacks a column that identifies layers.
+    """
+    import pandas as pd
+
+    missing = [c for c in ("name", "part", "kind", "module", "layer") if c not in layers.columns]
+    if missing:
+        raise ResultsError(f"{where}: its layers have no column {', '.join(missing)}; run analyze again")
+    part = layers["part"].fillna("").astype(str)
+    keys = [f"{n}[{p}]" if p else str(n) for n, p in zip(layers["name"], part, strict=True)]
+    frame = layers.set_index(pd.Index(keys, name="key"))
+    return frame[~frame.index.duplicated()]
+
+
+def infer_method(spec: RunSpec, layers: pd.DataFrame | None) -> str:
+    """What the manifest says; else the adapter's type; else what the names of run and group say; else empty."""
+    if spec.method:
+        return spec.method
+    if layers is not None and "adapter_type" in layers.columns:
+        found = sorted({str(t) for t in layers["adapter_type"] if isinstance(t, str) and t})
+        if found:
+            return found[0]
+    words = re.split(r"[^a-z]+", f"{spec.group} {spec.name}".lower())
+    return next((m for m in ("mora", "dora", "lora", "full", "fft") if m in words), "").replace("fft", "full")
+
+
+def check_bases(runs: Sequence[Run]) -> list[str]:
+    """That all runs are of one base, by content: a layer of the same name has the same shape and ‖W0‖F.
+
+    Returns:
+        Warnings: a run whose results do not know the base.
+
+    Raises:
+        ManifestError: Two runs have different bases; both are named.
+    """
+    warnings = []
+    seen: dict[str, tuple[float, float, float, Run]] = {}
+    for run in runs:
+        if run.layers is None:
+            continue
+        f = run.layers
+        norms = f["base_fro_norm"] if "base_fro_norm" in f.columns else [math.nan] * len(f)
+        known = False
+        for key, kind, rows, cols, norm in zip(f.index, f["kind"], f["rows"], f["cols"], norms, strict=True):
+            known |= math.isfinite(norm)
+            first = seen.setdefault(str(key), (rows, cols, norm, run))
+            if (rows, cols) != first[:2] and kind in {"embedding", "head"}:
+                continue  # a resized vocabulary: the common rows were analysed
+            if (rows, cols) != first[:2]:
+                _differ(run, first[3], f"{key} is {int(rows)} × {int(cols)}", f"{int(first[0])} × {int(first[1])}")
+            if abs(norm - first[2]) > 1e-6 * max(norm, first[2]):  # False where one is not known
+                _differ(run, first[3], f"{key} has a base norm of {norm:.6g}", f"{first[2]:.6g}")
+            if math.isfinite(norm) and not math.isfinite(first[2]):
+                seen[str(key)] = (rows, cols, norm, run)
+        if not known:
+            warnings.append(
+                f"Run {run.spec.name!r} was analysed without its base: nobody can check that it is the same."
+            )
+    return warnings
+
+
+def _differ(run: Run, first: Run, found: str, expected: str) -> None:
+    a, b = (str(r.about.get("base", {}).get("path") or "unknown") for r in (run, first))
+    raise ManifestError(
+        f"{run.spec.where}: run {run.spec.name!r} has another base ({a}) than run {first.spec.name!r} ({b}): {found}, "
+        f"there {expected}; compare runs of one base only"
+    )
+
+
+def scores_only(spec: RunSpec) -> Run:
+    """A run without weights."""
+    return Run(spec, infer_method(spec, None))

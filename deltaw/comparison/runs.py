@@ -1,0 +1,291 @@
+"""The runs of a comparison in memory, their settings, and the one array that all statistics read.
+
+A *setting* is a group at one number of tokens with one choice of hyperparameters: its runs differ by the seed only
+and are replicates. A group with several settings is a front; where one of them has to stand for the group it is
+the last in tokens, and among those the one that learned best (the paper's rule: each method at its best learning
+rate).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaw.comparison.manifest import AXES, RunSpec
+from deltaw.comparison.spectra import MeanSpectrum
+from deltaw.metrics.registry import REGISTRY
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = NDArray[np.float64]
+
+# Properties of the base and of chance alone: equal in all runs, there is nothing to contrast.
+OF_THE_BASE = frozenset(
+    {"base_fro_norm", "rank_90_null", "intruders_null", "base_overlap_left_null", "base_overlap_right_null"}
+)
+
+
+# What rounding makes of a matrix that does not stand above it: such a value is of the noise, and left out.
+CLEAR = ("", "resolved")
+HIDDEN_SECTIONS = ("rank", "energy")
+HIDDEN_TOO = frozenset({"effective_rank_residual", "rank_90_residual"})
+
+
+class Setting(NamedTuple):
+    """What replicates share."""
+
+    group: str
+    tokens: int | None
+    hyperparameters: tuple[tuple[str, Any], ...]
+
+    def describe(self) -> str:
+        """`20,000,000 tokens, learning_rate = 0.001`; empty if nothing is known."""
+        parts = [f"{self.tokens:,} tokens"] if self.tokens is not None else []
+        return ", ".join(parts + [f"{k} = {v}" for k, v in self.hyperparameters])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: what the manifest says of it, and the table of its layers if its weights were analysed.
+
+    Attributes:
+        spec: Name, group, seed, scores, …
+        method: The spec's, or inferred from the adapter or the names.
+        layers: The columns of `layers`, with `key` (name and part) as the index; None if there are scores only.
+        about: `base`, `ft`, `options` of the analysis.
+        curves: The mean spectrum of each kind of module.
+    """
+
+    spec: RunSpec
+    method: str = ""
+    layers: pd.DataFrame | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[str, MeanSpectrum] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> Setting:
+        """What its replicates share with it."""
+        s = self.spec
+        shown = {k: v for k, v in s.hyperparameters.items() if k != "seed"}
+        return Setting(s.group, s.tokens, tuple(sorted(shown.items(), key=lambda kv: kv[0])))
+
+    def score(self, axis: str) -> float:
+        """A score, NaN if it was not measured."""
+        found = self.spec.scores.get(axis)
+        return math.nan if found is None else found.value
+
+    def hyper(self, *names: str) -> Any:
+        """The first of these hyperparameters that is given, else None."""
+        return next((self.spec.hyperparameters[n] for n in names if n in self.spec.hyperparameters), None)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs of a comparison.
+
+    Attributes:
+        items: In the order of the manifest.
+        reference: The group that the others are compared with.
+        seed: Of the bootstrap.
+    """
+
+    items: Sequence[Run]
+    reference: str
+    seed: int = 0
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Names, in the order of the manifest."""
+        return list(dict.fromkeys(r.spec.group for r in self.items))
+
+    @cached_property
+    def settings(self) -> dict[Setting, list[Run]]:
+        """Replicates by setting."""
+        out: dict[Setting, list[Run]] = {}
+        for run in self.items:
+            out.setdefault(run.setting, []).append(run)
+        return out
+
+    def of(self, group: str) -> list[Run]:
+        """The runs of a group."""
+        return [r for r in self.items if r.spec.group == group]
+
+    @cached_property
+    def chosen(self) -> dict[str, Setting]:
+        """The setting that stands for each group."""
+        return {g: _choose([(s, rs) for s, rs in self.settings.items() if s.group == g]) for g in self.groups}
+
+    def representatives(self, group: str) -> list[Run]:
+        """The replicates that stand for a group."""
+        return self.settings[self.chosen[group]]
+
+    @cached_property
+    def table(self) -> Table:
+        """The metrics of every analysed run."""
+        return build_table([r for r in self.items if r.layers is not None])
+
+
+def _choose(candidates: list[tuple[Setting, list[Run]]]) -> Setting:
+    """The last in tokens; there, what learned best; there, what has most seeds, then the first.
+
+    Weights come before scores: a setting without an analysis stands for a group only if no other has one.
+    """
+
+    def rank(item: tuple[Setting, list[Run]]) -> tuple[bool, float, float, int]:
+        setting, runs = item
+        tokens = -math.inf if setting.tokens is None else float(setting.tokens)
+        learned = [v for r in runs if math.isfinite(v := r.score("learning"))]
+        return (
+            any(r.layers is not None for r in runs),
+            tokens,
+            sum(learned) / len(learned) if learned else -math.inf,
+            len(runs),
+        )
+
+    return max(candidates, key=rank)[0]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every metric of every layer of every run, in one array.
+
+    Attributes:
+        runs: Names.
+        metrics: Columns.
+        keys: Layers: the union over runs, in order of appearance.
+        values: (runs, metrics, layers), NaN where there is no value.
+        kind, module, block: Of each layer.
+    """
+
+    runs: list[str]
+    metrics: list[str]
+    keys: list[str]
+    values: Array
+    kind: list[str]
+    module: list[str]
+    block: Array
+
+    def rows(self, runs: Iterable[Run]) -> list[int]:
+        """The indices of those runs that are in the table."""
+        at = {name: i for i, name in enumerate(self.runs)}
+        return [at[r.spec.name] for r in runs if r.spec.name in at]
+
+    def metric(self, name: str, runs: Iterable[Run]) -> Array:
+        """(runs, layers) of one metric; (runs, 0) if no run has it."""
+        rows = self.rows(runs)
+        if name not in self.metrics:
+            return np.full((len(rows), 0), math.nan)
+        return self.values[rows, self.metrics.index(name)]
+
+
+def build_table(runs: Sequence[Run]) -> Table:
+    """Stack the layers of all runs; only numeric metrics of the registry that some run has.
+
+    Ranks and energies of a matrix that does not stand above its rounding noise are left out: they are the noise's.
+    """
+    frames = [r.layers for r in runs if r.layers is not None]
+    numeric = [m.name for m in REGISTRY.values() if m.unit != "word" and m.name not in OF_THE_BASE]
+    metrics = [m for m in numeric if any(m in f.columns for f in frames)]
+    keys: dict[str, tuple[str, str, float]] = {}
+    for f in frames:
+        for key, kind, module, block in zip(f.index, f["kind"], f["module"], f["layer"], strict=True):
+            keys.setdefault(str(key), (str(kind), str(module), float(block)))
+    values = np.full((len(frames), len(metrics), len(keys)), math.nan)
+    at = {key: i for i, key in enumerate(keys)}
+    for i, f in enumerate(frames):
+        columns = [at[str(k)] for k in f.index]
+        known = [m for m in metrics if m in f.columns]
+        block = f[known].to_numpy(dtype=np.float64).T.copy()
+        if "resolution" in f.columns:
+            unclear = ~f["resolution"].fillna("").isin(CLEAR).to_numpy()
+            block[np.ix_(np.array([_hidden(m) for m in known], dtype=bool), unclear)] = math.nan
+        values[np.ix_([i], [metrics.index(m) for m in known], columns)] = block
+    kind, module, blocks = (list(c) for c in zip(*keys.values(), strict=True)) if keys else ([], [], [])
+    return Table([r.spec.name for r in runs], metrics, list(keys), values, kind, module, np.array(blocks, dtype=float))
+
+
+def _hidden(metric: str) -> bool:
+    return REGISTRY[metric].section in HIDDEN_SECTIONS or metric in HIDDEN_TOO
+
+
+def runs_frame(runs: Runs) -> pd.DataFrame:
+    """One row per run: what it is, its scores, and the medians of its layers.
+
+    Columns: `run`, `group`, `method`, `seed`, `tokens`, `represents` (it stands for its group in the contrasts),
+    the scores with `_stderr` where known, `n_layers`, medians of the main metrics, `on_front` (no other setting both
+    learns and retains more), hyperparameters as `hp_…`.
+    """
+    import pandas as pd
+
+    names = list(dict.fromkeys([*AXES, *(n for r in runs.items for n in r.spec.scores)]))
+    hyper = list(dict.fromkeys(k for r in runs.items for k in r.spec.hyperparameters))
+    chosen = {r.spec.name for g in runs.groups for r in runs.representatives(g)}
+    best = on_front(runs)
+    rows = []
+    for r in runs.items:
+        s = r.spec
+        row: dict[str, Any] = {"run": s.name, "group": s.group, "method": r.method, "seed": s.seed, "tokens": s.tokens}
+        row["represents"] = s.name in chosen
+        for n in names:
+            row[n] = r.score(n)
+            row[f"{n}_stderr"] = s.scores[n].error if n in s.scores else math.nan
+        row["on_front"] = best.get(r.setting)
+        row["n_layers"] = 0 if r.layers is None else len(r.layers)
+        row |= _medians(runs.table, r)
+        row |= {f"hp_{k}": s.hyperparameters.get(k) for k in hyper}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    for c in ("seed", "tokens"):
+        frame[c] = frame[c].astype("Int64")
+    known = [f"{n}_stderr" for n in names if frame[f"{n}_stderr"].notna().any()]
+    return frame.drop(columns=[f"{n}_stderr" for n in names if f"{n}_stderr" not in known])
+
+
+MAIN = ("relative_change", "rank_90", "rank_90_ratio", "effective_rank", "signal_rank", "energy_at_16", "shrinkage")
+
+
+def _medians(table: Table, run: Run) -> dict[str, float]:
+    out = {}
+    for m in MAIN:
+        values = table.metric(m, [run])
+        values = values[np.isfinite(values)]
+        out[m] = float(np.median(values)) if values.size else math.nan
+    return out
+
+
+def mean_scores(runs: Sequence[Run]) -> tuple[float, float]:
+    """(learning, forgetting) of one setting: means over its seeds."""
+    out = []
+    for axis in AXES:
+        values = [v for r in runs if math.isfinite(v := r.score(axis))]
+        out.append(sum(values) / len(values) if values else math.nan)
+    return out[0], out[1]
+
+
+def on_front(runs: Runs) -> dict[Setting, bool]:
+    """Whether no other setting of any group is at least as good on both axes and better on one.
+
+    Settings without both scores are left out. Domains are kept apart, see `arena`.
+    """
+    points = {s: p for s, rs in runs.settings.items() if all(map(math.isfinite, p := mean_scores(rs)))}
+    out = {}
+    for s, (x, y) in points.items():
+        rivals = [p for t, p in points.items() if arena(t) == arena(s)]
+        out[s] = not any(u >= x and v >= y and (u > x or v > y) for u, v in rivals)
+    return out
+
+
+def arena(setting: Setting) -> tuple[str, str]:
+    """(domain, training) of a setting: scores are compared only where both are equal.
+
+    From the hyperparameters `domain` (code, maths, …) and `training` (cpt, ift, …); empty where they are not given.
+    """
+    known = dict(setting.hyperparameters)
+    return str(known.get("domain", "")).strip().lower(), str(known.get("training", "")).strip().lower()

@@ -1,0 +1,363 @@
+"""Effects between two groups of runs: the median ratio over layers with its interval, and what goes with it.
+
+Runs of one group are replicates (seeds); each has one value per layer, and the layers are the same in all runs.
+Two things vary: the seed, which moves all layers of a run together, and the layer. Layers of one run are
+therefore not independent, and an interval that resamples layers alone is too narrow by any factor.
+
+The interval is a hierarchical bootstrap, seeds then layers:
+
+* Seeds. With two or three of them the usual resampling with replacement can only return values between those
+  that were seen, and covers the truth in about two cases out of three. So each replicate draws the seeds' error
+  from Student's t instead (a parametric bootstrap): its scale is the spread, from seed to seed, of the
+  statistic itself (the median over layers), its degrees of freedom are Welch and Satterthwaite's.
+* Layers are then resampled with replacement, the same ones in both groups (they are crossed with the seeds,
+  Owen 2007). The median of n resampled values is an order statistic whose rank is drawn from its exact
+  distribution, so that one sort serves all replicates.
+
+With one seed in each group nothing is known about seeds: the interval covers layers only, and says so.
+
+References: Efron & Tibshirani 1993; Owen 2007, The pigeonhole bootstrap; Cliff 1993; Wilcoxon 1945; Welch 1947;
+Holm 1979.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaw.types import Interval
+
+Array = NDArray[np.float64]
+Covers = Literal["", "layers", "seeds", "seeds and layers", "seeds of one group and layers"]
+
+DRAWS = 4000
+LEVEL = 0.95
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One metric of one pair of groups; the fields are columns of `contrasts`.
+
+    Attributes:
+        n_layers: Layers with a value in both groups.
+        n_seeds_a, n_seeds_b: Runs averaged in each group.
+        median_a, median_b: Medians over those layers, seeds averaged.
+        median_ratio, ratio_low, ratio_high: Median over layers of a/b, with its 95 % interval.
+        cliffs_delta: P(a > b) − P(a < b) over pairs of layers.
+        p_value: Wilcoxon signed-rank over paired layers, seeds averaged: do the layers of *these* runs differ?
+        p_seeds: Welch's t over seeds: would other seeds differ too? NaN with one seed in each group.
+        interval_covers: What the interval accounts for.
+    """
+
+    n_layers: int
+    n_seeds_a: int
+    n_seeds_b: int
+    median_a: float
+    median_b: float
+    median_ratio: float
+    ratio_low: float
+    ratio_high: float
+    cliffs_delta: float
+    p_value: float
+    p_seeds: float
+    interval_covers: Covers
+
+
+class Spread(NamedTuple):
+    """The standard error that seeds give to a statistic, and its degrees of freedom; 0 and inf if unknown."""
+
+    error: float
+    df: float
+    covers: Covers
+
+
+def contrast(a: Array, b: Array, *, seed: int = 0, draws: int = DRAWS, p_value: float | None = None) -> Contrast:
+    """Compare one metric between two groups.
+
+    Args:
+        a: (seeds of A, layers), NaN where there is no value.
+        b: (seeds of B, layers), the same layers in the same order.
+        seed: Of the bootstrap; the same seed gives the same numbers.
+        draws: Bootstrap replicates.
+        p_value: Wilcoxon's p, where the caller has computed it for many metrics at once.
+
+    Returns:
+        The contrast; NaN for what cannot be computed.
+    """
+    keep = np.isfinite(a).any(0) & np.isfinite(b).any(0)
+    a, b = a[:, keep], b[:, keep]
+    a, b = a[np.isfinite(a).any(1)], b[np.isfinite(b).any(1)]
+    n = int(keep.sum())
+    if n == 0:
+        return Contrast(0, len(a), len(b), NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, "")
+    mean_a, mean_b = seed_mean(a), seed_mean(b)
+    ratio, p_seeds, covers = _ratio_interval(a, b, mean_a, mean_b, seed, draws)
+    return Contrast(
+        n_layers=n,
+        n_seeds_a=len(a),
+        n_seeds_b=len(b),
+        median_a=_median(np.sort(mean_a)),
+        median_b=_median(np.sort(mean_b)),
+        median_ratio=ratio.value,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
+        cliffs_delta=cliffs_delta(mean_a, mean_b),
+        p_value=wilcoxon(mean_a - mean_b) if p_value is None else p_value,
+        p_seeds=p_seeds,
+        interval_covers=covers,
+    )
+
+
+def median_interval(a: Array, *, seed: int = 0, draws: int = DRAWS) -> tuple[Interval, Covers]:
+    """The median over layers of one group, seeds averaged, with the same hierarchical interval.
+
+    Args:
+        a: (seeds, layers), NaN where there is no value.
+        seed: Of the bootstrap.
+        draws: Bootstrap replicates.
+    """
+    a = a[:, np.isfinite(a).any(0)]
+    a = a[np.isfinite(a).any(1)] if a.size else a
+    if a.size == 0:
+        return Interval(NAN, NAN, NAN), ""
+    positive = bool(np.nanmin(a) > 0)  # then on the log scale, where an interval cannot cross zero
+    scaled = np.log(a) if positive else a
+    center = np.log(seed_mean(a)) if positive else seed_mean(a)
+    spread = seed_spread([np.nanmedian(scaled, axis=1)])
+    low, high = _bounds(center, spread, seed, draws)
+    value = float(np.median(seed_mean(a)))
+    if positive:
+        low, high = math.exp(low), math.exp(high)
+    return Interval(value, low, high), _and_layers(spread.covers)
+
+
+def mean_difference(
+    a: Sequence[float], b: Sequence[float], errors: tuple[float, float] = (NAN, NAN)
+) -> tuple[Interval, Covers]:
+    """mean(a) − mean(b) of scores, with Welch's 95 % interval over seeds.
+
+    Args:
+        a: One score per seed of A.
+        b: One score per seed of B.
+        errors: Standard errors of the two means from the evaluation itself, used where there are no seeds.
+
+    Returns:
+        The interval, with NaN bounds where neither seeds nor errors are known, and what it covers.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    x, y = x[np.isfinite(x)], y[np.isfinite(y)]
+    if len(x) == 0 or len(y) == 0:
+        return Interval(NAN, NAN, NAN), ""
+    value = float(x.mean() - y.mean())
+    spread = seed_spread([x, y])
+    if spread.covers == "":
+        half = 1.959963984540054 * math.hypot(*errors)
+        return Interval(value, value - half, value + half), ""
+    half = spread.error * float(stats.t.ppf((1 + LEVEL) / 2, spread.df))
+    return Interval(value, value - half, value + half), spread.covers
+
+
+def mean_interval(a: Sequence[float], error: float = NAN) -> Interval:
+    """The mean over seeds with Student's 95 % interval; one seed: ± 1.96 of `error` if that is known.
+
+    Args:
+        a: One value per seed.
+        error: The value's own standard error, where there is one seed.
+    """
+    from scipy import stats
+
+    x = np.asarray(a, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    if len(x) == 0:
+        return Interval(NAN, NAN, NAN)
+    value = float(x.mean())
+    if len(x) == 1:
+        half = 1.959963984540054 * error
+    else:
+        half = float(x.std(ddof=1)) / math.sqrt(len(x)) * float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1))
+    return Interval(value, value - half, value + half)
+
+
+def seed_mean(a: Array) -> Array:
+    """(seeds, layers) → (layers,): the mean over the seeds that have a value."""
+    known = np.isfinite(a)
+    count = known.sum(0)
+    total = np.where(known, a, 0.0).sum(0)
+    return np.asarray(np.divide(total, count, out=np.full(a.shape[1], NAN), where=count > 0))
+
+
+def seed_spread(groups: Sequence[Array]) -> Spread:
+    """Welch–Satterthwaite's standard error of a sum or difference of group means.
+
+    A group of one seed takes the variance of the other; where no group has two seeds nothing is known.
+
+    Args:
+        groups: One or two vectors, one value of the statistic per seed.
+    """
+    known = [(_variance(g), len(g)) for g in groups if len(g) > 1]
+    if not known or not all(math.isfinite(v) for v, _ in known):
+        return Spread(0.0, math.inf, "")
+    parts = []  # (variance of the mean, degrees of freedom)
+    for g in groups:
+        variance, n = (_variance(g), len(g)) if len(g) > 1 else known[0]
+        parts.append((variance / len(g), n - 1))
+    total = sum(v for v, _ in parts)
+    # A borrowed variance is the same estimate twice: its freedom is counted once.
+    borrowed = len(known) < len(groups)
+    df = float(parts[0][1] if len(parts) == 1 else min(d for _, d in parts))
+    if total > 0 and len(parts) > 1 and not borrowed:
+        df = total**2 / sum(v**2 / d for v, d in parts)
+    return Spread(math.sqrt(total), df, "seeds of one group and layers" if borrowed else "seeds")
+
+
+def _variance(x: Array) -> float:
+    """Unbiased; 0 for equal values even if they are infinite (all ratios are zero), NaN for other infinite ones."""
+    if (x == x[0]).all():
+        return 0.0
+    deviations = x - x.mean() if np.isfinite(x).all() else np.full(len(x), NAN)
+    return float(deviations @ deviations) / (len(x) - 1)
+
+
+def _ratio_interval(
+    a: Array, b: Array, mean_a: Array, mean_b: Array, seed: int, draws: int
+) -> tuple[Interval, float, Covers]:
+    """The median ratio with its interval, the p of the seeds, and what the interval covers."""
+    from scipy.special import stdtr
+
+    log = bool(np.nanmin(a) >= 0 and np.nanmin(b) >= 0)
+    center = _ratios(mean_a, mean_b, log)
+    defined = ~np.isnan(center)  # 0/0 is no ratio: such a layer says nothing about one
+    center = center[defined]
+    if len(center) == 0:
+        return Interval(NAN, NAN, NAN), NAN, ""
+    by_a = _nanmedians(_ratios(a, mean_b, log)[:, defined])
+    by_b = _nanmedians(_ratios(mean_a, b, log)[:, defined])
+    spread = seed_spread([by_a, by_b])
+    value = _median(np.sort(center))
+    low, high = _bounds(center, spread, seed, draws)
+    null = 0.0 if log else 1.0
+    p_seeds = NAN
+    if spread.covers:
+        t = math.inf if spread.error == 0 else abs(value - null) / spread.error
+        p_seeds = 1.0 if value == null else float(2 * stdtr(spread.df, -t))
+    covers = _and_layers(spread.covers)
+    if log:
+        value, low, high = (_exp(x) for x in (value, low, high))
+    return Interval(value, low, high), p_seeds, covers
+
+
+def _ratios(a: Array, b: Array, log: bool) -> Array:
+    """a/b, or its logarithm; 0/0 is NaN, x/0 is infinite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(a) - np.log(b) if log else a / b)
+
+
+def _bounds(center: Array, spread: Spread, seed: int, draws: int) -> tuple[float, float]:
+    """The central 95 % of (median of resampled layers) + (error of the seeds)."""
+    ordered = np.sort(center)
+    n = len(ordered)
+    lower, upper = _middle_ranks(n, seed, draws)
+    with np.errstate(invalid="ignore"):
+        sample = (ordered[lower] + ordered[upper]) / 2
+        if spread.error > 0:
+            sample = sample + spread.error * np.random.default_rng([seed, 1]).standard_t(spread.df, draws)
+    if np.isnan(sample).any():  # −∞ and +∞ in the middle of one replicate
+        return NAN, NAN
+    cut = round((1 - LEVEL) / 2 * draws)
+    ends = (cut, draws - 1 - cut)
+    sample = np.partition(sample, ends)
+    return float(sample[ends[0]]), float(sample[ends[1]])
+
+
+@lru_cache(maxsize=256)
+def _middle_ranks(n: int, seed: int, draws: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the middle of n values drawn with replacement from n sorted ones falls: two indices per replicate.
+
+    The k-th smallest of n uniform numbers is Beta(k, n − k + 1); the next one is the smallest of the n − k that
+    remain above it. Scaled to n they are the ranks that resampling would give: no resampling is needed.
+    """
+    rng = np.random.default_rng([seed, 0, n])
+    k = (n + 1) // 2
+    u = rng.beta(k, n - k + 1, draws)
+    v = u if n % 2 else u + (1 - u) * rng.beta(1, n - k, draws)
+    lower, upper = (np.minimum((x * n).astype(np.int64), n - 1) for x in (u, v))
+    return lower, upper
+
+
+def _median(ordered: Array) -> float:
+    n = len(ordered)
+    with np.errstate(invalid="ignore"):
+        return float((ordered[(n - 1) // 2] + ordered[n // 2]) / 2)
+
+
+def _nanmedians(a: Array) -> Array:
+    """Row medians without NaN; a row of NaN (a seed whose layers are all 0/0) is dropped."""
+    rows = [row[~np.isnan(row)] for row in a]
+    return np.array([_median(np.sort(row)) for row in rows if len(row)], dtype=np.float64)
+
+
+def _exp(x: float) -> float:
+    return math.inf if x > 709.0 else math.exp(x)
+
+
+def _and_layers(covers: Covers) -> Covers:
+    return {"": "layers", "seeds": "seeds and layers"}.get(covers, covers)  # type: ignore[return-value]
+
+
+def cliffs_delta(a: Array, b: Array) -> float:
+    """P(a > b) − P(a < b) over all pairs: 1 if every a is above every b, 0 if neither tends to be (Cliff 1993)."""
+    ordered = np.sort(b)
+    below = np.searchsorted(ordered, a, side="left").sum()
+    above = (len(b) - np.searchsorted(ordered, a, side="right")).sum()
+    return float((below - above) / (len(a) * len(b)))
+
+
+def wilcoxon(difference: Array) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; 1 where every difference is zero."""
+    from scipy import stats
+
+    d = difference[np.isfinite(difference)]
+    if not d.any():
+        return 1.0
+    return float(stats.wilcoxon(d).pvalue)
+
+
+def wilcoxon_many(differences: Array) -> Array:
+    """`wilcoxon` of each row of (metrics, layers): in one call where the normal approximation serves anyway."""
+    from scipy import stats
+
+    out = np.array([1.0 if not row[np.isfinite(row)].any() else NAN for row in differences])
+    patterns: dict[bytes, list[int]] = {}
+    for i in np.flatnonzero(np.isnan(out)):
+        patterns.setdefault(np.isfinite(differences[i]).tobytes(), []).append(int(i))
+    for rows in patterns.values():
+        block = differences[rows][:, np.isfinite(differences[rows[0]])]
+        if block.shape[1] > 50:  # scipy's limit of the exact distribution
+            out[rows] = stats.wilcoxon(block, axis=1).pvalue
+        else:
+            out[rows] = [wilcoxon(row) for row in block]
+    return out
+
+
+def holm(p: Array) -> Array:
+    """Holm's step-down adjustment: reject below .05 and the chance of any false rejection is at most 5 %.
+
+    Args:
+        p: Unadjusted p values; NaN are not tests and stay NaN.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    out = np.full(len(p), NAN)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    out[order] = np.minimum(1.0, np.maximum.accumulate(factors * p[order]))
+    return out
