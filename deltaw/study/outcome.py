@@ -1,0 +1,156 @@
+"""What a study leaves behind: the table of its points, the manifest for `deltaw compare`, and that comparison.
+
+    points.csv            one row per saved point of every run: scores, losses, hyperparameters
+    runs.toml             the manifest of `deltaw compare`
+    comparison/           what `deltaw compare` writes: tables and report.html
+    study.json            the plan, the data's counts, which arms learned, versions
+
+A run with a point that diverged (a loss that is not finite) keeps its finite points and is named in `study.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaw.files import replacing
+from deltaw.study.job import Job, point_folder
+from deltaw.study.plan import Plan
+from deltaw.study.workspace import read_json, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRAINING = {"pretraining": "cpt", "instruction": "ift"}  # the words of the paper, and of `deltaw compare`
+SCORES = ("learning", "forgetting", "accuracy", "diversity")
+POINT = ("step", "tokens", "target_loss", "source_loss", *SCORES)
+
+
+def points_table(jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per saved point of every finished job, in the order of the plan; a base is a run of 0 tokens."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        found = read_json(job.out / "run.json")
+        rows += [_identity(job) | {name: point.get(name) for name in POINT} for point in found["points"]]
+    frame = pd.DataFrame(rows)
+    return frame.astype({c: "Float64" for c in POINT if c not in {"step", "tokens"}} | {"seed": "Int64"})
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    run = job.run
+    about: dict[str, Any] = {"run": job.name, "target": job.target.name, "training": TRAINING[job.target.regime]}
+    if run is None:
+        return about | {"arm": "base", "method": "base", "learning_rate": None, "seed": None}
+    return about | {
+        "arm": run.arm.name,
+        "method": run.arm.method,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        **{f"hp_{k}": v for k, v in run.arm.hyperparameters.items()},
+    }
+
+
+def learned(points: pd.DataFrame) -> pd.DataFrame:
+    """Per target and arm: the base's and the best held-out loss, and whether training brought it down."""
+    import pandas as pd
+
+    rows = []
+    for target, of_target in points.groupby("target", sort=False):
+        base = float(of_target.loc[of_target["arm"] == "base", "target_loss"].iloc[0])
+        for arm, of_arm in of_target[of_target["arm"] != "base"].groupby("arm", sort=False):
+            best = of_arm["target_loss"].min()
+            known = not pd.isna(best)
+            rows.append(
+                {
+                    "target": target,
+                    "arm": arm,
+                    "base_loss": base,
+                    "best_loss": float(best) if known else None,
+                    "fell": bool(known and best < base),
+                    "diverged_points": int(of_arm["target_loss"].isna().sum()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def manifest(plan: Plan, jobs: Sequence[Job], out: Path, base: str) -> str:
+    """The manifest of a study, as TOML; paths are relative to the study's directory.
+
+    A group is an arm on a target: its learning rates and tokens are its front. Scores of different targets are not
+    compared with each other: `domain` and `training` keep them apart.
+    """
+    lines = [f"title = {_toml(plan.title)}", f"base = {_toml(_relative(base, out))}"]
+    lines.append(f"reference = {_toml(group_of(plan.targets[0].name, plan.arms[0].name))}")
+    for job in jobs:
+        if job.run is not None:
+            for point in read_json(job.out / "run.json")["points"]:
+                lines += ["", *_run(job, point, out)]
+    return "\n".join(lines) + "\n"
+
+
+def group_of(target: str, arm: str) -> str:
+    """The name of a group of the comparison."""
+    return f"{target}: {arm}"
+
+
+def _run(job: Job, point: Mapping[str, Any], out: Path) -> Iterable[str]:
+    run = job.run
+    assert run is not None
+    settings = {
+        "domain": job.target.subject or job.target.name,
+        "training": TRAINING[job.target.regime],
+        "learning_rate": run.learning_rate,
+        **run.arm.hyperparameters,
+    }
+    tokens = point["tokens"]
+    known = {name: point[name] for name in SCORES if point.get(name) is not None}
+    yield "[[runs]]"
+    yield f"name = {_toml(f'{job.name}-t{tokens}')}"
+    yield f"group = {_toml(group_of(job.target.name, run.arm.name))}"
+    yield f"method = {_toml(run.arm.method)}"
+    yield f"seed = {run.seed}"
+    yield f"tokens = {tokens}"
+    yield f"results = {_toml(_relative(str(point_folder(job.out, point['step']) / 'results'), out))}"
+    yield "[runs.hyperparameters]"
+    yield from (f"{name} = {_toml(value)}" for name, value in settings.items())
+    if known:
+        yield "[runs.scores]"
+        yield from (f"{name} = {_toml(value)}" for name, value in known.items())
+
+
+def _relative(path: str, out: Path) -> str:
+    inside = Path(path)
+    return inside.relative_to(out).as_posix() if inside.is_relative_to(out) else path
+
+
+def _toml(value: Any) -> str:
+    """A number, truth value or text as TOML: JSON writes the same, but for one control character."""
+    return json.dumps(value).replace("\x7f", "\\u007F")
+
+
+def write_outcome(plan: Plan, jobs: Sequence[Job], out: Path) -> pd.DataFrame:
+    """Write `points.csv`, `runs.toml` and `study.json`; returns the points."""
+    points = points_table(jobs)
+    data = jobs[0].data
+    document = {
+        "plan": dataclasses.asdict(plan),
+        "base": data.base,
+        "domains": data.about,
+        "arms": learned(points).to_dict("records"),
+        "versions": versions("deltaw", "torch", "transformers", "peft", "accelerate", "tokenizers", "reasoning-gym"),
+        "device": jobs[0].device,
+    }
+    texts = {
+        "points.csv": points.to_csv(index=False),
+        "runs.toml": manifest(plan, jobs, out, data.base),
+        "study.json": json.dumps(document, indent=1, allow_nan=False) + "\n",
+    }
+    for name, text in texts.items():
+        with replacing(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return points

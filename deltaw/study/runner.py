@@ -1,0 +1,257 @@
+"""Carries out a plan: data and base once, then every run in its own process, then the comparison.
+
+Resumable after an interruption at any point, SIGKILL included: each piece is a directory that is renamed into place
+when it is finished (`deltaw.study.workspace`), so a second start does only what is missing, and what it does is the
+same as before, for every random number follows from the plan.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+import deltaw
+from deltaw.errors import OptionError, ResultsError
+from deltaw.study import arms
+from deltaw.study.base import default_cache
+from deltaw.study.data import Data, prepare_data
+from deltaw.study.extra import require
+from deltaw.study.job import Job, work
+from deltaw.study.outcome import write_outcome
+from deltaw.study.plan import Plan
+from deltaw.study.workspace import sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_ON_A_GPU = 4
+MEMORY_ON_A_GPU = 16 << 30
+BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Progress(NamedTuple):
+    """How far a study is.
+
+    Attributes:
+        stage: What is being done.
+        done, total: Of that stage.
+        left: Seconds that remain of it, if it can be told.
+    """
+
+    stage: str
+    done: int
+    total: int
+    left: float | None = None
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study.
+
+    Attributes:
+        out: Its directory.
+        points: One row per saved point of every run, see `deltaw.study.outcome`.
+        comparison: What `deltaw.compare` says of the runs.
+    """
+
+    out: Path
+    points: pd.DataFrame
+    comparison: deltaw.Comparison
+
+
+def run(
+    plan: Plan,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    jobs: int | None = None,
+    cache: str | Path | None = None,
+    fresh: bool = False,
+    progress: Report | None = None,
+) -> Study:
+    """Train the runs of a plan, score and measure them, and compare them.
+
+    Args:
+        plan: See `load_plan`.
+        out: The study's directory; what an interrupted study finished there is used.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        jobs: Runs at a time, each in a process of its own (with 1, in this one). By default one per core for each
+            of the plan's threads; up to four on a GPU.
+        cache: Where bases are kept; by default `~/.cache/deltaw/study`.
+        fresh: Discard what is in `out` first.
+        progress: Called as the work goes on.
+
+    Raises:
+        DeltaWError: The plan, the base or the data cannot be used.
+        ResultsError: Another study is running in `out`, or `out` holds the data of another plan.
+    """
+    require()
+    from filelock import FileLock, Timeout
+
+    out = Path(out).absolute()
+    say = progress or (lambda _: None)
+    device = resolve_device(device)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", blocking=False):  # released by the system if this process is killed
+            if fresh:
+                _discard(out)
+            sweep(out)
+            sweep(out / "runs")
+            data = _data(plan, out, Path(cache) if cache else default_cache(), device, say)
+            todo = list_jobs(plan, data, out, device)
+            _work(todo, jobs or default_jobs(plan, device), say)
+            say(Progress("comparing", 0, 1))
+            points = write_outcome(plan, todo, out)
+            return Study(out, points, compare(out))
+    except Timeout:
+        raise ResultsError(f"{out}: another study is running there; wait for it, or choose another --out") from None
+
+
+def _data(plan: Plan, out: Path, cache: Path, device: str, say: Report) -> Data:
+    started: dict[str, float] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        began = started.setdefault(stage, time.monotonic())
+        spent = time.monotonic() - began
+        say(Progress(stage, done, total, spent / done * (total - done) if done > 10 else None))
+
+    with arms.quiet():
+        return prepare_data(plan, out, cache, device, report)
+
+
+def compare(out: Path) -> deltaw.Comparison:
+    """`deltaw compare` on a study's manifest; writes its tables and report to `comparison/`."""
+    comparison = deltaw.compare(out / "runs.toml")
+    comparison.save(out / "comparison", force=True)  # ours to overwrite: the plan may have grown
+    return comparison
+
+
+def list_jobs(plan: Plan, data: Data, out: Path, device: str) -> list[Job]:
+    """The base's scores on each target, then every run of the plan."""
+    shared = (plan.source, plan.training, plan.scores, plan.threads, data, device, out / "runs")
+    bases = [Job(None, target, *shared) for target in plan.targets]
+    return bases + [Job(r, r.target, *shared) for r in plan.runs()]
+
+
+def resolve_device(device: str) -> str:
+    """`auto` → `cuda` where there is one, else `cpu`.
+
+    Raises:
+        OptionError: There is no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not (device.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise OptionError(f"device {device!r} cannot be used for training here; expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def default_jobs(plan: Plan, device: str) -> int:
+    """Runs at a time: by cores, and on a GPU no more than its free memory or its patience allow.
+
+    Small models leave most of a GPU idle between kernels, so a few processes share it well; many do not.
+    """
+    most = usable_cores() // plan.threads
+    if device != "cpu":
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        most = min(most // 2, MOST_ON_A_GPU, free // MEMORY_ON_A_GPU)
+    return max(1, most)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _discard(out: Path) -> None:
+    """Remove what a study wrote, and nothing else."""
+    for name in ("data", "runs", "comparison"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("points.csv", "runs.toml", "study.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _work(jobs: Sequence[Job], processes: int, say: Report) -> None:
+    """Carry out what is not finished, and report after each."""
+    todo = [job for job in jobs if not job.out.exists()]
+    done, started = len(jobs) - len(todo), time.monotonic()
+    say(Progress("training", done, len(jobs)))
+    for i, name in enumerate(_finished(todo, min(processes, len(todo))), 1):
+        left = (time.monotonic() - started) / i * (len(todo) - i)
+        say(Progress(f"trained {name}", done + i, len(jobs), left))
+
+
+def _finished(jobs: Sequence[Job], processes: int) -> Iterator[str]:
+    """The names of jobs as they finish; the first error ends it, and what is finished stays.
+
+    Raises:
+        ResultsError: A process was killed.
+    """
+    if processes <= 1:
+        yield from map(work, jobs)
+        return
+    # Spawned, not forked: a forked child of a process that has used torch's threads or CUDA may hang.
+    context = multiprocessing.get_context("spawn")
+    with one_thread_each(), ProcessPoolExecutor(processes, mp_context=context, initializer=_leash) as pool:
+        waiting: set[Future[str]] = {pool.submit(work, job) for job in jobs}
+        try:
+            while waiting:
+                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in ready)
+        except BrokenProcessPool as e:
+            raise ResultsError(
+                f"a training's process was ended from outside (out of memory?); {processes} ran at a time: "
+                "run the same command again with fewer --jobs"
+            ) from e
+        except BaseException:
+            for process in list(getattr(pool, "_processes", {}).values()):
+                process.terminate()  # a run takes minutes, and is done again anyway
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _leash() -> None:
+    """End this worker when its parent is gone, even by SIGKILL: an orphan would go on for hours."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """BLAS threads of the processes started inside the block: as many workers as cores must not each take all cores."""
+    before: dict[str, Any] = {name: os.environ.get(name) for name in BLAS}
+    os.environ.update(dict.fromkeys(BLAS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
