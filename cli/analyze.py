@@ -1,0 +1,131 @@
+"""`deltaw analyze`: the main job."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from deltaw.cli.options import Names, Size, default_out, inputs, matching, verbosity
+
+if TYPE_CHECKING:
+    from deltaw.results import Analysis
+
+SOME_FAILED = 3
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+@click.command("analyze")
+@click.argument("base", required=False)
+@click.argument("ft", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Where results go.  [default: deltaw-results/<ft name>]")
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="Full spectra, or estimates with 95 % intervals.",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:N]|mps",
+    help="Where the linear algebra runs.",
+)
+@matching
+@click.option(
+    "--alignment", is_flag=True, help="Also measure against the base's singular vectors (intruder dimensions)."
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=10, show_default=True, help="Intruders are sought among the top k."
+)
+@click.option(
+    "--epsilon", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A lower cosine makes an intruder."
+)
+@click.option("--no-base", is_flag=True, help="Measure an adapter alone: deltaw analyze --no-base ADAPTER.")
+@click.option(
+    "--format",
+    "formats",
+    type=Names(("csv", "parquet", "json")),
+    default="csv,parquet",
+    show_default=True,
+    help="Tables to write.",
+)
+@click.option("--no-report", is_flag=True, help="Tables only.")
+@click.option(
+    "--resume/--fresh", default=True, help="Keep or discard what an interrupted run finished.  [default: resume]"
+)
+@click.option("--force", is_flag=True, help="Overwrite results of other inputs in --out.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Matrices at a time on the CPU.  [default: by cores and memory]"
+)
+@click.option("--memory", type=Size(), help="Memory budget, like 8GB.  [default: most of what is free]")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.03,
+    show_default=True,
+    help="Fast mode: relative width of an interval to aim for.",
+)
+@click.option(
+    "--cache/--no-cache", default=True, help="Keep the base's singular vectors on disk (--alignment).  [default: cache]"
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
+@verbosity
+def command(
+    base: str | None,
+    ft: str | None,
+    out: Path | None,
+    no_base: bool,
+    formats: tuple[str, ...],
+    no_report: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure every weight update between BASE and FT.
+
+    Each is a directory or file (safetensors, PyTorch), or a Hugging Face Hub id (org/name, org/name@revision); FT may
+    be an adapter. Writes layers.csv, spectra.safetensors, analysis.json, report.html and figures/ to --out.
+    """
+    from deltaw.cli.progress import reporting
+
+    import deltaw
+
+    base, ft = inputs(base, ft, no_base)
+    out = out or default_out(ft)
+    try:
+        with reporting(quiet=quiet) as progress:
+            # A failed report must not cost the numbers: they are written first.
+            analysis = deltaw.analyze(base, ft, out=out, formats=formats, progress=progress, **options)
+            if not no_report:
+                progress.say("writing the report")
+                _write_report(analysis, out)
+    except KeyboardInterrupt:
+        click.echo(f"\nInterrupted. What is finished is kept in {out}; run the same command again to go on.", err=True)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # at once: an SVD in another thread would be waited for
+    if as_json:
+        from deltaw.results import records
+
+        document = analysis.to_dict() | {"out": str(out), "layers": records(analysis.to_pandas())}
+        click.echo(json.dumps(document, indent=1, allow_nan=False))
+    elif not quiet:
+        from deltaw.cli.summary import show
+
+        show(analysis, out, report=not no_report)
+    if analysis.failed:
+        for s in analysis.failed:
+            click.echo(f"failed: {s.name}: {s.reason.removeprefix('failed: ')}", err=True)
+        sys.exit(SOME_FAILED)
+
+
+def _write_report(analysis: Analysis, out: Path) -> None:
+    from deltaw.reports import write_figures
+
+    analysis.report(out / "report.html")
+    write_figures(analysis, out / "figures")

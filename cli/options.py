@@ -1,0 +1,119 @@
+"""Options that several commands share, and how verbosity reaches the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from deltaw.errors import OptionError
+from deltaw.options import parse_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+WIDTH = 160  # characters, where stdout is no terminal
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """A number of bytes: `500MB`, `2GiB`, `8G`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The size in bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            size = parse_size(str(value))
+        except OptionError as e:
+            self.fail(str(e), param, ctx)
+        if size <= 0:
+            self.fail(f"{value!r} is no size; expected one like 500MB or 8GB", param, ctx)
+        return size
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]
+    """Words separated by commas, each one of a few."""
+
+    name = "names"
+
+    def __init__(self, choices: tuple[str, ...]) -> None:
+        self.choices = choices
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The words."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(w.strip() for w in str(value).split(",") if w.strip())
+        unknown = [w for w in words if w not in self.choices]
+        if unknown or not words:
+            self.fail(f"{value!r}: expected some of {', '.join(self.choices)}, separated by commas", param, ctx)
+        return words
+
+
+def verbosity(function: F) -> F:
+    """`-q` and `-v`; the log goes to stderr."""
+
+    def set_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
+        if param.name == "verbose":
+            ctx.meta["deltaw.verbose"] = value
+            logging.basicConfig(format="%(message)s", force=True)  # stderr
+            logging.getLogger("deltaw").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(value, 2)])
+        return value
+
+    function = click.option("-v", "--verbose", count=True, callback=set_level, expose_value=False, help="Say more.")(
+        function
+    )
+    return click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")(function)
+
+
+def matching(function: F) -> F:
+    """`--include`, `--exclude` and `--split-fused`: which matrices there are."""
+    for option in (
+        click.option("--split-fused", is_flag=True, help="One row per part of a fused tensor (q, k, v; gate, up)."),
+        click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors whose name matches."),
+        click.option("--include", multiple=True, metavar="REGEX", help="Only tensors whose name matches."),
+    ):
+        function = option(function)
+    return function
+
+
+def inputs(base: str | None, ft: str | None, no_base: bool) -> tuple[str | None, str]:
+    """BASE and FT; with `--no-base` the one argument is the adapter.
+
+    Raises:
+        UsageError: An argument is missing, or there is one too many.
+    """
+    if no_base:
+        if base is None or ft is not None:
+            raise click.UsageError("--no-base takes one argument, the adapter: deltaw analyze --no-base ADAPTER")
+        return None, base
+    if base is None or ft is None:
+        raise click.UsageError("expected BASE and FT: two checkpoints (or an adapter as FT, alone with --no-base)")
+    return base, ft
+
+
+def default_out(ft: str) -> Path:
+    """`deltaw-results/<ft name>`: the directory's or file's name, the directory's where the file's says nothing."""
+    path = Path(ft)
+    if path.exists():
+        path = path.resolve()
+        generic = path.is_file() and path.stem in {"model", "pytorch_model", "adapter_model", "consolidated.00"}
+        name = path.parent.name if generic else path.stem if path.is_file() else path.name
+    else:
+        name = ft.replace("/", "--")
+    return Path("deltaw-results") / (name or "ft")
+
+
+def console() -> Console:
+    """Stdout; as wide as the terminal, and wide enough for long names where there is none."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH, no_color=True)
