@@ -1,0 +1,263 @@
+"""The report of a comparison: its figures, tables, verdicts and sentences, in the order of a reader's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaw.reports import comparison_findings as findings
+from deltaw.reports import figures, page, svg
+from deltaw.reports.comparison_plots import ComparisonPlots
+from deltaw.reports.page import Column, Picture
+from deltaw.reports.text import EMPTY, missing, number, percent, short, unmarked, visible, whole
+
+from deltaw.errors import OptionError
+from deltaw.metrics.registry import REGISTRY
+
+if TYPE_CHECKING:
+    from deltaw.comparison import Comparison
+
+CONTENTS = (
+    ("answer", "The answer"),
+    ("equal", "At equal learning"),
+    ("update", "How do the updates differ?"),
+    ("rank", "How low-rank are they?"),
+    ("claims", "What these runs say"),
+    ("alike", "Are the updates alike?"),
+    ("contrasts", "Every contrast"),
+    ("runs", "Every run"),
+    ("measured", "How was this measured?"),
+)
+SHARES = {"relative_change", "energy_at_16", "energy_at_64", "energy_at_256"}
+HEADLINE = ("relative_change", "rank_90", "rank_90_ratio", "signal_rank", "shrinkage", "direction_change")
+EMBEDDED = 20_000  # contrasts in the page; the file has all
+
+
+def write_comparison(comparison: Comparison, path: Path) -> Path:
+    """Write the report of a comparison: one HTML file that opens offline.
+
+    Raises:
+        ResultsError: The file cannot be written.
+    """
+    return page.write(Path(path), html(comparison))
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write the figures as SVG and PNG, for papers.
+
+    Raises:
+        ResultsError: A file cannot be written.
+    """
+    plots = ComparisonPlots(comparison)
+    written: list[Path] = []
+    for name in findings.READINGS:
+        try:
+            axes = getattr(plots, name)()
+        except OptionError:  # the figure does not apply; the report says why in its place
+            continue
+        written += figures.save(figures.of(axes), folder, name)
+    return written
+
+
+def html(comparison: Comparison) -> str:
+    """The report as a text."""
+    context = {
+        "title": visible(comparison.title or f"{whole(len(comparison.runs_.items))} runs of one base, compared"),
+        "contents": CONTENTS,
+        "comparison": comparison,
+        "reference": visible(comparison.reference),
+        "answer": findings.answer(comparison),
+        "five": findings.five(comparison),
+        "pictures": pictures(comparison),
+        "fingerprints": _fingerprints(comparison),
+        "effects": _effects(comparison),
+        "fronts": _fronts(comparison),
+        "claims": _claims(comparison),
+        "contrasts": _contrasts(comparison),
+        "runs": _runs(comparison),
+        "settings": [(visible(g), visible(s)) for g, s in findings.how_settings(comparison)],
+        "warnings": [visible(w) for w in comparison.warnings],
+        "similarity_note": visible(comparison.similarity_note),
+        "n_contrasts": len(comparison.contrasts()),
+        "versions": {"deltaw": metadata.version("deltaw")},
+    }
+    return page.render("comparison.html", context, _embedded(comparison), scripts=("shell.js", "comparison.js"))
+
+
+def pictures(comparison: Comparison) -> dict[str, Picture]:
+    """Every figure of the report; those that do not apply say why."""
+    plots = ComparisonPlots(comparison)
+    read = findings.readings(comparison)
+    out = {}
+    for name, (title, how) in findings.READINGS.items():
+        out[name] = _picture(name, title, how, read[name], getattr(plots, name))
+    return out
+
+
+def _picture(name: str, title: str, how: str, reading: str, draw: Callable[[], Any]) -> Picture:
+    try:
+        axes = draw()
+    except OptionError as e:
+        return Picture(f"f-{name}", title, None, reason=str(e))
+    drawn = svg.inline(figures.of(axes), name, title, page.plain_text(reading))
+    return Picture(f"f-{name}", title, drawn, reading, how)
+
+
+def _value(name: str, value: Any) -> str:
+    return percent(value) if name in SHARES else number(value)
+
+
+def _interval(name: str, row: Any) -> str:
+    """`0.031 (0.028 – 0.034)`."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    value = _value(name, row[name])
+    return value if missing(row[name]) or missing(low) else f"{value} ({_value(name, low)} – {_value(name, high)})"
+
+
+def _fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+    """One row per group, the quantities that some group has."""
+    from deltaw.comparison.fingerprint import QUANTITIES
+
+    frame = comparison.fingerprints()
+    shown = [q for q in (*QUANTITIES, "learning", "forgetting") if frame[q].notna().any()]
+    columns = [Column("group", "group", numeric=False), Column("n_seeds", "seeds")]
+    columns += [Column(q, q.replace("forgetting", "forgetting score"), q if q in REGISTRY else "") for q in shown]
+    columns.append(Column("common", "common c", "shrinkage", numeric=False))
+    rows = []
+    for _, r in frame.iterrows():
+        common = r["common_shrinkage"]
+        row = {"group": short(r["group"], 48), "n_seeds": whole(r["n_seeds"])} | {q: _interval(q, r) for q in shown}
+        rows.append(row | {"common": EMPTY if missing(common) else "yes" if common else "no"})
+    return columns, rows
+
+
+def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+    """The same against the reference: ratios of medians, differences of scores."""
+    from deltaw.comparison.fingerprint import QUANTITIES
+
+    frame = comparison.fingerprints()
+    frame = frame[frame["group"] != frame["reference"]]
+    shown = [q for q in (*QUANTITIES, "learning", "forgetting") if frame[f"{q}_effect"].notna().any()]
+    columns = [Column("group", "group", numeric=False)]
+    if frame["reference"].nunique() > 1:
+        columns.append(Column("reference", "reference", numeric=False))
+    columns += [Column(q, q.replace("forgetting", "forgetting score"), q if q in REGISTRY else "") for q in shown]
+    rows = []
+    for _, r in frame.iterrows():
+        row = {"group": short(r["group"], 48), "reference": short(r["reference"], 48)}
+        for q in shown:
+            value, low, high = (r[f"{q}_effect{e}"] for e in ("", "_low", "_high"))
+            score = q in {"learning", "forgetting"}
+            sign = "×\u202f" if not score else "+" if value > 0 else ""
+            bounds = "" if missing(low) else f" ({number(low)} – {number(high)})"
+            clear = not missing(low) and (low > (0 if score else 1) or high < (0 if score else 1))
+            row[q] = EMPTY if missing(value) else f"{sign}{number(value)}{bounds}{' *' if clear else ''}"
+        rows.append(row)
+    return columns, rows
+
+
+def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+    """Each group against the reference: what it keeps at equal learning, what it learns at equal forgetting."""
+    frame = findings.against_references(comparison)
+    columns = [
+        Column("group", "group", numeric=False),
+        *(Column("learning", "kept more at equal learning"), Column("learning_at", "at a learning of")),
+        *(Column("forgetting", "learned more at equal forgetting"), Column("forgetting_at", "at a score of")),
+    ]
+    rows: dict[str, dict[str, str]] = {}
+    for _, r in frame.iterrows():
+        if r["level"] not in {"", findings.MEAN}:
+            continue
+        empty = dict.fromkeys((c.key for c in columns), EMPTY)
+        row = rows.setdefault(r["group"], empty | {"group": short(r["group"], 48)})
+        bounds = "" if missing(r["low"]) else f" ({number(r['low'])} – {number(r['high'])})"
+        known = not missing(r["difference"])
+        row[r["matched"]] = f"{number(r['difference'])}{bounds}" if known else "unknown: no overlap"
+        row[f"{r['matched']}_at"] = number(r["at"])
+    return columns, list(rows.values())
+
+
+def _claims(comparison: Comparison) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The claims that these runs can be held against, and the others."""
+    frame = comparison.claims()
+    order = {"agrees": 0, "disagrees": 0, "cannot tell": 1}
+    rows = [{str(k): visible(v) for k, v in r.items()} for r in frame.to_dict("records")]
+    rows = sorted(rows, key=lambda r: order[r["verdict"]])
+    rows = [r | {"level": r["verdict"].replace(" ", "-")} for r in rows]
+    return [r for r in rows if r["basis"]], [r for r in rows if not r["basis"]]
+
+
+def _contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+    """The main metrics against the reference: for paper, and where there is no JavaScript."""
+    frame = comparison.contrasts()
+    mine = frame["group_a"].eq(comparison.reference) | frame["group_b"].eq(comparison.reference)
+    frame = frame[mine & frame["metric"].isin(HEADLINE)]
+    columns = [
+        *(Column(k, t, numeric=False) for k, t in (("metric", "metric"), ("a", "group a"), ("b", "group b"))),
+        *(Column(k, t) for k, t in (("ratio", "median ratio a/b (95 %)"), ("delta", "Cliff's δ"), ("p", "adjusted p"))),
+        Column("covers", "interval covers", numeric=False),
+    ]
+    rows = []
+    for _, r in frame.iterrows():
+        bounds = "" if missing(r["ratio_low"]) else f" ({number(r['ratio_low'])} – {number(r['ratio_high'])})"
+        rows.append(
+            {
+                **{"metric": r["metric"], "a": short(r["group_a"], 40), "b": short(r["group_b"], 40)},
+                **{"ratio": f"{number(r['median_ratio'])}{bounds}", "delta": number(r["cliffs_delta"], 2)},
+                **{"p": number(r["p_adjusted"], 2), "covers": r["interval_covers"]},
+            }
+        )
+    return columns, rows
+
+
+def _runs(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+    frame = comparison.runs()
+    names = [c for c in frame.columns if frame[c].notna().any()]
+    text = {"run", "group", "method", "represents", "on_front"}
+    columns = [
+        Column(c, c.removeprefix("hp_"), c if c in REGISTRY else "", numeric=c not in text and not _is_text(frame[c]))
+        for c in names
+    ]
+    rows = []
+    for _, r in frame.iterrows():
+        rows.append({c: _plain(c, r[c]) for c in names})
+    return columns, rows
+
+
+def _is_text(column: Any) -> bool:
+    return any(isinstance(v, str) for v in column)
+
+
+def _plain(name: str, value: Any) -> str:
+    import pandas as pd
+
+    if value is pd.NA or missing(value):
+        return EMPTY
+    if isinstance(value, str):
+        return short(value, 60)
+    if value is True or value is False or name in {"represents", "on_front"}:
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, list)):
+        return short(", ".join(map(str, value)), 60)
+    return whole(value) if name in {"tokens", "seed", "n_layers"} else _value(name, value)
+
+
+def _embedded(comparison: Comparison) -> dict[str, Any]:
+    """The contrasts for the live table, floats to six digits."""
+    from deltaw.comparison.tables import json_records
+
+    frame = comparison.contrasts()
+    columns = list(frame.columns)
+    records = json_records(frame.head(EMBEDDED))
+    return {"columns": columns, "rows": [[_compact(v) for v in r.values()] for r in records]}
+
+
+def _compact(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return visible(value) if isinstance(value, str) else value
+
+
+__all__ = ["CONTENTS", "html", "pictures", "unmarked", "write_comparison", "write_figures"]

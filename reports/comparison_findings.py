@@ -1,0 +1,342 @@
+"""The sentences of a comparison: numbers in, words out, by rules that are stated beside them.
+
+A difference is called one only where its 95 % interval leaves zero (or one, for ratios) on one side; without an
+interval it is described as a difference of points. Nothing here says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from deltaw.reports.findings import Figure, Finding
+from deltaw.reports.text import EMPTY, code, listed, missing, number, percent, plural, strong, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from deltaw.comparison import Comparison
+
+MEAN = "mean over the overlap"
+NAMES = {"learning": "Learning", "forgetting": "Forgetting"}
+AXES = {"learning": ("learned more", "learned less"), "forgetting": ("kept more", "kept less")}
+RULE_DIFFERENCE = (
+    "A group differs from the reference where Welch's 95 % interval of the difference of mean scores excludes 0; "
+    "without seeds only the points are given."
+)
+RULE_MATCHED = (
+    "Mean over the range of learning that both fronts reach; a difference where the 95 % interval excludes 0."
+)
+RULE_UPDATE = (
+    "Medians over the matrices that both groups have; a difference where the 95 % interval of the ratio excludes 1."
+)
+
+
+def answer(c: Comparison) -> list[Finding]:
+    """The first screen: what was compared, what was learned and kept, what the updates look like, what it means."""
+    found = [_what(c), *_scores(c), _matched(c), _update(c), _verdicts(c)]
+    return [f for f in found if f is not None]
+
+
+def five(c: Comparison) -> list[Figure]:
+    """The numbers of the first screen."""
+    runs, prints = c.runs(), c.fingerprints()
+    comparable = prints[prints["reference"] == c.reference]  # of the same domain
+    learned, kept = _best(comparable, "learning"), _best(comparable, "forgetting")
+    claims = c.claims()
+    counts = [int((claims["verdict"] == v).sum()) for v in ("agrees", "disagrees", "cannot tell")]
+    reference = prints.set_index("group").loc[c.reference]
+    return [
+        Figure(whole(len(runs)), "runs", f"in {plural(len(c.groups), 'group')}; {_seeds(prints)}"),
+        Figure(*learned, "highest mean score on what was learned"),
+        Figure(*kept, "highest mean score on what the base knew"),
+        Figure(
+            number(reference["rank_90"]),
+            "rank_90 of the reference",
+            "median over its matrices" if not missing(reference["rank_90"]) else "its weights were not analysed",
+            "rank_90",
+        ),
+        Figure(f"{counts[0]} / {counts[1]} / {counts[2]}", "claims", "agree / disagree / cannot tell"),
+    ]
+
+
+def _best(prints: pd.DataFrame, axis: str) -> tuple[str, str]:
+    label = {"learning": "learned most", "forgetting": "kept most"}[axis]
+    known = prints[prints[axis].notna()]
+    if not len(known):
+        return EMPTY, f"{label}: no scores"
+    row = known.sort_values(axis).iloc[-1]
+    from deltaw.reports.text import short
+
+    return number(row[axis]), f"{label}: {short(row['group'], 24)}"
+
+
+def _seeds(prints: pd.DataFrame) -> str:
+    low, high = int(prints["n_seeds"].min()), int(prints["n_seeds"].max())
+    return plural(low, "seed") + " each" if low == high else f"{low} to {high} seeds each"
+
+
+def _what(c: Comparison) -> Finding:
+    prints = c.fingerprints()
+    analysed = int((c.runs()["n_layers"] > 0).sum())
+    others = [g for g in c.groups if g != c.reference]
+    several = prints["reference"].nunique() > 1
+    text = f"{strong(plural(len(c.runs()), 'run'))} of one base in {plural(len(c.groups), 'group')}"
+    text += f", {whole(analysed) if analysed else 'none'} of them with weights" if analysed < len(c.runs()) else ""
+    if several:
+        text += "; scores are compared within a domain and a kind of training only, each group with its reference."
+    else:
+        text += f"; {code(c.reference)} is compared with {listed([code(g) for g in others], 4)}." if others else "."
+    alone = prints[prints["n_seeds"] == 1]
+    if len(alone) == len(prints):
+        text += " There is one seed per group: nothing here says what other seeds would give"
+        text += ", intervals cover layers only." if analysed else "."
+    elif len(alone):
+        text += (
+            f" {plural(len(alone), 'group')} have one seed only." if len(alone) > 1 else " One group has a single seed."
+        )
+    return Finding(text, "Groups with one seed have no spread between seeds.", "note" if len(alone) else "info")
+
+
+def _scores(c: Comparison) -> list[Finding]:
+    """Against the reference: who learned more or less, who kept more or less."""
+    prints = c.fingerprints()
+    prints = prints[prints["group"] != prints["reference"]]
+    out = []
+    for axis in AXES:
+        known = prints[prints[f"{axis}_effect"].notna()]
+        against = [
+            f"against {code(reference)}: {listed(_against(part, axis), 9)}"
+            for reference, part in known.groupby("reference", sort=False)
+        ]
+        if against:
+            out.append(Finding(f"{strong(NAMES[axis])}, {'; '.join(against)}.", RULE_DIFFERENCE))
+    return out
+
+
+def _against(known: pd.DataFrame, axis: str) -> list[str]:
+    """Who is better, who is worse, who cannot be told apart, and what there is without seeds."""
+    more, less = AXES[axis]
+    sure = known[known[f"{axis}_effect_low"].notna()]
+    up, down = sure[sure[f"{axis}_effect_low"] > 0], sure[sure[f"{axis}_effect_high"] < 0]
+    parts = [f"{_names(part, axis)} {word}" for part, word in ((up, more), (down, less)) if len(part)]
+    undecided = len(sure) - len(up) - len(down)
+    if undecided:
+        parts.append(f"{plural(undecided, 'group')} cannot be told apart from it")
+    points = known[known[f"{axis}_effect_low"].isna()]
+    if len(points):
+        low, high = points[f"{axis}_effect"].min(), points[f"{axis}_effect"].max()
+        span = strong(_signed(low)) if len(points) == 1 else f"{_signed(low)} to {_signed(high)}"
+        who = code(points.iloc[0]["group"]) if len(points) == 1 else plural(len(points), "group")
+        parts.append(f"{who} differ{'s' if len(points) == 1 else ''} by {span} (points, without seeds)")
+    return parts
+
+
+def _names(part: pd.DataFrame, axis: str) -> str:
+    shown = [f"{code(r['group'])} ({strong(_signed(r[f'{axis}_effect']))})" for _, r in part.iterrows()]
+    return listed(shown, 3)
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + number(value)
+
+
+def _matched(c: Comparison) -> Finding | None:
+    """Each group against its reference at equal learning."""
+    frame = against_references(c)
+    frame = frame[frame["matched"] == "learning"]
+    if not len(frame):
+        return None
+    unknown = frame[frame["level"] == ""]
+    means = frame[frame["level"] == MEAN]
+    more, less, open_ = [], [], 0
+    for _, row in means.iterrows():
+        low, high = row["low"], row["high"]
+        shown = f"{code(row['group'])} ({strong(_signed(row['difference']))})"
+        if low > 0:
+            more.append(shown)
+        elif high < 0:
+            less.append(shown)
+        else:
+            open_ += 1
+    parts = [f"{listed(found)} {word}" for found, word in ((more, "kept more"), (less, "kept less")) if found]
+    if open_:
+        parts.append(f"{plural(open_, 'group')} cannot be told apart")
+    if len(unknown):
+        parts.append(f"nothing is known of {plural(len(unknown), 'group')}, whose range of learning does not overlap")
+    return Finding(f"{strong('At equal learning')}, {listed(parts, 9)}.", RULE_MATCHED)
+
+
+def against_references(c: Comparison) -> pd.DataFrame:
+    """The rows of `fronts` that compare a group with its reference: `group`, and differences of group − reference."""
+    frame = c.fronts()
+    of = c.fingerprints().set_index("group")["reference"].to_dict()
+    first = [of[a] == b for a, b in zip(frame["group_a"], frame["group_b"], strict=True)]
+    second = [of[b] == a for a, b in zip(frame["group_a"], frame["group_b"], strict=True)]
+    rows = [
+        frame[first].assign(group=frame["group_a"]),
+        frame[second].assign(
+            group=frame["group_b"], difference=-frame["difference"], low=-frame["high"], high=-frame["low"]
+        ),
+    ]
+    import pandas as pd
+
+    return pd.concat([r for r in rows if len(r)]) if any(map(len, rows)) else frame.assign(group="")
+
+
+def _update(c: Comparison) -> Finding | None:
+    """Rank and distance of the reference, and the widest contrasts with it."""
+    prints = c.fingerprints().set_index("group")
+    reference = prints.loc[c.reference]
+    if missing(reference["relative_change"]):
+        return None
+    text = f"{code(c.reference)} moved its matrices by {strong(percent(reference['relative_change']))} of their norm"
+    if not missing(reference["rank_90"]):
+        text += f" with a median rank_90 of {strong(number(reference['rank_90']))}"
+        if not missing(reference["rank_90_ratio"]):
+            text += f" ({number(reference['rank_90_ratio'], 2)} of what pure noise has)"
+    others = prints[prints["rank_90_effect"].notna() & prints["reference"].eq(c.reference)].sort_values(
+        "rank_90_effect"
+    )
+    if len(others):
+        low, high = others.iloc[0], others.iloc[-1]
+        shown = [(others.index[0], low)] + ([(others.index[-1], high)] if len(others) > 1 else [])
+        text += "; its rank is " + " and ".join(
+            f"{_times(1 / r['rank_90_effect'])} that of {code(g)}{_sure(r)}"
+            for g, r in shown
+            if r["rank_90_effect"] > 0
+        )
+    return Finding(text + ".", RULE_UPDATE)
+
+
+def _times(ratio: float) -> str:
+    return f"{number(ratio, 2)} times"
+
+
+def _sure(row: Any) -> str:
+    clear = row["rank_90_effect_low"] > 1 or row["rank_90_effect_high"] < 1
+    return "" if clear else " (within the interval of no difference)"
+
+
+def _verdicts(c: Comparison) -> Finding | None:
+    claims = c.claims()
+    told = claims[claims["basis"] != ""]
+    if not len(told):
+        return None
+    counts = {v: int((told["verdict"] == v).sum()) for v in ("agrees", "disagrees", "cannot tell")}
+    words = [
+        f"{n} {'agree' if v == 'agrees' else 'disagree' if v == 'disagrees' else 'cannot tell'}"
+        for v, n in counts.items()
+        if n
+    ]
+    text = f"Of {plural(len(told), 'published claim')} that these runs can be held against, {listed(words)}."
+    against = told[told["verdict"] == "disagrees"]
+    if len(against):
+        text += f" Against them: {listed([f'“{t}”' for t in against['text']], 2)}."
+    return Finding(text, "Each claim's rule stands beside its verdict below.")
+
+
+READINGS: dict[str, tuple[str, str]] = {
+    "pareto": (
+        "Learning against forgetting",
+        "Right is more learned, up is more kept; the best is top right. A pale point is one run, a full one the "
+        "mean over seeds; a group's points are joined along tokens, or along its settings. The wide grey line "
+        "joins the points that no other beats on both axes. A point further left and higher may simply have "
+        "trained less: compare the lines at equal learning, not the end points.",
+    ),
+    "fingerprints": (
+        "What each group's update looks like",
+        "One panel per quantity, one line per group, the reference on top. A dot is the median over matrices (for "
+        "scores the mean over seeds), the bar its 95 % interval; bars that leave the panel are wider than it. The "
+        "thin vertical line is the reference.",
+    ),
+    "spectra": (
+        "Singular spectra by group",
+        "σ of ΔW relative to its norm, geometric mean over the matrices of a kind, on logarithmic axes. A LoRA "
+        "update ends at its rank. The dotted line is what noise of the same norm and shape would show: a spectrum "
+        "that follows it has no preferred directions.",
+    ),
+    "ranks": (
+        "Rank by layer and module",
+        "The number of directions that hold 90 % of each update's energy, against depth, one panel per module. "
+        "Matrices that do not stand above their rounding noise are left out.",
+    ),
+    "trajectories": (
+        "Over training",
+        "One line per group and choice of hyperparameters, means over seeds. With three seeds or more, and where "
+        "few groups are drawn, the pale band is the 95 % interval, cut off where it is wider than the panel.",
+    ),
+    "similarity": (
+        "Overlap of the updates",
+        "φ is the overlap of the leading directions of two updates: 1 if one contains the other; the cosine "
+        "compares the whole updates entry by entry. Chance is given above each panel: replicates that are no more "
+        "alike than chance found different directions.",
+    ),
+}
+
+
+def readings(c: Comparison) -> dict[str, str]:
+    """One line per figure: what it says here."""
+    return {
+        "pareto": _read_pareto(c),
+        "fingerprints": _read_fingerprints(c),
+        "spectra": "A curve that falls away early is of low rank; one that follows the dotted line is like noise.",
+        "ranks": _read_ranks(c),
+        "trajectories": _read_trajectories(c),
+        "similarity": _read_similarity(c),
+    }
+
+
+def _read_pareto(c: Comparison) -> str:
+    runs = c.runs()
+    best = list(dict.fromkeys(runs[runs["on_front"].eq(True)]["group"]))
+    total = runs[runs["on_front"].notna()]["group"].nunique()
+    have = "has" if len(best) == 1 else "have"
+    names = listed([code(g) for g in best], 4)
+    return f"{plural(len(best), 'group')} of {whole(total)} {have} a point that nothing beats on both axes: {names}."
+
+
+def _read_fingerprints(c: Comparison) -> str:
+    prints = c.fingerprints()
+    common = [code(g) for g in prints[prints["common_shrinkage"].eq(True)]["group"]]
+    if common:
+        return f"In {listed(common)} all matrices shrank by about the same factor, as under decoupled weight decay."
+    return "In no group did all matrices shrink by one factor, which is what decoupled weight decay would leave."
+
+
+def _read_ranks(c: Comparison) -> str:
+    claims = c.claims().set_index("claim")
+    row: Any = claims.loc["mlp-above-attention"]
+    says = row["says"] if isinstance(row["says"], str) else row["says"].iloc[0]
+    return says if says.startswith(str(c.reference)) else "Rank against depth, for every module that repeats."
+
+
+def _read_trajectories(c: Comparison) -> str:
+    frame = c.trajectories()
+    part = frame[frame["metric"] == "rank_90"]
+    if not len(part):
+        return "How scores move over training."
+    ends = [(g["value"].iloc[0], g["value"].iloc[-1]) for _, g in part.groupby(["group", "curve"])]
+    grown = sum(last > first for first, last in ends)
+    return f"The rank grew in {whole(grown)} of {plural(len(ends), 'curve')} from the first point to the last."
+
+
+def _read_similarity(c: Comparison) -> str:
+    frame = c.similarity()
+    frame = frame[frame["kind"] == "all"]
+    if not len(frame):
+        return ""
+    same = frame[frame["group_a"] == frame["group_b"]]
+    other = frame[frame["group_a"] != frame["group_b"]]
+    parts = [
+        f"{what} {strong(number(part['phi_left'].mean(), 2))}"
+        for part, what in ((same, "within a group"), (other, "between groups"))
+        if len(part)
+    ]
+    chance = number(frame["phi_left_null"].mean(), 2)
+    return f"Mean overlap φ of the leading output directions: {listed(parts)}; by chance it would be {chance}."
+
+
+def how_settings(c: Comparison) -> Sequence[tuple[str, str]]:
+    """(group, the setting that stands for it)."""
+    return [(r["group"], r["setting"] or "its only setting") for _, r in c.fingerprints().iterrows()]

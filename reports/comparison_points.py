@@ -1,0 +1,60 @@
+"""What the figures of a comparison draw: means over seeds, curves along tokens, medians by block."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from deltaw.reports.text import number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def setting_columns(frame: pd.DataFrame) -> list[str]:
+    """What tells settings apart: tokens and hyperparameters."""
+    return ["tokens", *(str(c) for c in frame.columns if str(c).startswith("hp_"))]
+
+
+def mean_curves(points: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    """The points of a group joined along tokens, or along its settings where tokens do not differ; seeds averaged."""
+    hyper = [c for c in setting_columns(points) if c != "tokens"]
+    if points["tokens"].nunique() < 2:
+        means = points.groupby(["tokens", *hyper], dropna=False)[["learning", "forgetting"]].mean().reset_index()
+        return [("", means.sort_values("learning"))] if len(means) > 1 else []
+    out = []
+    for key, part in points.groupby(hyper, dropna=False) if hyper else [("", points)]:
+        means = part.groupby("tokens", dropna=False)[["learning", "forgetting"]].mean().reset_index()
+        out.append((key, means.sort_values("tokens")))
+    return out
+
+
+def mean_of(curves: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The geometric mean of the mean spectra of a group's seeds."""
+    x = curves[0].indices
+    logs = [np.interp(x, c.indices, np.log(np.where(np.isfinite(c.sigma), c.sigma, 1e-300))) for c in curves]
+    y = np.exp(np.mean(logs, axis=0))
+    return x, np.where(y < 1e-12, math.nan, y)
+
+
+def seed_average(values: np.ndarray) -> np.ndarray:
+    """(seeds, layers) → (layers,); nothing where no seed has the metric."""
+    from deltaw.comparison.statistics import seed_mean
+
+    return seed_mean(values) if values.size else np.zeros(0)
+
+
+def by_block(block: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The median over the matrices of a block (experts, stacks), by block."""
+    blocks = np.unique(block)
+    found = [values[(block == b) & np.isfinite(values)] for b in blocks]
+    return blocks, np.array([np.median(v) if v.size else math.nan for v in found])
+
+
+def tokens_label(v: float) -> str:
+    """1e6 → `1 M`."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(v) >= size:
+            return f"{number(v / size, 3)} {unit}"
+    return number(v, 3)

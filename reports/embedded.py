@@ -1,0 +1,92 @@
+"""What the scripts of an analysis' report need: the table, the spectra, and the noise to compare them with."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from deltaw.reports.curves import POINTS, curve, log_spaced, noise_curve
+from deltaw.reports.layers import HELPERS, Layers
+from deltaw.reports.text import visible
+
+from deltaw.metrics.registry import REGISTRY, SECTIONS
+from deltaw.results import ADAPTER, IDENTITY, TEXT_COLUMNS, is_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANY = 500  # matrices; beyond, each curve gets fewer points
+
+
+def embedded(layers: Layers) -> dict[str, Any]:
+    """The data of the page, as plain values."""
+    frame = layers.frame
+    columns = [str(c) for c in frame.columns if c not in HELPERS]
+    names = frame["key"].astype(str).tolist()
+    return {
+        "columns": columns,
+        "text_columns": sorted(TEXT_COLUMNS & set(columns)),
+        "sections": sections(columns),
+        "rows": _rows(frame, columns),
+        "labels": {i: shown for i, name in enumerate(names) if (shown := visible(name)) != name},
+        "slots": frame["slot"].tolist(),
+        **_curves(layers),
+    }
+
+
+def sections(columns: list[str]) -> dict[str, list[str]]:
+    """Columns by heading, with intervals behind what they belong to; an analysis' own extra columns come last."""
+    out = {"identity": [c for c in columns if c in IDENTITY]}
+    for section in SECTIONS:
+        members = [c for c in columns if _metric(c) in REGISTRY and REGISTRY[_metric(c)].section == section]
+        if section == "adapter":
+            members = [c for c in columns if c in ADAPTER] + members
+        if members:
+            out[section] = members
+    known = {c for members in out.values() for c in members}
+    if rest := [c for c in columns if c not in known]:
+        out["other"] = rest
+    return out
+
+
+def _metric(column: str) -> str:
+    return column if column in REGISTRY else column.removesuffix("_low").removesuffix("_high")
+
+
+def _rows(frame: pd.DataFrame, columns: list[str]) -> list[list[Any]]:
+    """Row by row, floats to six digits: more than is shown, and half of the bytes."""
+    lists = [[_compact(v, is_whole(c)) for v in frame[c].tolist()] for c in columns]
+    return [list(row) for row in zip(*lists, strict=True)]
+
+
+def _compact(value: Any, whole: bool = False, digits: int = 6) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return int(value) if whole and value.is_integer() else float(f"{value:.{digits}g}")
+    return value
+
+
+def _curves(layers: Layers) -> dict[str, Any]:
+    """σ and cumulative energy by row number; the indices are shared by all spectra with as many values."""
+    changed = layers.changed
+    points = POINTS if len(changed) <= MANY else POINTS // 2
+    spectra: dict[int, Any] = {}
+    indices: dict[int, list[int]] = {}
+    noise: dict[str, Any] = {}
+    for at, key, rows, cols in zip(changed.index, changed["key"], changed["rows"], changed["cols"], strict=True):
+        spectrum = layers.analysis.spectra.get(str(key))
+        if spectrum is None or not len(spectrum.values):
+            continue
+        k = len(spectrum.values)
+        drawn = curve(spectrum, points)
+        indices.setdefault(k, log_spaced(k, points).tolist())
+        spectra[int(at)] = {"k": k, "s": _short(drawn.sigma), "e": _short(drawn.energy)}
+        if (shape := f"{rows}x{cols}") not in noise:
+            null = noise_curve(int(rows), int(cols), points)
+            noise[shape] = {"i": null.at.tolist(), "s": _short(null.sigma), "e": _short(null.energy)}
+    return {"spectra": spectra, "indices": indices, "noise": noise}
+
+
+def _short(values: Any) -> list[Any]:
+    return [_compact(float(v), digits=4) for v in values]

@@ -1,0 +1,80 @@
+"""Figures as files, for papers: SVG with its letters as outlines, PNG at 300 dots per inch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltaw.reports import style
+from deltaw.reports.plots import AnalysisPlots
+
+from deltaw.errors import OptionError, ResultsError
+from deltaw.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from deltaw.results import Analysis
+
+DPI = 300
+
+
+def write_figures(analysis: Analysis, folder: Path) -> list[Path]:
+    """Write every figure that applies to an analysis, see `deltaw.reports.write_figures`.
+
+    Raises:
+        ResultsError: A file cannot be written.
+    """
+    plots = AnalysisPlots(analysis)
+    draws: dict[str, Callable[[], Any]] = {
+        "relative_change": lambda: plots.heatmap("relative_change"),
+        "relative_change_vectors": lambda: plots.heatmap("relative_change", vectors=True),
+        "relative_change_modules": plots.change,
+        "rounding": plots.precision,
+        "shrinkage": plots.shrinkage,
+        "rank_90_ratio": lambda: plots.heatmap("rank_90_ratio"),
+        "effective_rank": lambda: plots.heatmap("effective_rank"),
+        "rank_90": plots.ranks,
+        "spectra": plots.spectra,
+        "energy": plots.energy,
+        "energy_kept": plots.kept,
+    }
+    written = []
+    for name, draw in draws.items():
+        try:
+            axes = draw()
+        except OptionError:  # the figure does not apply; the report says why in its place
+            continue
+        written += save(of(axes), Path(folder), name)
+    return written
+
+
+def of(axes: Any) -> Figure:
+    """The figure that axes, or an array of them, are drawn in."""
+    ax: Axes = axes if hasattr(axes, "figure") else axes.flat[0]
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write one figure as `name.svg` and `name.png`; the same figure gives the same bytes.
+
+    Raises:
+        ResultsError: A file cannot be written.
+    """
+    out = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with style.settings():
+            style.settle(figure)
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            path = folder / f"{name}.{kind}"
+            with style.settings(**{"svg.fonttype": "path"}), replacing(path) as temporary:
+                figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+            out.append(path)
+    except OSError as e:
+        raise ResultsError(f"{folder}: figures cannot be written ({e.strerror or e}); choose another place") from e
+    return out

@@ -1,0 +1,226 @@
+"""What each figure is called, how it is read, and what it says here in one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltaw.reports.facts import Facts, Spread
+from deltaw.reports.heatmaps import HIDDEN_BY_NOISE, shown
+from deltaw.reports.layers import CLEAR, Layers
+from deltaw.reports.text import code, number, percent, plural, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HEATMAPS = (  # identifier, metric, of vectors
+    ("hero", "relative_change", False),
+    ("vectors", "relative_change", True),
+    ("ratio", "rank_90_ratio", False),
+    ("effective", "effective_rank", False),
+    ("intruders", "intruders", False),
+)
+CELLS = (
+    "Grey cells did not change; hatched ones did, but rounding hides the number. Experts of one layer share a cell, "
+    "which shows their median. Point at a cell for its numbers, click it for its spectrum (arrow keys move between "
+    "cells)."
+)
+TITLES = {
+    "hero": (
+        "Where it changed, layer by layer",
+        "Each cell is one weight matrix: its row says which module, its column which layer (the first "
+        "column holds what is outside of layers). Darker means that it moved further from the base: ‖ΔW‖ / "
+        "‖W0‖, or ‖ΔW‖ where the base is not known." + CELLS,
+    ),
+    "vectors": (
+        "Norms and biases",
+        "The same picture for 1-D tensors. They have no rank; an adapter of matrices does not touch them "
+        "unless it is told to." + CELLS,
+    ),
+    "ratio": (
+        "Rank against noise",
+        "rank_90 (how many directions hold 90 % of the energy) divided by what noise of the same shape "
+        "would have. 1 means: as spread out as noise. Small means genuinely low-rank. The ratio removes the "
+        "effect of a matrix' shape, which the plain rank carries." + CELLS,
+    ),
+    "effective": (
+        "Effective rank",
+        "exp of the entropy of the singular values: over how many directions the update spreads, tail "
+        "included. It depends on the shape of the matrix, so compare along a row." + CELLS,
+    ),
+    "intruders": (
+        "Intruder dimensions",
+        "How many of the leading singular directions of the fine-tuned matrix are nearly orthogonal to "
+        "every direction of the base (Shuttleworth 2024). A random direction always counts as one, so "
+        "compare with the null in the table below." + CELLS,
+    ),
+    "change": (
+        "Relative change by module",
+        "One dot per matrix, one line per module (its first layer highest, its last lowest), the most changed on "
+        "top; the bar marks the median. The axis is logarithmic where changes differ by more than a little. Colours "
+        "are module kinds, the same in all figures.",
+    ),
+    "precision": (
+        "Update against rounding",
+        "One dot per matrix: which share of the stored update's energy is explained by rounding to the stored "
+        "precision. Left of the first line (1 %) it does not matter; right of the second (50 %) the file shows "
+        "rounding rather than training.",
+    ),
+    "shrinkage": (
+        "Shrinkage along the base",
+        "One dot per matrix: the factor c for which −c·W0 is the part of ΔW that lies along the base. Decoupled "
+        "weight decay gives the same positive c in every decayed matrix; learning does not.",
+    ),
+    "spectra": (
+        "Singular values by module kind",
+        "One line per matrix on logarithmic axes, in units of the root-mean-square singular value; grey below the "
+        "noise edge of its storage. The dashed line is noise of the commonest shape: a line that follows it is "
+        "spread like noise, one that starts high and falls fast is low-rank.",
+    ),
+    "energy": (
+        "Cumulative energy by module kind",
+        "One line per resolved matrix: the share of ‖ΔW‖² that its first r directions hold; dotted at 90 %. Dashed: "
+        "noise of the commonest shape. The further left of the dashed line, the better a low-rank adapter could "
+        "hold the update.",
+    ),
+    "kept": (
+        "Energy kept against adapter rank",
+        "The share of ‖ΔW‖² that the best rank-r approximation keeps (Eckart–Young), median over the matrices of a "
+        "kind with the middle 80 % shaded. It is an upper bound for *this* update: an adapter that is trained from "
+        "scratch may find another.",
+    ),
+    "ranks": (
+        "rank_90 by layer",
+        "One line per module; dashed is what noise of the same shape would have. Distance below the dashed line is "
+        "structure; differences between modules that their dashed lines share are only shape.",
+    ),
+}  # fmt: skip
+
+
+def extremes(layers: Layers, metric: str, vectors: bool = False) -> str:
+    """Where a metric is highest and lowest, by module, and how it goes with depth."""
+    frame = layers.vectors if vectors else layers.matrices
+    rows = frame[frame["changed"] & frame[metric].notna()]
+    known = len(rows)
+    if metric in HIDDEN_BY_NOISE:
+        rows = rows[rows["resolution"].isin(CLEAR)]
+    if not len(rows):
+        return (
+            f"Rounding hides it in {'all' if known != 1 else 'the'} "
+            f"{plural(known, 'changed matrix', 'changed matrices')}."
+        )
+    by_module = rows.groupby("slot")[metric].median().sort_values()
+    if len(by_module) == 1:
+        return f"{code(by_module.index[0])}: {shown(metric, by_module.iloc[0])}."
+    if by_module.iloc[-1] <= 1.03 * by_module.iloc[0]:
+        return (
+            f"About the same in every module: {shown(metric, by_module.median())}, medians over "
+            f"layers{_depth(rows, metric)}."
+        )
+    text = (
+        f"Highest in {code(by_module.index[-1])} ({shown(metric, by_module.iloc[-1])}), lowest in "
+        f"{code(by_module.index[0])} ({shown(metric, by_module.iloc[0])}), medians over layers"
+    )
+    return text + _depth(rows, metric) + "."
+
+
+def _depth(rows: pd.DataFrame, metric: str) -> str:
+    """Whether the last third of the layers differs from the first by more than a tenth, module by module."""
+    inside = rows[rows["layer"].notna()]
+    if inside["layer"].nunique() < 3 or inside["stack"].nunique() != 1:
+        return ""
+    low, high = inside["layer"].quantile([1 / 3, 2 / 3])
+    first = inside[inside["layer"] <= low].groupby("slot")[metric].median()
+    last = inside[inside["layer"] >= high].groupby("slot")[metric].median()
+    ratio = float((last / first).median())
+    if not ratio > 0:
+        return ""
+    if ratio > 1.1:
+        return f"; it grows with depth (last third of the layers {number(ratio, 2)} times the first)"
+    if ratio < 1 / 1.1:
+        return f"; it falls with depth (last third of the layers {number(ratio, 2)} times the first)"
+    return "; first and last layers differ little"
+
+
+def reading(identifier: str, layers: Layers, f: Facts) -> str:
+    """One line on a figure, from the numbers that are in it."""
+    writers = {
+        "change": lambda: _change(f),
+        "precision": lambda: _precision(f),
+        "shrinkage": lambda: _shrinkage(f),
+        "spectra": lambda: _spectra(layers),
+        "energy": lambda: _energy(layers),
+        "kept": lambda: _kept(f),
+        "ranks": lambda: _ranks(layers),
+    }
+    return writers[identifier]()
+
+
+def _change(f: Facts) -> str:
+    if f.change.count < 2:
+        return ""
+    return (
+        f"The middle 80 % of the changed matrices moved by {percent(f.change.p10)} to {percent(f.change.p90)}; "
+        f"{code(f.top[0])} moved most, by {percent(f.top[1])}."
+    )
+
+
+def _precision(f: Facts) -> str:
+    return (
+        f"{plural(f.resolved, 'matrix', 'matrices')} resolved, {whole(f.noisy)} noisy, {whole(f.below)} below "
+        f"precision; in the typical matrix rounding explains "
+        f"{percent(f.rounding.median, 2)} of the energy."
+    )
+
+
+def _shrinkage(f: Facts) -> str:
+    c = f.shrinkage
+    return (
+        f"Median c = {number(c.median)} (middle 80 %: {number(c.p10)} to {number(c.p90)}); the part along the base "
+        f"holds {percent(f.along_base.median, 2)} of the "
+        "typical update's energy."
+    )
+
+
+def _spectra(layers: Layers) -> str:
+    parts = []
+    for kind in layers.kinds[:4]:
+        rows = layers.changed[layers.changed["kind"] == kind]
+        k = rows[["rows", "cols"]].min(axis=1)
+        first = (rows["spectral_norm"] / rows["fro_norm"] * k**0.5).median()
+        parts.append(f"{kind} {number(first, 2)}")
+    return (
+        f"The largest singular value over the root-mean-square one, median by kind: {', '.join(parts)} (noise: at "
+        f"most 2)."
+    )
+
+
+def _energy(layers: Layers) -> str:
+    parts = []
+    for kind in layers.kinds[:4]:
+        rows = layers.clear[layers.clear["kind"] == kind]
+        if len(rows):
+            parts.append(f"{kind} {number(rows['rank_90'].median())} (noise {number(rows['rank_90_null'].median())})")
+    return f"Directions that hold 90 % of the energy, median by kind: {', '.join(parts)}."
+
+
+def _kept(f: Facts) -> str:
+    shares = [
+        f"rank {r}: {percent(f.energy_at.get(r, Spread()).median, 2)}"
+        for r in (4, 16, 64, 256)
+        if f.energy_at.get(r, Spread()).count
+    ]
+    return f"Kept at best in the typical matrix: {', '.join(shares)}."
+
+
+def _ranks(layers: Layers) -> str:
+    rows = layers.clear[layers.clear["layer"].notna()]
+    by_layer = rows.groupby("layer")["rank_90_ratio"].median()
+    if len(by_layer) < 2:
+        return ""
+    if by_layer.max() < 1.03 * by_layer.min():
+        return f"Against noise all layers are alike ({number(by_layer.median(), 2)}), medians over modules."
+    return (
+        f"Against noise, layer {by_layer.idxmin():.0f} is the lowest ({number(by_layer.min(), 2)}) and layer "
+        f"{by_layer.idxmax():.0f} the highest "
+        f"({number(by_layer.max(), 2)}), medians over modules."
+    )
