@@ -1,0 +1,108 @@
+"""Adapters through the whole of deltaw: the same rows as their merge, without a base, at sizes that fit no matrix."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+import deltaw
+
+SAME = [
+    "fro_norm", "relative_change", "spectral_norm", "nuclear_norm", "max_abs", "stable_rank", "effective_rank_energy",
+    "participation_ratio", "rank_50", "rank_90", "energy_at_1", "energy_at_4", "signal_rank", "cosine_to_base",
+    "shrinkage", "norm_growth", "magnitude_change", "direction_change", "rows", "cols",
+]  # fmt: skip
+
+
+def trained(oracle, model, folder, **options):
+    """An adapter, and the full checkpoint that merging it in float32 gives."""
+    delta = oracle.make(model, LoraConfig(r=4, lora_alpha=8, **options), folder, scale=0.3)
+    return {n: (t.double() + delta.get(n, 0)).float() for n, t in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("llama", {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["lm_head"]}),
+        ("llama", {"target_modules": ["q_proj", "down_proj"], "use_dora": True}),
+        ("gpt2", {"target_modules": ["c_attn", "c_proj", "wte"]}),
+        ("convnet", {"target_modules": ["conv2", "conv3", "head"], "lora_bias": True}),
+    ],
+)
+def test_an_adapter_and_its_merge_give_the_same_rows(oracle, request, tmp_path, model, options):
+    model = request.getfixturevalue(model)
+    merged = trained(oracle, model, tmp_path / "adapter", **options)
+    adapter = deltaw.analyze(model, tmp_path / "adapter").to_pandas().set_index("name")
+    full = deltaw.analyze(model, merged).to_pandas().set_index("name").loc[adapter.index]
+    assert len(adapter) > 2
+    for column in SAME:
+        a, b = adapter[column].astype(float), full[column].astype(float)
+        assert ((a - b).abs() <= 1e-4 * b.abs() + 1e-6).where(b.notna(), a.isna()).all(), column
+    assert set(full["adapter_type"].dropna()) <= {""}
+
+
+def test_the_adapter_columns(oracle, llama, tmp_path):
+    trained(oracle, llama, tmp_path / "a", target_modules=["q_proj", "down_proj"], use_rslora=True)
+    frame = deltaw.analyze(llama, tmp_path / "a").to_pandas()
+    assert set(frame["route"]) == {"factored"}
+    assert set(frame["adapter_type"]) == {"lora"}
+    assert set(frame["adapter_rank"]) == {4}
+    assert frame["adapter_scaling"].tolist() == [4.0] * 4
+    assert (frame["factor_balance"] >= 1).all()
+    assert (frame["rounding_noise"] == 0).all()
+    assert set(frame["resolution"]) == {"resolved"}
+
+
+def test_without_a_base_the_sizes_and_ranks_are_the_same(oracle, llama, tmp_path):
+    trained(oracle, llama, tmp_path / "a", target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"])
+    with_base = deltaw.analyze(llama, tmp_path / "a").to_pandas().set_index("name")
+    result = deltaw.analyze(None, tmp_path / "a")
+    alone = result.to_pandas().set_index("name")
+    assert [(s.name, s.reason) for s in result.skipped] == [("lm_head.weight", "needs_base")]
+    for column in ("fro_norm", "effective_rank", "rank_90", "energy_at_1", "max_abs", "factor_balance"):
+        assert alone[column].to_numpy() == pytest.approx(with_base.loc[alone.index, column].to_numpy(), rel=1e-12)
+    for column in ("relative_change", "cosine_to_base", "shrinkage", "norm_growth"):
+        assert alone[column].isna().all()
+
+
+def test_fused_parts_of_an_adapter(oracle, gpt2, tmp_path):
+    for options in ({}, {"use_dora": True}):
+        merged = trained(oracle, gpt2, tmp_path / "a", target_modules=["c_attn"], **options)
+        parts = deltaw.analyze(gpt2, tmp_path / "a", split_fused=True).to_pandas().set_index(["name", "part"])
+        full = deltaw.analyze(gpt2, merged, split_fused=True).to_pandas().set_index(["name", "part"]).loc[parts.index]
+        assert sorted({part for _, part in parts.index}) == ["k", "q", "v"]
+        assert parts["fro_norm"].to_numpy() == pytest.approx(full["fro_norm"].to_numpy(), rel=1e-4)
+
+
+MEASURE = """
+import resource, sys, time
+import torch
+import deltaw.adapters, deltaw.analysis, deltaw.measure, deltaw.spectra
+torch.linalg.svd(torch.randn(8, 8, dtype=torch.float64))
+megabytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, started = megabytes(), time.process_time()
+frame = deltaw.analysis.analyze(None, sys.argv[1]).to_pandas()
+assert frame.loc[0, "rows"] == frame.loc[0, "cols"] == 200_000
+print(megabytes() - before, time.process_time() - started)
+"""
+
+
+def test_no_array_of_the_matrix_s_size_is_formed(tmp_path):
+    """200,000 × 200,000 at r = 16 would be 298 GiB."""
+    g = torch.Generator().manual_seed(0)
+    name = "base_model.model.layer.lora_"
+    A, B = torch.randn(16, 200_000, generator=g), torch.randn(200_000, 16, generator=g)
+    save_file({f"{name}A.weight": A, f"{name}B.weight": B}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 32}))
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    done = run([sys.executable, "-c", MEASURE, str(tmp_path)], env={"OMP_NUM_THREADS": "1", "PATH": ""})
+    megabytes, seconds = map(float, done.stdout.split())
+    assert megabytes < 300
+    assert seconds < 2  # of the processor: a busy machine is no failure

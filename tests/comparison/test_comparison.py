@@ -1,0 +1,167 @@
+"""The tables of a comparison, its files, and planted effects through all of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import deltaw
+from deltaw.errors import OptionError, ResultsError
+
+Make = Callable[..., deltaw.Analysis]
+CONTRACT = [
+    *("metric", "group_a", "group_b", "n_layers", "n_seeds_a", "n_seeds_b", "median_a", "median_b", "median_ratio"),
+    *("ratio_low", "ratio_high", "cliffs_delta", "p_value", "p_adjusted"),
+]
+FACTORS = {"rank_90": 4.0, "shrinkage": 2.0, "relative_change": 0.5}
+
+
+def three(analysis: Make, factors: dict[str, float] | None, start: int) -> list[deltaw.Analysis]:
+    return [analysis(factors, seed=start + s, seed_noise=0.05) for s in range(3)]
+
+
+def test_planted_factors_are_covered_and_nothing_else_is_found(analysis: Make) -> None:
+    """100 repetitions of three seeds each: rank, shrinkage and distance differ by known factors, the rest does not."""
+    covered = dict.fromkeys(FACTORS, 0)
+    false, clear, trials = 0, 0, 0
+    for i in range(100):
+        c = deltaw.compare({"a": three(analysis, FACTORS, 6 * i), "b": three(analysis, None, 6 * i + 3)})
+        rows = c.contrasts().set_index("metric")
+        for metric, factor in FACTORS.items():
+            covered[metric] += rows.loc[metric, "ratio_low"] <= factor <= rows.loc[metric, "ratio_high"]
+            clear += rows.loc[metric, "p_adjusted"] < 0.05
+        for metric in ("effective_rank", "energy_at_16"):
+            false += rows.loc[metric, "p_adjusted"] < 0.05
+            trials += 1
+    assert min(covered.values()) >= 93, covered
+    assert false <= 0.05 * trials
+    assert clear >= 0.9 * 300
+
+
+def test_contrasts_have_the_columns_of_the_contract(analysis: Make) -> None:
+    c = deltaw.compare({"full": three(analysis, None, 0), "LoRA": analysis(adapter="lora", rank=16)})
+    frame = c.contrasts()
+    assert [x for x in frame.columns if x in CONTRACT] == CONTRACT
+    assert set(frame["group_a"]) == {"full"}
+    row = frame.set_index("metric").loc["rank_90"]
+    assert (row["n_layers"], row["n_seeds_a"], row["n_seeds_b"]) == (28, 3, 1)
+    assert row["interval_covers"] == "seeds of one group and layers"
+    assert "base_fro_norm" not in set(frame["metric"])  # the base's own, equal in all runs
+    layers = c.layers()
+    mine = layers[layers["run"].str.startswith("full")].groupby("name")["rank_90"].mean()
+    theirs = layers[layers["run"] == "LoRA"].groupby("name")["rank_90"].mean()
+    assert row["median_a"] == np.median(mine)
+    assert row["median_ratio"] == pytest.approx(np.exp(np.median(np.log(mine / theirs))))
+    assert (frame["p_adjusted"] >= frame["p_value"]).all()
+
+
+def test_numbers_depend_on_the_seed_alone(analysis: Make) -> None:
+    runs = {"a": three(analysis, FACTORS, 0), "b": three(analysis, None, 3)}
+    first, again, other = (deltaw.compare(runs, seed=s).contrasts() for s in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(other)
+    # A third group changes no contrast of the others, but Holm's correction.
+    more = deltaw.compare(runs | {"c": analysis(seed=9)}, seed=1).contrasts()
+    more = more[more["group_b"] == "b"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(more.drop(columns="p_adjusted"), first.drop(columns="p_adjusted"))
+
+
+def test_files(analysis: Make, tmp_path: Path) -> None:
+    c = deltaw.compare({"a": three(analysis, FACTORS, 0), "b <script>": analysis(seed=9)})
+    out = c.save(tmp_path / "out", report=False)
+    for name in ("runs", "layers", "contrasts"):
+        frame = pd.read_csv(out / f"{name}.csv")
+        assert len(frame) == len(getattr(c, name)())
+    layers = pd.read_csv(out / "layers.csv")
+    assert list(layers.columns[:3]) == ["run", "group", "name"]
+    assert set(layers["run"]) == {"a #1", "a #2", "a #3", "b <script>"}
+    assert layers["rank_90"].dtype == np.int64
+    assert (layers["relative_change"] == c.layers()["relative_change"]).all()  # bits survive
+    c.save(tmp_path / "out", report=False)  # the same runs again
+    with pytest.raises(ResultsError, match="comparison of other runs"):
+        deltaw.compare({"z": analysis()}).save(tmp_path / "out", report=False)
+    deltaw.compare({"z": analysis()}).save(tmp_path / "out", report=False, force=True)
+    analysis().save(tmp_path / "analysis")
+    with pytest.raises(ResultsError, match="results of an analysis"):
+        c.save(tmp_path / "analysis", report=False)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResultsError, match="is a file"):
+        c.save(tmp_path / "file", report=False)
+
+
+def test_to_dict_is_json(analysis: Make) -> None:
+    c = deltaw.compare({"full": analysis(seed=0), "LoRA r=16": analysis(adapter="lora", rank=16, seed=1)})
+    document = json.loads(json.dumps(c.to_dict(), allow_nan=False))
+    assert document["groups"] == ["full", "LoRA r=16"]
+    assert {r["metric"] for r in document["contrasts"]} >= {"rank_90", "shrinkage"}
+    assert document["contrasts"][0]["n_layers"] == 28
+    assert document["similarity"] == []
+    assert document["similarity_note"]
+
+
+def test_reference(analysis: Make) -> None:
+    runs = {"LoRA r=4": analysis(adapter="lora", rank=4), "full": analysis(seed=1), "x": analysis(seed=2)}
+    assert deltaw.compare(runs).reference == "full"
+    assert deltaw.compare(runs, reference="x").reference == "x"
+    with pytest.raises(OptionError, match="Did you mean 'full'"):
+        deltaw.compare(runs, reference="ful")
+    with pytest.raises(OptionError, match="seed is -1"):
+        deltaw.compare(runs, seed=-1)
+
+
+def test_fingerprints(analysis: Make) -> None:
+    c = deltaw.compare({"full": three(analysis, None, 0), "decay": three(analysis, {"rank_90": 2.0}, 3)})
+    f = c.fingerprints().set_index("group")
+    assert f.loc["decay", "rank_90_effect_low"] <= 2.0 <= f.loc["decay", "rank_90_effect_high"]
+    assert np.isnan(f.loc["full", "rank_90_effect"])
+    assert f.loc["full", "interval_covers"] == "seeds and layers"
+    assert not f.loc["full", "common_shrinkage"]  # it varies by layer
+    same = deltaw.compare({"decay": [analysis(shrinkage=0.004, seed=s) for s in range(2)]}).fingerprints()
+    assert same.loc[0, "common_shrinkage"]
+    assert np.isnan(f.loc["full", "factor_balance"])
+
+
+def test_settings_choose_what_stands_for_a_group(manifest: Callable[[str], Path], saved: Callable[..., Path]) -> None:
+    """Of several tokens and learning rates: the last tokens, and there the one that learned best."""
+    runs = []
+    for tokens, lr, learning in ((100, 1e-3, 0.9), (200, 1e-3, 0.2), (200, 1e-4, 0.3), (200, 1e-4, 0.4)):
+        name = f"r{len(runs)}"
+        saved(name, seed=len(runs), factors={"rank_90": 1 + tokens / 100})
+        runs.append(
+            f'[[runs]]\nname = "{name}"\ngroup = "g"\nmethod = "full"\nseed = {len(runs) % 2}\ntokens = {tokens}\n'
+            f'results = "{name}"\n[runs.hyperparameters]\nlearning_rate = {lr}\n[runs.scores]\nlearning = {learning}\n'
+        )
+    c = deltaw.compare(manifest("\n".join(runs)))
+    assert list(c.runs()["represents"]) == [False, False, True, True]
+    fingerprint = c.fingerprints().iloc[0]
+    assert fingerprint["setting"] == "200 tokens, learning_rate = 0.0001"
+    assert fingerprint["n_seeds"] == 2
+    curves = c.trajectories()
+    rank = curves[curves["metric"] == "rank_90"]
+    assert list(rank["tokens"]) == [100, 200]
+    assert rank["value"].is_monotonic_increasing
+    assert list(rank["curve"].unique()) == ["learning_rate = 0.001"]
+
+
+def test_scores_only_runs_take_part_in_scores(manifest: Callable[[str], Path], saved: Callable[..., Path]) -> None:
+    saved("full")
+    c = deltaw.compare(
+        manifest(
+            '[[runs]]\nname = "full"\nmethod = "full"\nresults = "full"\n'
+            "[runs.scores]\nlearning = 0.3\nforgetting = 0.5\n"
+            '[[runs]]\nname = "LoRA r=8"\nmethod = "lora"\n[runs.scores]\nlearning = 0.2\nforgetting = 0.6\n'
+        )
+    )
+    assert len(c.contrasts()) == 0
+    assert list(c.runs()["n_layers"]) == [28, 0]
+    effect = c.fingerprints().set_index("group").loc["LoRA r=8"]
+    assert effect["forgetting_effect"] == pytest.approx(0.1)
+    assert np.isnan(effect["rank_90"])
+    assert verdict(c, "lora-learns-less") == "agrees"
+
+
+def verdict(c: deltaw.Comparison, claim: str) -> str:
+    return str(c.claims().set_index("claim").loc[claim, "verdict"])

@@ -1,0 +1,119 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltaw.comparison.fronts import MEAN, common_range, front, fronts_frame, mean_height
+from deltaw.comparison.runs import Runs
+
+Scored = Callable[..., Runs]
+points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12)
+
+
+@given(points)
+def test_front_is_what_nothing_beats(found: list[tuple[int, int]]) -> None:
+    f = front(found)
+    kept = set(zip(f.x, f.y, strict=True))
+    for x, y in found:
+        beaten = any(u >= x and v >= y and (u, v) != (x, y) for u, v in found)
+        assert ((x, y) in kept) != beaten
+    assert (np.diff(f.x) > 0).all()
+    assert (np.diff(f.y) < 0).all()
+
+
+def test_missing_scores_are_no_points() -> None:
+    assert len(front([(math.nan, 1.0), (1.0, math.nan)]).x) == 0
+
+
+def test_height_between_points_is_linear() -> None:
+    f = front([(0.0, 1.0), (1.0, 0.5), (2.0, 0.4)])
+    assert mean_height(f, "learning", 0.5, 0.5) == 0.75
+    assert mean_height(f, "learning", 0.0, 2.0) == pytest.approx((0.75 + 0.45) / 2)
+    assert mean_height(f, "forgetting", 0.75, 0.75) == 0.5
+    assert mean_height(f, "learning", -0.1, 1.0) is None
+    assert mean_height(f, "learning", 1.0, 2.1) is None
+    dense = np.linspace(0.3, 1.7, 20001)
+    expected = np.mean(np.interp(dense, f.x, f.y))
+    assert mean_height(f, "learning", 0.3, 1.7) == pytest.approx(expected, abs=1e-4)
+
+
+def test_common_range() -> None:
+    a, b = front([(0, 1), (2, 0)]), front([(1, 3), (3, 2)])
+    assert common_range(a, b, "learning") == (1, 2)
+    assert common_range(a, b, "forgetting") is None
+
+
+def sweep(seeds: int, noise: float, gap: float) -> list[tuple[object, ...]]:
+    """Two groups at three learning rates: b keeps `gap` more at equal learning, and learns less at each rate."""
+    rng = np.random.default_rng(0)
+    out: list[tuple[object, ...]] = []
+    for group, shift in (("full", 0.0), ("LoRA", gap)):
+        for seed in range(seeds):
+            for i, lr in enumerate((1e-4, 3e-4, 1e-3)):
+                learning = 0.1 * i + (0.05 if group == "full" else 0.0)
+                kept = 1.0 - learning + shift + rng.normal(0, noise)
+                more = {"seed": seed, "hyperparameters": {"learning_rate": lr}}
+                out.append((group, group.lower(), learning, kept, more))
+    return out
+
+
+def test_matched_learning_is_not_the_endpoint(scored: Scored) -> None:
+    """At each learning rate LoRA forgets less; at equal learning it does not: the front says so."""
+    frame = fronts_frame(scored(*sweep(3, 0.001, 0.0)))
+    row = frame[(frame["matched"] == "learning") & (frame["level"] == MEAN)].iloc[0]
+    assert row["difference"] == pytest.approx(0.0, abs=0.003)
+    assert row["low"] < 0 < row["high"]
+    assert (row["n_seeds_a"], row["n_seeds_b"]) == (3, 3)
+
+
+def test_a_gap_at_matched_learning_has_its_interval(scored: Scored) -> None:
+    frame = fronts_frame(scored(*sweep(3, 0.002, 0.04)))
+    rows = frame[frame["matched"] == "learning"]
+    assert set(rows["level"]) == {MEAN, "low", "middle", "high"}
+    assert (rows["high"] < 0).all()  # full − LoRA
+    assert rows["difference"].to_numpy() == pytest.approx(-0.04, abs=0.005)
+    back = frame[(frame["matched"] == "forgetting") & (frame["level"] == MEAN)].iloc[0]
+    assert back["difference"] == pytest.approx(-0.04, abs=0.005)
+
+
+def test_interval_of_a_front_covers(scored: Scored) -> None:
+    """Seeds move along both axes; the mean difference at equal learning is known."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(100):
+        runs = []
+        for group, gap in (("full", 0.0), ("LoRA", 0.05)):
+            for seed in range(3):
+                u, v = rng.normal(0, 0.01, 2)
+                for i in range(4):
+                    x, y = 0.1 * i + u + rng.normal(0, 0.003), 1 - 0.1 * i + gap + v + rng.normal(0, 0.003)
+                    runs.append((group, "", x, y, {"seed": seed, "tokens": 100 * i}))
+        frame = fronts_frame(scored(*runs))
+        row = frame[(frame["matched"] == "learning") & (frame["level"] == MEAN)].iloc[0]
+        covered += row["low"] <= -0.05 <= row["high"]
+    assert covered >= 93
+
+
+def test_no_overlap_is_unknown(scored: Scored) -> None:
+    frame = fronts_frame(scored(("full", "full", 0.3, 0.5, {}), ("LoRA", "lora", 0.2, 0.6, {})))
+    assert len(frame) == 2
+    assert frame["note"].str.startswith("unknown: the ranges of").all()
+    assert frame["difference"].isna().all()
+
+
+def test_one_seed_has_no_interval(scored: Scored) -> None:
+    frame = fronts_frame(scored(*sweep(1, 0.0, 0.04)))
+    assert frame["low"].isna().all()
+    assert frame["difference"].notna().all()
+    assert frame["note"].str.contains("fewer than two seeds in each").all()
+
+
+def test_other_domains_are_not_compared(scored: Scored) -> None:
+    runs = scored(
+        ("a", "full", 0.3, 0.5, {"hyperparameters": {"domain": "code"}}),
+        ("b", "lora", 0.3, 0.5, {"hyperparameters": {"domain": "maths"}}),
+    )
+    assert len(fronts_frame(runs)) == 0

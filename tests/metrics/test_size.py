@@ -1,0 +1,33 @@
+import math
+
+import numpy as np
+import pytest
+
+from deltaw import metrics
+
+
+def test_norms_of_a_diagonal():
+    s = [1.0, 4.0, 2.0]
+    assert metrics.spectral_norm(s) == 4
+    assert metrics.nuclear_norm(s) == 7
+    assert metrics.fro_norm(21.0) == pytest.approx(math.sqrt(21))
+
+
+def test_relative_change_at_its_edges():
+    assert metrics.relative_change(1.0, 4.0) == 0.25
+    assert metrics.relative_change(0.0, 0.0) == 0.0
+    assert math.isnan(metrics.relative_change(1.0, 0.0))
+
+
+def test_empty_spectrum():
+    assert metrics.spectral_norm([]) == metrics.nuclear_norm([]) == 0
+
+
+def test_leading_values_have_no_nuclear_norm():
+    assert math.isnan(metrics.nuclear_norm(np.array([2.0, 1.0]), 6.0))
+    assert metrics.nuclear_norm(np.array([2.0, 1.0]), 5.0) == 3
+
+
+def test_unchanged_fraction():
+    assert metrics.unchanged_fraction(3, 12) == 0.25
+    assert math.isnan(metrics.unchanged_fraction(0, 0))

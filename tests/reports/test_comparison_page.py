@@ -1,0 +1,245 @@
+"""The report of a comparison without a browser: its outline, its sentences, figures, sizes and hostile names."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from deltaw.reports import comparison as page
+from deltaw.reports import comparison_findings as findings
+from deltaw.reports.text import unmarked, visible
+
+import deltaw
+from deltaw.errors import OptionError
+from deltaw.types import Spectrum
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The elements of a page in order, and the text by the innermost tag."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open, self.text = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+
+def seeded(change, seed):
+    """The same base in every run: the change draws from its own generator."""
+    g = np.random.default_rng(seed)
+    return lambda rng, w0, kind: change(g, w0, kind)
+
+
+def manifest_of(folder, arms, tokens=(1000, 2000), seeds=2):
+    """Save analyses and write the manifest; learning falls and keeping rises from the first arm to the last."""
+    rng = np.random.default_rng(0)
+    lines = ['title = "Arms of a test"']
+    for i, (group, method, analyse) in enumerate(arms):
+        for seed in range(seeds):
+            for step, t in enumerate(tokens, start=1):
+                name = f"run{i}-{seed}-{t}"
+                analyse(seed, step).save(folder / name, ["parquet"])
+                learning = 0.3 * step / len(tokens) - 0.02 * i + rng.normal(0, 0.001)
+                quoted = json.dumps(group, ensure_ascii=False)
+                lines += ["[[runs]]", f'name = "{name}"', f"group = {quoted}", f'method = "{method}"']
+                lines += [f"seed = {seed}", f"tokens = {t}", f'results = "{name}"', "[runs.scores]"]
+                lines += [f"learning = {learning}", f"forgetting = {0.6 - 0.3 * learning + rng.normal(0, 0.001)}"]
+    path = folder / "runs.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def arms(kit):
+    """Full fine-tuning, two ranks of merged LoRA, and decay."""
+
+    def analyse(change, offset):
+        return lambda seed, step: kit.make(seeded(change(step), 100 * offset + seed), layers=2)
+
+    return [
+        ("full", "full", analyse(lambda step: kit.full(0.01 * step), 1)),
+        ("LoRA r=4", "lora", analyse(lambda step: kit.lora(4, 0.01 * step), 2)),
+        ("LoRA r=8", "lora", analyse(lambda step: kit.lora(8, 0.01 * step), 3)),
+        ("full + decay", "full", analyse(lambda step: kit.decay(0.01 * step), 4)),
+    ]
+
+
+@pytest.fixture(scope="session")
+def compared(arms, tmp_path_factory):
+    return deltaw.compare(manifest_of(tmp_path_factory.mktemp("compared"), arms))
+
+
+@pytest.fixture(scope="session")
+def compared_html(compared):
+    return page.html(compared)
+
+
+def test_the_outline(compared_html):
+    found = Page(compared_html)
+    sections = [a["id"] for tag, a in found.elements if tag == "section"]
+    assert sections == [i for i, _ in page.CONTENTS]
+    assert "Arms of a test" in found.text["bdi"]
+    figures = [a["id"] for tag, a in found.elements if tag == "figure"]
+    assert figures == [f"f-{n}" for n in ("pareto", "trajectories", "fingerprints", "spectra", "ranks", "similarity")]
+    ids = [a["id"] for _, a in found.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert not [a for _, a in found.elements if "style" in a or any(k.startswith("on") for k in a)]
+
+
+def test_every_figure_is_there_or_says_why(compared):
+    pictures = page.pictures(compared)
+    for name, picture in pictures.items():
+        assert picture.svg is not None or picture.reason, name
+        assert picture.svg is None or picture.reading, name
+    assert [n for n, p in pictures.items() if p.svg is None] == ["similarity"]
+    assert "needs the checkpoints" in pictures["similarity"].reason
+
+
+def test_the_answer(compared):
+    said = [unmarked(f.text) for f in findings.answer(compared)]
+    assert said[0] == "16 runs of one base in 4 groups; full is compared with LoRA r=4, LoRA r=8 and full + decay."
+    assert said[1].startswith("Learning, against full: ")
+    assert said[2].startswith("Forgetting, against full: ")
+    assert said[3].startswith("At equal learning, ")
+    assert "of their norm with a median rank_90 of" in said[4]
+    assert all(f.rule for f in findings.answer(compared))
+
+
+def test_sentences_follow_the_intervals(compared):
+    prints = compared.fingerprints().set_index("group")
+    text = unmarked(findings.answer(compared)[1].text)
+    for group in ("LoRA r=4", "LoRA r=8", "full + decay"):
+        clear = prints.loc[group, "learning_effect_high"] < 0
+        assert (f"{group} (" in text) == clear
+
+
+def test_common_shrinkage_is_read_off(compared):
+    assert "In full + decay all matrices shrank" in unmarked(findings.readings(compared)["fingerprints"])
+
+
+def test_verdicts_and_their_rules_are_on_the_page(compared, compared_html):
+    claims = compared.claims()
+    assert compared_html.count('class="verdict"') == len(claims)
+    for verdict, n in claims["verdict"].value_counts().items():
+        assert compared_html.count(f'class="verdict-{verdict.replace(" ", "-")}"') == n
+    assert compared_html.count("Claimed by") == len(claims)
+
+
+def test_one_seed_is_said_first(arms, tmp_path):
+    c = deltaw.compare(manifest_of(tmp_path, arms[:2], tokens=(1000,), seeds=1))
+    said = unmarked(findings.answer(c)[0].text)
+    assert "one seed per group" in said
+    assert said.endswith("intervals cover layers only.")
+    assert "(points, without seeds)" in unmarked(findings.answer(c)[1].text)
+    assert "nothing is known of 1 group" in unmarked(findings.answer(c)[3].text)
+    assert "intervals cover layers only" in page.html(c)
+
+
+def test_scores_only(tmp_path):
+    """The published numbers: no weights at all, and a complete page."""
+    text = 'title = "Published"\n'
+    for name, method, x, y in (("full", "full", 0.263, 0.545), ("LoRA r=16", "lora", 0.162, 0.635)):
+        text += f'[[runs]]\nname = "{name}"\nmethod = "{method}"\n[runs.scores]\nlearning = {x}\nforgetting = {y}\n'
+    path = tmp_path / "runs.toml"
+    path.write_text(text, encoding="utf-8")
+    c = deltaw.compare(path)
+    html = page.html(c)
+    assert "2 runs" in html
+    assert html.count("No figure:") == 4  # there are points, and a fingerprint of scores
+    ax = c.plot.pareto()
+    points = {tuple(p) for collection in ax.collections for p in np.asarray(collection.get_offsets())}
+    assert points == {(0.263, 0.545), (0.162, 0.635)}
+    with pytest.raises(OptionError, match="no run has a spectrum"):
+        c.plot.spectra()
+
+
+def test_one_run(full_analysis):
+    html = page.html(deltaw.compare({"only": full_analysis}))
+    assert "No contrast: two groups" in html
+    assert "single run" in html
+
+
+def test_plots_return_axes(compared):
+    assert compared.plot.pareto().figure is not None
+    assert len(compared.plot.spectra()) == 3
+    assert compared.plot.fingerprints().shape[1] == 4
+    assert len(compared.plot.trajectories()) == 4
+
+
+def test_a_group_keeps_its_colour(compared):
+    looks = compared.plot.looks
+    assert list(looks) == ["full", "LoRA r=4", "LoRA r=8", "full + decay"]
+    assert len({look.colour for look in looks.values()}) == 4
+    ax = compared.plot.spectra()[0]
+    assert [line.get_color() for line in ax.get_lines()][:4] == [look.colour for look in looks.values()]
+
+
+def test_figures_for_papers(compared, tmp_path):
+    files = page.write_figures(compared, tmp_path)
+    assert {f.name for f in files} >= {"pareto.svg", "pareto.png", "spectra.svg", "fingerprints.png", "ranks.svg"}
+    assert all(f.stat().st_size > 1000 for f in files)
+
+
+def test_hostile_names_are_text(kit, full_analysis):
+    named = dict.fromkeys((n for n in kit.hostile if n.strip()), full_analysis)
+    html = page.html(deltaw.compare(named))
+    found = Page(html)
+    assert [a for tag, a in found.elements if tag == "img"] == []
+    assert html.count("<script") == 1 + 3 + 2  # the data, three libraries, two scripts
+    assert "alert(1)" in html  # shown as text
+    assert "\u202e" not in html
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+    assert {r[data["columns"].index("group_a")] for r in data["rows"]} <= set(map(visible, named))
+
+
+def test_sixty_runs_are_legible_and_small(full_analysis):
+    """Many groups: every one is named in every legend, in a colour and marker of its own."""
+    c = deltaw.compare({f"arm {i}": [full_analysis] * 5 for i in range(12)})
+    html = page.html(c)
+    assert len(html.encode()) < 4e6
+    assert len({(look.colour, look.marker) for look in c.plot.looks.values()}) == 12
+    figure = c.plot.spectra()[0].figure
+    assert {t.get_text() for t in figure.legends[0].get_texts()} >= {f"arm {i}" for i in range(12)}
+
+
+def test_save_writes_report_and_tables(compared, tmp_path):
+    out = compared.save(tmp_path / "out")
+    names = {p.name for p in out.iterdir()}
+    assert names >= {"report.html", "runs.csv", "layers.csv", "contrasts.csv", "claims.csv", "fronts.csv"}
+
+
+def test_noise_has_no_rank(kit):
+    """A merged update below its rounding noise gets no rank in the fingerprint."""
+    noisy = kit.make(kit.lora(4, 1e-4), dtype="bfloat16", hidden=64)
+    assert set(noisy.to_pandas()["resolution"]) & {"noisy", "below_precision"}
+    prints = deltaw.compare({"a": noisy}).fingerprints().iloc[0]
+    assert np.isfinite(prints["relative_change"])
+    clear = noisy.to_pandas()["resolution"].eq("resolved").any()
+    assert np.isfinite(prints["rank_90"]) == clear
+
+
+def test_low_rank_curves_end(kit):
+    from deltaw.comparison.spectra import mean_spectra
+
+    s = np.r_[np.ones(4), np.zeros(28)]
+    frame = kit.make(kit.nothing, layers=1).to_pandas().set_index("name")
+    name = next(n for n in frame.index if "q_proj" in n)
+    curve = mean_spectra(frame, {name: Spectrum(s, 32, 32)})["attention"]
+    assert np.isfinite(curve.sigma[curve.indices <= 4]).all()
+    assert np.isnan(curve.sigma[curve.indices > 4]).all()
+    assert curve.sigma[0] == pytest.approx(0.5)

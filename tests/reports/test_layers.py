@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from deltaw.reports.layers import OUTSIDE, Layers, slot
+
+from deltaw.results import Analysis
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "row"),
+    [
+        ("self_attn.q_proj", "", "self_attn.q_proj"),
+        ("attn.c_attn", "q", "attn.c_attn[q]"),
+        ("block_sparse_moe.experts.13.w1", "", "block_sparse_moe.experts.*.w1"),
+        ("mlp.experts.gate_up_proj", "expert 7", "mlp.experts.gate_up_proj[expert *]"),
+        ("layers.0.conv.3", "", "layers.0.conv.3"),
+    ],
+)
+def test_experts_share_a_row(module, part, row):
+    assert slot(module, part) == row
+
+
+def test_matrices_vectors_and_what_changed(full_analysis, kit):
+    layers = Layers(full_analysis)
+    assert len(layers.matrices) == 30
+    assert len(layers.vectors) == 9
+    assert len(layers.changed) == 30
+    assert layers.kinds == ["attention", "mlp", "embedding", "head"]
+    still = Layers(kit.make(kit.nothing))
+    assert len(still.matrices) == 30
+    assert len(still.changed) == 0
+    assert still.kinds == []
+
+
+def test_the_grid_keeps_the_order_of_the_checkpoint(full_analysis):
+    layers = Layers(full_analysis)
+    grid = layers.grid(layers.matrices, layers.matrices["relative_change"])
+    assert grid.columns == ["", "0", "1", "2", "3"]
+    assert grid.labels[:4] == ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    assert grid.labels[-2:] == ["model.embed_tokens", "lm_head"]
+    assert grid.groups[-2:] == [OUTSIDE, OUTSIDE]
+    assert np.isfinite(grid.values).sum() == 30
+    frame = layers.frame
+    for (row, column), (member,) in grid.members.items():
+        assert grid.values[row, column] == frame.at[member, "relative_change"]
+        if grid.columns[column]:
+            assert frame.at[member, "layer"] == float(grid.columns[column])
+
+
+def test_a_cell_of_experts_is_their_median():
+    rows = [
+        {
+            **{"name": f"m.0.experts.{e}.w", "stack": "m", "layer": 0, "module": f"experts.{e}.w", "kind": "mlp"},
+            **{"rows": 2, "cols": 2, "ndim": 2, "route": "dense", "fro_norm": 1.0, "relative_change": value},
+        }
+        for e, value in enumerate([0.1, 0.4, 0.2, np.nan])
+    ]
+    layers = Layers(Analysis(rows))
+    grid = layers.grid(layers.matrices, layers.matrices["relative_change"])
+    assert grid.values.tolist() == [[0.2]]
+    assert grid.members == {(0, 0): [0, 1, 2, 3]}
+
+
+def test_two_stacks_have_their_own_rows():
+    rows = [
+        {
+            **{"name": f"{s}.{i}.q", "stack": s, "layer": i, "module": "q", "kind": "attention", "route": "dense"},
+            **{"rows": 2, "cols": 2, "ndim": 2, "fro_norm": 1.0, "relative_change": 0.1},
+        }
+        for s, n in (("encoder.block", 2), ("decoder.block", 3))
+        for i in range(n)
+    ]
+    layers = Layers(Analysis(rows))
+    grid = layers.grid(layers.matrices, layers.matrices["relative_change"])
+    assert grid.groups == ["encoder.block", "decoder.block"]
+    assert np.isfinite(grid.values).sum(1).tolist() == [2, 3]

@@ -1,0 +1,98 @@
+"""A study small enough for a test: two kinds of text, a base of a few thousand parameters, seconds for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+pytest.importorskip("reasoning_gym")
+
+import torch
+
+from deltaw.study import arms
+from deltaw.study.base import llama_config
+from deltaw.study.domains import Document
+from deltaw.study.plan import Arm, BaseSpec, Domain, Plan, Scoring, Training
+from deltaw.study.tokens import train_tokenizer
+
+PROSE = "the value of a matrix is returned when both arguments are given and an error is raised if they differ"
+CODE = "def return self if else for in range x y = ( ) : [ ] + not None"
+
+
+def write_text(path: Path, words: str, seed: int, documents: int = 300) -> Path:
+    rng = Random(seed)
+    texts = [" ".join(rng.choices(words.split(), k=40)) for _ in range(documents)]
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests share a few cores, and the number of threads may change the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("texts")
+    return {
+        "prose": str(write_text(folder / "prose.txt", PROSE, 1)),
+        "code": str(write_text(folder / "code.txt", CODE, 2)),
+    }
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[Document]:
+    rng = Random(0)
+    return [Document(" ".join(rng.choices(PROSE.split(), k=40))) for _ in range(60)]
+
+
+SPEC = BaseSpec(hidden=16, layers=2, heads=2, intermediate=24, vocabulary=400, steps=10, batch=4, warmup=2, threads=1)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) -> Path:
+    """A Llama of random weights with its tokenizer, as transformers saves it."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer(documents, 400)
+    torch.manual_seed(0)
+    with arms.quiet():
+        transformers.LlamaForCausalLM(llama_config(SPEC, 64, len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+FULL = Arm("full", "full", (1e-2,))
+DECAY = Arm("full, decay", "full", (1e-2,), weight_decay=1.0)
+LORA = Arm("LoRA r=2", "lora", (3e-2,), rank=2)
+DORA = Arm("DoRA r=2", "lora", (3e-2,), rank=2, options={"use_dora": True})
+MORA1 = Arm("MoRA type 1", "mora", (3e-2,), rank=2, mora_type=1)
+MORA6 = Arm("MoRA type 6", "mora", (3e-2,), rank=2, mora_type=6)
+
+
+@pytest.fixture
+def plan(texts: dict[str, str]) -> Plan:
+    """Three arms on text of the user's own and on problems, one seed."""
+    return Plan(
+        title="Pico",
+        source=Domain("prose", "files", files=(texts["prose"],)),
+        targets=(
+            Domain("code", "files", files=(texts["code"],)),
+            Domain("maths", "maths", "instruction", per_template=2),
+        ),
+        arms=(FULL, LORA, MORA6),
+        seeds=(0,),
+        base=SPEC,
+        training=Training(length=384, batch=2, steps=4, points=2, warmup=1),
+        scores=Scoring(tokens=768, batch=4, problems=2, answer_tokens=4, prompts=1, samples=4, new_tokens=4),
+    )

@@ -1,0 +1,86 @@
+"""`deltaw.analyze` from Python, over tensors in memory and on disk: what a caller may pass, and what comes back."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import deltaw
+from tests.conftest import State, changed, save_single
+
+
+def test_empty_tensors_are_rows_that_did_not_change():
+    shapes = {"rows": (0, 4), "cols": (4, 0), "stack": (2, 0, 3), "none": (0, 0), "vector": (0,), "w": (3, 2)}
+    base = {name: torch.ones(shape) for name, shape in shapes.items()}
+    result = deltaw.analyze(base, {k: v + 1 for k, v in base.items()})
+    frame = result.to_pandas().set_index("name")
+    assert not result.skipped
+    empty = frame.drop("w")
+    assert set(empty.route) == {"unchanged"}
+    assert (empty.fro_norm == 0).all()
+    assert empty.effective_rank.isna().all()
+    assert (frame.loc["rows", "rows"], frame.loc["rows", "cols"]) == (0, 4)
+
+
+def test_a_checkpoint_of_empty_tensors_only():
+    result = deltaw.analyze({"a": torch.zeros(0, 4)}, {"a": torch.zeros(0, 4)})
+    assert len(result.rows) == 1
+    assert not result.failed
+
+
+def test_one_pattern_is_not_a_list_of_letters(pico: State):
+    result = deltaw.analyze(pico, changed(pico), include="q_proj")
+    assert all("q_proj" in row["name"] for row in result.rows)
+    inspected = deltaw.inspect(pico, changed(pico), exclude="mlp")
+    assert not any("mlp" in pair.name for pair in inspected.plan.pairs)
+
+
+@pytest.mark.parametrize("memory", ["1KB", "8GB", 1])
+def test_memory_is_bytes_or_a_size(memory: int | str, pico: State):
+    assert len(deltaw.analyze(pico, changed(pico), memory=memory).rows) == len(pico)
+
+
+@pytest.mark.parametrize("memory", ["lots", 0, -5])
+def test_no_memory_budget(memory: int | str, pico: State):
+    with pytest.raises(deltaw.DeltaWError):
+        deltaw.analyze(pico, changed(pico), memory=memory)
+
+
+def test_an_unknown_name_is_an_error_of_ours_and_a_key_error(pico: State):
+    result = deltaw.analyze(pico, changed(pico), include="q_proj")
+    name = result.rows[0]["name"]
+    with pytest.raises(deltaw.DeltaWError, match="Did you mean") as error:
+        result.spectrum(name[:-1])
+    assert isinstance(error.value, KeyError)
+    assert str(error.value).startswith("no spectrum of ")
+
+
+def test_a_tied_head_is_measured_as_the_embedding_in_every_format(tmp_path: Path, pico: State):
+    """A safetensors file keeps the embedding alone, a pickle both names: the rows are the same."""
+    tied = {k: v for k, v in pico.items() if k != "lm_head.weight"}
+    frames = []
+    for form in ("safetensors", "bin"):
+        paths = []
+        for side, state in (("base", tied), ("ft", changed(tied))):
+            folder = tmp_path / form / side
+            if form == "safetensors":
+                save_single(state, folder)
+            else:
+                folder.mkdir(parents=True)
+                both = {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
+                torch.save(both, folder / "pytorch_model.bin")
+            paths.append(folder)
+        result = deltaw.analyze(*paths)
+        frames.append(result.to_pandas().drop(columns="seconds"))
+    assert [(s.name, s.reason) for s in result.skipped] == [("lm_head.weight", "tied_to model.embed_tokens.weight")]
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_tables_of_an_earlier_run_do_not_stay_beside_the_new_numbers(tmp_path: Path, pico: State):
+    deltaw.analyze(pico, changed(pico), out=tmp_path)
+    other = deltaw.analyze(pico, changed(pico, scale=0.5), out=tmp_path, formats=["json"], force=True)
+    assert sorted(p.name for p in tmp_path.glob("layers.*")) == ["layers.json"]
+    found = deltaw.load(tmp_path).to_pandas().fro_norm
+    assert all(math.isclose(a, b) for a, b in zip(found, other.to_pandas().fro_norm, strict=True))

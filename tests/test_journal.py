@@ -1,0 +1,89 @@
+"""The journal: what a run leaves when it is cut off at any byte."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltaw.errors import ResultsError
+from deltaw.journal import Journal, Measured, read
+from deltaw.types import Interval, Skipped, Spectrum
+
+
+def measured(i: int) -> Measured:
+    spectrum = Spectrum(
+        np.array([3.5, 1 / 3, i]), 3, 5, "estimate", 12.0 + i, {"rank_90": Interval(2.0, 1.0, 3.0)}, "why"
+    )
+    return Measured(
+        {"name": f"w{i}", "rank_90": 2.0, "layer": None, "fro_norm": float("nan")}, spectrum, extra={"t": [{"a": 1}]}
+    )
+
+
+def same(a: Measured, b: Measured) -> bool:
+    ok = repr(a.row) == repr(b.row) and a.skipped == b.skipped and a.extra == b.extra
+    if a.spectrum is None or b.spectrum is None:
+        return ok and a.spectrum is b.spectrum
+    return ok and np.array_equal(a.spectrum.values, b.spectrum.values) and a.spectrum.estimates == b.spectrum.estimates
+
+
+def filled(folder: Path, count: int = 5) -> Path:
+    with Journal(folder, "id", inputs=[["a"], ["b"]], resume=True) as journal:
+        for i in range(count):
+            journal.add(f"w{i}", measured(i))
+        journal.add("bad", Measured(None, skipped=Skipped("bad", "failed: NaN")))
+    return journal.path
+
+
+def test_round_trip(tmp_path: Path):
+    filled(tmp_path)
+    with Journal(tmp_path, "id", inputs=[], resume=True) as again:
+        assert set(again.done) == {"w0", "w1", "w2", "w3", "w4", "bad"}
+        assert all(same(again.done[f"w{i}"], measured(i)) for i in range(5))
+        assert again.done["bad"].skipped == Skipped("bad", "failed: NaN")
+
+
+def test_other_identity_and_fresh_start_over(tmp_path: Path):
+    filled(tmp_path)
+    with Journal(tmp_path, "other", inputs=[], resume=True) as journal:
+        assert journal.done == {}
+    filled(tmp_path)
+    with Journal(tmp_path, "id", inputs=[], resume=False) as journal:
+        assert journal.done == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 1))
+def test_cut_off_anywhere_keeps_whole_lines(tmp_path_factory: pytest.TempPathFactory, share: float):
+    folder = tmp_path_factory.mktemp("j")
+    path = filled(folder)
+    whole = path.read_bytes()
+    keep = int(share * len(whole))
+    path.write_bytes(whole[:keep])
+    done = read(path, "id")
+    # A last line without its newline may be complete; all that is there is right.
+    assert whole[:keep].count(b"\n") - 1 <= len(done)
+    assert all(same(m, measured(int(k[1:]))) for k, m in done.items() if k != "bad")
+    with Journal(folder, "id", inputs=[], resume=True) as journal:
+        journal.add("w9", measured(9))
+    assert set(read(path, "id")) == {*done, "w9"}
+
+
+def test_two_runs_into_one_directory(tmp_path: Path):
+    with Journal(tmp_path, "id", inputs=[], resume=True), pytest.raises(ResultsError, match="another run"):
+        Journal(tmp_path, "id", inputs=[], resume=True)
+    with Journal(tmp_path, "id", inputs=[], resume=True):
+        pass
+
+
+def test_finished_runs_leave_no_journal(tmp_path: Path):
+    journal = Journal(tmp_path, "id", inputs=[], resume=True)
+    journal.close(finished=True)
+    assert not journal.path.exists()
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match="cannot be written"):
+        Journal(tmp_path / "file" / "x", "id", inputs=[], resume=True)
