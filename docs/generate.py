@@ -1,0 +1,32 @@
+"""Write the generated parts of the documentation, between `<!-- NAME: … -->` and `<!-- /NAME -->`.
+
+Run `python docs/generate.py` after a change of the metrics' registry or of the installed peft; a test compares.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from deltaw.adapters import methods
+from deltaw.metrics import markdown_table
+
+ROOT = Path(__file__).parent.parent
+PARTS: dict[str, Callable[[], str]] = {"metrics": markdown_table, "adapters": methods.table}
+
+
+def generated(text: str) -> str:
+    """A document with its generated parts written anew."""
+    for name, write in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda m, write=write: f"{m[1]}\n{write().strip()}\n\n{m[2]}", text)
+    return text
+
+
+def documents() -> list[Path]:
+    """Every document that may hold generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+if __name__ == "__main__":
+    for path in documents():
+        path.write_text(generated(path.read_text(encoding="utf-8")), encoding="utf-8")
