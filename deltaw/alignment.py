@@ -7,7 +7,7 @@ stored: V0ᵀv = Σ0⁻¹·U0ᵀ(W0·v). W0's part is kept by content in `deltaw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -212,28 +212,6 @@ def _sweep(left: NDArray[np.float64], right: NDArray[np.float64], shape: tuple[i
         if k <= len(left)
         for epsilon in SWEEP_EPSILON
     ]
-
-
-def total_sweep(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The sweeps of many matrices added up: one record per (k, ε), with how many matrices it holds."""
-    totals: dict[tuple[int, float], dict[str, Any]] = {}
-    for record in records:
-        key = (int(record["k"]), float(record["epsilon"]))
-        total = totals.setdefault(
-            key,
-            {
-                "k": key[0],
-                "epsilon": key[1],
-                "matrices": 0,
-                "intruders": 0,
-                "intruders_right": 0,
-                "intruders_null": 0.0,
-            },
-        )
-        total["matrices"] += 1
-        for name in ("intruders", "intruders_right", "intruders_null"):
-            total[name] += record[name]
-    return [totals[key] for key in sorted(totals)]
 
 
 def _array(x: Tensor) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from math import prod
@@ -37,6 +37,7 @@ log = logging.getLogger("deltaw")
 FREE_SHARE = 0.6  # of the free memory: the rest is for the report, the page cache and whoever else is there
 MAX_JOBS = 16  # matrices at a time on a CPU; more mostly cost memory
 JOBS_PER_GPU = 2  # one reads while the other computes
+BATCH = 64  # small matrices at a time: what an interruption may lose
 
 
 class Progress(NamedTuple):
@@ -220,15 +221,20 @@ def _run(
     import torch
 
     from deltaw.measure import measure
+    from deltaw.spectra.route import BATCHED_UP_TO
 
     measured = {p.key: journal.done[p.key] for p in pairs if p.key in journal.done} if journal else {}
-    todo = sorted((p for p in pairs if p.key not in measured), key=work, reverse=True)
+    # A batch is measured whole or not at all: in other company, a matrix would differ in its last digits.
+    batches = [
+        b for b in _batches(pairs, BATCHED_UP_TO.get(devices[0].type, 0)) if not all(p.key in measured for p in b)
+    ]
+    batches.sort(key=_work, reverse=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = jobs or (min(cores, MAX_JOBS) if devices[0].type != "cuda" else JOBS_PER_GPU * len(devices))
-    jobs = min(jobs, len(pairs))
+    jobs = min(jobs, max(1, len(batches)))
     budget = Budget(memory or int(psutil.virtual_memory().available * FREE_SHARE))
-    total, work_total = len(pairs), sum(map(work, pairs))
-    work_done = work_total - sum(map(work, todo))
+    total, work_total = len(pairs), _work(pairs)
+    work_done = work_total - sum(map(_work, batches))
     allowed = torch.get_num_threads()  # the caller's: a training that is measured has set its own
     if measured:
         log.info("%d of %d matrices were finished by an earlier run", len(measured), total)
@@ -240,27 +246,48 @@ def _run(
             torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
         return device
 
-    def one(pair: Pair, device: torch.device) -> Measured:
+    def several(batch: Sequence[Pair], device: torch.device) -> list[Measured]:
         # LAPACK gains little from threads on most matrices, so each gets its share of the cores; one that is more
         # work than a fair share of everything would be waited for, and gets more.
-        share = max(1.0, work(pair) * jobs / max(work_total, 1.0))
+        share = max(1.0, _work(batch) * jobs / max(work_total, 1.0))
         torch.set_num_threads(max(1, min(allowed, int(share * cores / jobs))))
-        result = measure(pair, options, device)
+        results = measure(batch, options, device)
         if journal is not None:
-            journal.add(pair.key, result)
-        return result
+            for pair, result in zip(batch, results, strict=True):
+                journal.add(pair.key, result)
+        return results
 
     try:
-        for pair, result in map_unordered(one, todo, jobs=jobs, budget=budget, need=bytes_needed, prepare=prepare):
-            measured[pair.key] = result
-            work_done += work(pair)
-            if result.skipped:
-                log.info("%s: %s", result.skipped.name, result.skipped.reason)
-            if progress is not None:
-                progress(Progress(len(measured), total, work_done, work_total, pair.key))
+        for batch, results in map_unordered(several, batches, jobs=jobs, budget=budget, need=_need, prepare=prepare):
+            for pair, result in zip(batch, results, strict=True):
+                measured[pair.key] = result
+                work_done += work(pair)
+                if result.skipped:
+                    log.info("%s: %s", result.skipped.name, result.skipped.reason)
+                if progress is not None:
+                    progress(Progress(len(measured), total, work_done, work_total, pair.key))
     finally:
         torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's
     return measured
+
+
+def _batches(pairs: Sequence[Pair], largest: int) -> list[Sequence[Pair]]:
+    """Dense pairs of one shape up to `largest` together, as experts and heads are; every other pair by itself."""
+    together: dict[Hashable, list[Pair]] = {}
+    for p in pairs:
+        m, n = matrix_shape(p)
+        small = route(p) == "dense" and min(m, n) <= largest
+        shape = (m, n, p.base and p.base.dtype, getattr(p.ft, "dtype", None))
+        together.setdefault(shape if small else p.key, []).append(p)
+    return [batch[i : i + BATCH] for batch in together.values() for i in range(0, len(batch), BATCH)]
+
+
+def _work(pairs: Iterable[Pair]) -> float:
+    return sum(map(work, pairs))
+
+
+def _need(pairs: Iterable[Pair]) -> int:
+    return sum(map(bytes_needed, pairs))
 
 
 def work(pair: Pair) -> float:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from deltaw.entries import EntrySums, sweep, sweep_factors, sweep_update, unchanged_sums
 from deltaw.rounding import same_bits
-from deltaw.types import Factors, Handle, Pair, Route, Update, View
+from deltaw.types import Factors, Handle, Pair, Route, Update, View, is_handle, is_update
 from deltaw.views import matrix, outputs
 
 
@@ -76,16 +75,6 @@ def _updated(pair: Pair, update: Update, device: torch.device) -> Delta:
     if value.ndim < 2:
         return Delta("vector", None, sums)
     return Delta("dense", value.to(device), sums, w0)
-
-
-def is_update(ft: Handle | Update) -> TypeGuard[Update]:
-    """Whether the fine-tuned side of a pair is an adapter's update and not a stored tensor."""
-    return hasattr(ft, "delta")
-
-
-def is_handle(ft: Handle | Update) -> TypeGuard[Handle]:
-    """Whether the fine-tuned side of a pair is a stored tensor."""
-    return hasattr(ft, "read")
 
 
 def _plain(handle: Handle, view: View) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -228,24 +227,6 @@ def sweep_factors(
     if not sums.finite():
         raise TensorError("not finite: entries of the base, or of the product of the adapter's factors")
     return sums.result()
-
-
-def unchanged_quantities(base: Tensor, *, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The quantities of a matrix that is bit-identical on both sides: ΔW = 0, known without an SVD.
-
-    The rounding columns stay empty: where nothing changed there is nothing to resolve.
-
-    Args:
-        base: W0 as stored, (m, n).
-        device: Where to compute.
-
-    Raises:
-        TensorError: An entry is not finite.
-    """
-    known = unchanged_sums(base, device=device).quantities()
-    del known["noise_row"], known["noise_col"]
-    zeros = np.zeros(min(base.shape))
-    return known | {"s": zeros, "s_residual": zeros, "signal_rank": 0, "effective_rank_denoised": 0.0}
 
 
 class _Accumulator:

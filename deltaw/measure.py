@@ -1,10 +1,11 @@
-"""One pair becomes one row: read, subtract, take singular values, evaluate the metrics."""
+"""A pair becomes a row: read, subtract, take singular values, evaluate the metrics."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +14,14 @@ import torch
 
 from deltaw import alignment
 from deltaw.basecache import default_cache
-from deltaw.delta import Delta, difference, is_update
+from deltaw.delta import Delta, difference
 from deltaw.errors import DeltaWError
 from deltaw.journal import Measured
 from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage
 from deltaw.options import Options
 from deltaw.pairing import describe
-from deltaw.spectra import Noise, spectrum
-from deltaw.types import Factors, Pair, Skipped, Spectrum
+from deltaw.spectra import Noise, singular_values_batched, spectrum
+from deltaw.types import Factors, Pair, Skipped, Spectrum, is_update
 from deltaw.views import matrix
 
 log = logging.getLogger("deltaw")
@@ -35,39 +36,69 @@ FROM_SPECTRUM = [m.name for m in REGISTRY.values() if {"s", "s_residual", "rank_
 RESIDUAL = {"effective_rank_residual": "effective_rank", "rank_90_residual": "rank_90"}
 
 
-def measure(pair: Pair, options: Options, device: torch.device) -> Measured:
-    """The row and spectrum of one pair; a tensor that cannot be measured becomes `failed` with its reason."""
+def measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> list[Measured]:
+    """The rows and spectra of a pair, or of several of one small shape, whose singular values are found at once.
+
+    A tensor that cannot be measured becomes `failed` with its reason, and the others are measured.
+    """
     started = time.perf_counter()
     try:
-        measured = _on(pair, options, device)
+        found = _on(pairs, options, device)
     except ONE_TENSOR as e:
+        if len(pairs) > 1:  # one by one tells which
+            return _one_by_one(measure, pairs, options, device)
         reason = " ".join(str(e).split()) or type(e).__name__
-        return Measured(None, skipped=Skipped(pair.key, f"failed: {reason}"))
-    assert measured.row is not None
-    return replace(measured, row={**measured.row, "seconds": time.perf_counter() - started})
+        return [Measured(None, skipped=Skipped(pairs[0].key, f"failed: {reason}"))]
+    seconds = (time.perf_counter() - started) / len(pairs)
+    return [replace(measured, row={**(measured.row or {}), "seconds": seconds}) for measured in found]
 
 
-def _on(pair: Pair, options: Options, device: torch.device) -> Measured:
-    """Measure on a device, or on the CPU where the device's memory is too small for this matrix."""
+def _one_by_one(
+    function: Callable[[Sequence[Pair], Options, torch.device], list[Measured]],
+    pairs: Sequence[Pair],
+    options: Options,
+    device: torch.device,
+) -> list[Measured]:
+    return [measured for pair in pairs for measured in function([pair], options, device)]
+
+
+def _on(pairs: Sequence[Pair], options: Options, device: torch.device) -> list[Measured]:
+    """Measure on a device; what does not fit into its memory one by one, and then on the CPU."""
     if device.type != "cuda":
-        return _measure(pair, options, device)
+        return _measure(pairs, options, device)
+    instead = "one by one" if len(pairs) > 1 else "on the CPU"
     try:
-        return _measure(pair, options, device)
+        return _measure(pairs, options, device)
     except torch.OutOfMemoryError:
-        log.warning("%s: does not fit into the memory of %s, measured on the CPU", pair.key, device)
+        log.warning("%s: does not fit into the memory of %s, measured %s", pairs[0].key, device, instead)
     torch.cuda.empty_cache()  # outside of the handler: the exception holds the tensors of its frames
-    return _measure(pair, options, torch.device("cpu"))
+    if len(pairs) > 1:
+        return _one_by_one(_on, pairs, options, device)
+    return _measure(pairs, options, torch.device("cpu"))
 
 
-def _measure(pair: Pair, options: Options, device: torch.device) -> Measured:
-    delta = difference(pair, device)
+def _measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> list[Measured]:
+    deltas = [difference(pair, device) for pair in pairs]
+    dense = [i for i, delta in enumerate(deltas) if delta.route == "dense"]
+    found: dict[int, Spectrum] = {}
+    if len(dense) > 1:
+        stack = torch.stack([v for i in dense if isinstance(v := deltas[i].value, torch.Tensor)])
+        found = dict(zip(dense, singular_values_batched(stack), strict=True))
+    return [
+        _row(pair, delta, found.get(i), options, device)
+        for i, (pair, delta) in enumerate(zip(pairs, deltas, strict=True))
+    ]
+
+
+def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, device: torch.device) -> Measured:
+    """The row of one ΔW, with its spectrum if that is known already."""
     row = describe(pair) | {"route": delta.route, "method": ""}
     quantities = _adapter(pair, delta)
     if delta.is_vector:
         row |= _columns(quantities) | evaluate(quantities | delta.sums.totals(), ("size", "regularisation"))
         row |= {"spectral_norm": row["fro_norm"], "nuclear_norm": row["fro_norm"]}  # an n×1 matrix has one σ
         return Measured(row)
-    found = _spectrum(delta, options, device)
+    found = found or _spectrum(delta, options, device)
     quantities |= delta.sums.quantities() | _residual(delta, found, options, device)
     if delta.route == "unchanged":  # nothing changed: nothing for the precision to resolve
         quantities = {k: v for k, v in quantities.items() if not k.startswith("noise_")}

@@ -17,7 +17,7 @@ from deltaw.checkpoints import Checkpoint
 from deltaw.errors import OptionError, PairingError
 from deltaw.fused import inputs_first, is_fused, parts, text_config, uses_conv1d
 from deltaw.names import is_expert_stack, kind, natural, place, unwrap
-from deltaw.types import Handle, Pair, Skipped, View
+from deltaw.types import Handle, Pair, Skipped, View, is_handle, is_update
 
 HEAD_MODULES = ("lm_head", "embed_out", "output", "cls.predictions.decoder", "proj_out")
 INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared")
@@ -245,7 +245,7 @@ def matrices(pair: Pair, config: Mapping[str, object], *, transposed: bool, spli
 def matrix_shape(pair: Pair) -> tuple[int, int]:
     """(outputs, inputs) of the matrix that a pair stands for; (n, 1) for a vector, (1, 1) for a scalar."""
     view = pair.view
-    if hasattr(pair.ft, "delta"):
+    if is_update(pair.ft):
         rows, cols = pair.ft.shape  # an update's shape is the matrix's
     else:
         shape = pair.ft.shape
@@ -311,7 +311,7 @@ def plan_adapter(
     for pair in sorted(found.pairs, key=lambda p: natural(p.name)):
         if not wanted(pair.name):
             skipped.append(Skipped(pair.name, "excluded", "by --include or --exclude"))
-        elif not hasattr(pair.ft, "delta"):
+        elif is_handle(pair.ft):
             assert pair.base is not None
             view, why = _view(pair.base, pair.ft)
             if view is None:

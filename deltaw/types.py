@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,16 @@ class Update(Protocol):
         Raises:
             AdapterError: The stored tensors cannot be read, or do not fit.
         """
+
+
+def is_update(ft: Handle | Update) -> TypeGuard[Update]:
+    """Whether the fine-tuned side of a pair is an adapter's update and not a stored tensor."""
+    return hasattr(ft, "delta")
+
+
+def is_handle(ft: Handle | Update) -> TypeGuard[Handle]:
+    """Whether the fine-tuned side of a pair is a stored tensor."""
+    return hasattr(ft, "read")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from deltaw.adapters.trained import same
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.errors import AdapterError
 from deltaw.pairing import is_floating, match_names
-from deltaw.types import Handle, Pair, Update
+from deltaw.types import Handle, Pair, Update, is_update
 
 Status = Literal["equal", "rounding", "differs", "missing"]
 WORDS = {"equal": "equal", "rounding": "equal up to storage rounding", "differs": "differs", "missing": "missing"}
@@ -186,8 +186,8 @@ def _extra(name: str, base: Checkpoint, merged: Checkpoint, updates: Mapping[str
 
 def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> Verdict:
     """The verdict on one tensor that both sides store."""
-    whole = [p for p in pairs if not hasattr(p.ft, "delta")]
-    adds = [p for p in pairs if hasattr(p.ft, "delta")]
+    whole = [p for p in pairs if not is_update(p.ft)]
+    adds = [p for p in pairs if is_update(p.ft)]
     source = cast("Handle", whole[-1].ft) if whole else base
     touched = bool(pairs)
     if source.shape != merged.shape:

@@ -146,9 +146,13 @@ const deltaw = (() => {
       placeholder: "No row matches the filters.",
       columnDefaults: { resizable: "header" },
       index: "_i",
+      autoResize: false, // its observers draw the rows anew when they scroll into view, under a click or the focus
     });
     grid.on("rowClick", (_, row) => open && open(row.getData()._i, row.getElement()));
-    grid.on("tableBuilt", () => label(element));
+    grid.on("tableBuilt", () => {
+      label(element);
+      addEventListener("resize", () => grid.redraw());
+    });
     // Other columns of the same rows: what was sorted and filtered stays so, where the column stays.
     grid.showColumns = (some) => {
       const sorters = grid.getSorters().map(({ field, dir }) => ({ column: field, dir }));

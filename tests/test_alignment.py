@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltaw.alignment import SWEEP_EPSILON, UNCHANGED, align, basis, total_sweep
+from deltaw.alignment import SWEEP_EPSILON, UNCHANGED, align, basis
 from deltaw.basecache import BaseCache
 from deltaw.entries import sweep, sweep_factors
 from deltaw.metrics import evaluate
@@ -164,10 +164,6 @@ def test_the_sweep_is_a_table_of_counts():
         assert counts == sorted(counts)
         assert counts[-1] <= k
     assert at[50, 0.9]["intruders_null"] == pytest.approx(50)
-    total = total_sweep(found.sweep * 3)
-    assert len(total) == len(found.sweep)
-    assert total[0]["matrices"] == 3
-    assert total[-1]["intruders"] == 3 * at[50, 0.9]["intruders"]
 
 
 def small_model():

@@ -5,6 +5,7 @@
 | factors B·A | QR of both, r×r SVD | (m + n)·r² |
 | dense, stored, a few directions and rounding | certified low rank | a sample, 10 to 24 products with r + 8 columns |
 | dense, `fast`, k ≥ FAST_FROM | deflated stochastic Lanczos quadrature | some 24 to 80 products with 24 columns |
+| dense, one of many of its shape, k ≤ BATCHED_UP_TO | the same, of the whole stack at once | the same, in one call |
 | dense | eigenvalues of the float64 Gram matrix | m·n·k + 4/3·k³ |
 """
 
@@ -20,6 +21,10 @@ from deltaw.spectra.low_rank import Noise, low_rank_spectrum
 from deltaw.types import Factors, Spectrum
 
 FAST_FROM = 1024  # k from which an estimate is cheaper than the exact spectrum (measured: 1.2 to 1.7 times)
+# k up to which a stack of equal shapes is solved in one call (`deltaw.analysis` makes the stacks). On a CPU only the
+# overhead of a call can be gained (measured, 64 matrices, one thread: 1.4 to 2 times at k ≤ 32, .7 times from 64
+# on); on a GPU such a matrix is nothing but overhead (not measured yet).
+BATCHED_UP_TO = {"cpu": 32, "cuda": 256}
 ENERGIES = (1e-60, 1e60)  # between which float32 products neither underflow nor overflow
 
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from deltaw.adapters import open_adapter
 from deltaw.checkpoints import open_checkpoint
-from deltaw.delta import is_update
-from deltaw.types import Factors
+from deltaw.types import Factors, is_update
 from deltaw.views import matrix
 
 torch.set_num_threads(1)
