@@ -49,6 +49,7 @@ bench: $(VENV)/dev  ## Speed and memory, as ratios measured in one run (ARGS=--q
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 	$(BIN)/python -m benchmarks.adapters
 	$(BIN)/python -m benchmarks.alignment
+	$(BIN)/python -m benchmarks.coverage
 
 format: $(VENV)/dev  ## Format the code.
 	$(BIN)/ruff check --fix

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.coverage import FAMILIES, marchenko_pastur, random_spectrum
 from deltaw.metrics.registry import evaluate
 from deltaw.spectra import estimate_spectrum, spectrum
 from deltaw.spectra.quadrature import SECTIONS, crossing, estimated_values, excess
@@ -23,35 +24,12 @@ def exact_metrics(sigma, rows=None, cols=None, **known):
     return evaluate({"s": sigma, "energy": float(sigma @ sigma), "rows": rows, "cols": cols, **known}, SECTIONS)
 
 
-def marchenko_pastur(k, beta):
-    theta = (np.arange(100_000) + 0.5) / 100_000 * math.pi
-    lam = 1 + beta + 2 * math.sqrt(beta) * np.cos(theta)
-    mass = np.cumsum(np.sin(theta) ** 2 / lam)
-    return np.sqrt(np.interp((np.arange(k) + 0.5) / k, mass / mass[-1], lam))
-
-
-def spiked(rng):
-    s = marchenko_pastur(K, 0.5)
-    s[:12] += s[0] * rng.uniform(0.5, 10, 12)
-    return np.sort(s)[::-1]
-
-
-FAMILIES = {
-    "flat": lambda _: np.ones(K),
-    "power": lambda rng: np.arange(1, K + 1) ** -rng.uniform(0.2, 0.9),
-    "exponential": lambda rng: np.exp(-np.arange(K) / K * rng.uniform(1, 4)),
-    "spiked": spiked,
-    "low rank and noise": lambda rng: np.concatenate([rng.uniform(20, 40, 16), marchenko_pastur(K - 16, 0.7)]),
-    "Marchenko-Pastur": lambda rng: marchenko_pastur(K, rng.uniform(0.1, 1)),
-}
-
-
 def test_intervals_cover_and_are_narrow():
     """A Gaussian start does not know the singular vectors: a diagonal matrix stands for all with its spectrum."""
     covered, widths = [], []
-    for number, (family, make) in enumerate(FAMILIES.items()):
+    for number, family in enumerate(FAMILIES):
         for seed in range(3):
-            sigma = np.sort(make(np.random.default_rng(100 * number + seed)))[::-1].copy()
+            sigma = random_spectrum(family, K, 100 * number + seed)
             found = estimate_spectrum(torch.diag(torch.from_numpy(sigma)), generator=seeded(10 * number + seed))
             assert found is not None
             assert found.method == "estimate"
