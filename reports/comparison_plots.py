@@ -1,7 +1,7 @@
 """The figures of a comparison, as matplotlib axes: `plot.pareto()`, `.spectra()`, `.fingerprints()`, ….
 
-A group has one colour, marker and line in all figures, the reference is black. Nothing here computes more than a mean:
-the numbers come from the comparison's tables.
+A group has one colour, marker and line in all figures, an arm one colour in all domains, the reference is black.
+Nothing here computes more than a mean: the numbers come from the comparison's tables.
 """
 
 from __future__ import annotations
@@ -63,14 +63,37 @@ class ComparisonPlots:
 
     @cached_property
     def looks(self) -> dict[str, Look]:
-        """Colour, marker and line of each group; the reference is first and black."""
+        """Colour, marker and line of each group; the reference is first and black.
+
+        The colour is the arm's: what was trained the same way in two domains, but for the learning rate, has one. The
+        marker and the line are the domain's.
+        """
+        from deltaw.comparison.runs import arena
+
         c = self._comparison
         ordered = [c.reference, *(g for g in c.groups if g != c.reference)]
-        n = len(style.GROUPS)
-        return {
-            g: Look(style.GROUPS[i % n], MARKERS[i // n % len(MARKERS)], LINES[i // n % len(LINES)])
-            for i, g in enumerate(ordered)
-        }
+        places = {g: arena(c.runs_.chosen[g]) for g in ordered}
+        domains = list(dict.fromkeys(places.values()))
+        colours = len(style.GROUPS)
+        arms: dict[tuple[Any, ...], int] = {}
+        taken: set[tuple[Any, ...]] = set()
+        out = {}
+        for g in ordered:
+            arm = self._arm(g)
+            if (places[g], arm) in taken:  # the runs do not say what tells the groups apart
+                arm = (*arm, g)
+            taken.add((places[g], arm))
+            i = arms.setdefault(arm, len(arms))
+            shape = i // colours * len(domains) + domains.index(places[g])
+            out[g] = Look(style.GROUPS[i % colours], MARKERS[shape % len(MARKERS)], LINES[shape % len(LINES)])
+        return out
+
+    def _arm(self, group: str) -> tuple[Any, ...]:
+        """What tells a group from the others of its domain: the method and its hyperparameters."""
+        runs = self._comparison.runs_
+        known = runs.chosen[group].hyperparameters
+        told = tuple((k, str(v)) for k, v in known if k not in {"domain", "training", "learning_rate", "lr"})
+        return (runs.representatives(group)[0].method, *told)
 
     def pareto(self, columns: int = 2) -> Any:
         """Learning against forgetting: a point per run, a group's settings joined along tokens, the front marked.

@@ -116,12 +116,8 @@ def _pair(runs: Runs, a: str, b: str, matched: str) -> list[dict[str, Any]]:
         spans = " and ".join(f"[{f.axis(matched)[0][0]:.4g}, {f.axis(matched)[0][-1]:.4g}]" for f in (fa, fb))
         note = f"unknown: the ranges of {matched} do not overlap ({spans})"
         return [row | {"level": "", "n_seeds_a": 0, "n_seeds_b": 0, "note": note}]
-    levels: dict[str, tuple[float, float]] = {MEAN: overlap}
-    for name, share in LEVELS.items():
-        at = overlap[0] + share * (overlap[1] - overlap[0])
-        levels[name] = (at, at)
     rows = []
-    for level, (low, high) in levels.items():
+    for level, (low, high) in ranges(overlap).items():
         va, vb = (mean_height(f, matched, low, high) for f in (fa, fb))
         xs, ys = (seed_heights(f, matched, low, high) for f in (fa, fb))
         assert va is not None
@@ -152,6 +148,14 @@ def common_range(a: Front, b: Front, matched: str) -> tuple[float, float] | None
     low = max(a.axis(matched)[0][0], b.axis(matched)[0][0])
     high = min(a.axis(matched)[0][-1], b.axis(matched)[0][-1])
     return (float(low), float(high)) if low <= high else None
+
+
+def ranges(overlap: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    """What two fronts are compared over: all of their overlap, and its ends and middle, by level."""
+    low, high = overlap
+    # Never outside the overlap, as low + (high − low) may be by rounding.
+    points = {name: (1 - share) * low + share * high for name, share in LEVELS.items()}
+    return {MEAN: overlap} | {name: (at, at) for name, at in points.items()}
 
 
 def mean_height(f: Front, matched: str, low: float, high: float) -> float | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaw.comparison.fronts import MEAN, common_range, front, fronts_frame, mean_height
+from deltaw.comparison.fronts import MEAN, common_range, front, fronts_frame, mean_height, ranges
 from deltaw.comparison.runs import Runs
 
 Scored = Callable[..., Runs]
@@ -44,6 +44,27 @@ def test_common_range() -> None:
     a, b = front([(0, 1), (2, 0)]), front([(1, 3), (3, 2)])
     assert common_range(a, b, "learning") == (1, 2)
     assert common_range(a, b, "forgetting") is None
+
+
+scores = st.floats(0.001, 1)
+
+
+@given(st.lists(st.tuples(scores, scores), min_size=1, max_size=6), st.lists(st.tuples(scores, scores), min_size=1))
+def test_both_fronts_have_a_height_everywhere_in_their_overlap(
+    a: list[tuple[float, float]], b: list[tuple[float, float]]
+) -> None:
+    for matched in ("learning", "forgetting"):
+        fronts = front(a), front(b)
+        overlap = common_range(*fronts, matched)
+        if overlap is not None:
+            for low, high in ranges(overlap).values():
+                assert all(mean_height(f, matched, low, high) is not None for f in fronts)
+
+
+@given(scores, scores)
+def test_no_level_is_outside_the_overlap(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert all(low <= start <= end <= high for start, end in ranges((low, high)).values())
 
 
 def sweep(seeds: int, noise: float, gap: float) -> list[tuple[object, ...]]:
