@@ -219,6 +219,7 @@ def _run(
     """Measure what the journal does not have yet, the costliest first so that no thread is left with it at the end."""
     import psutil
     import torch
+    from threadpoolctl import threadpool_limits
 
     from deltaw.measure import measure
     from deltaw.spectra.route import BATCHED_UP_TO
@@ -257,6 +258,7 @@ def _run(
                 journal.add(pair.key, result)
         return results
 
+    blas = threadpool_limits(1 if jobs > 1 else None, user_api="blas")  # NumPy's, which torch's number does not reach
     try:
         for batch, results in map_unordered(several, batches, jobs=jobs, budget=budget, need=_need, prepare=prepare):
             for pair, result in zip(batch, results, strict=True):
@@ -267,6 +269,7 @@ def _run(
                 if progress is not None:
                     progress(Progress(len(measured), total, work_done, work_total, pair.key))
     finally:
+        blas.restore_original_limits()
         torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's
     return measured
 

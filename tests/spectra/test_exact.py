@@ -146,8 +146,23 @@ def diverges(*_args, **_kwargs):
     raise torch.linalg.LinAlgError("the algorithm failed to converge")
 
 
+def diverges_in_numpy(*_args, **_kwargs):
+    raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+
+def test_both_eigensolvers_give_the_same(monkeypatch):
+    x = random(70, 50)
+    by_numpy = singular_values(x).values
+    monkeypatch.setattr(np.linalg, "eigvalsh", diverges_in_numpy)  # not asked
+    monkeypatch.setattr(exact, "NUMPY_UP_TO", 49)
+    s = singular_values(x)
+    assert s.note == ""
+    np.testing.assert_allclose(s.values, by_numpy, rtol=1e-12)
+
+
 def test_falls_back_when_a_driver_does_not_converge(monkeypatch):
     x = random(30, 20)
+    monkeypatch.setattr(np.linalg, "eigvalsh", diverges_in_numpy)
     monkeypatch.setattr(torch.linalg, "eigvalsh", diverges)
     s = singular_values(x)
     assert s.note == "eigvalsh of the Gram matrix did not converge; values from LAPACK gesdd"
@@ -161,6 +176,7 @@ def test_falls_back_when_a_driver_does_not_converge(monkeypatch):
 
 def test_a_driver_that_returns_nan_counts_as_not_converged(monkeypatch):
     x = random(30, 20)
+    monkeypatch.setattr(np.linalg, "eigvalsh", lambda g, **_: np.full(g.shape[:-1], np.nan))
     monkeypatch.setattr(torch.linalg, "eigvalsh", lambda g, **_: torch.full(g.shape[:-1], float("nan")).double())
     assert singular_values(x).note.startswith("eigvalsh of the Gram matrix did not converge")
     np.testing.assert_allclose(singular_values_batched(x[None])[0].values, oracle(x), atol=1e-12)
