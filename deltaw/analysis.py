@@ -258,7 +258,7 @@ def _run(
                 journal.add(pair.key, result)
         return results
 
-    blas = threadpool_limits(1 if jobs > 1 else None, user_api="blas")  # NumPy's, which torch's number does not reach
+    blas = threadpool_limits(1, user_api="blas")  # NumPy's threads, which torch's number does not reach
     try:
         for batch, results in map_unordered(several, batches, jobs=jobs, budget=budget, need=_need, prepare=prepare):
             for pair, result in zip(batch, results, strict=True):

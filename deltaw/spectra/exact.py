@@ -38,14 +38,16 @@ Driver = Callable[[Tensor, float], Vector | None]  # (tall x, scale) -> singular
 
 NOT_CONVERGED = (torch.linalg.LinAlgError, np.linalg.LinAlgError)  # type: ignore[attr-defined]
 
-# The eigenvalues alone, by torch's LAPACK (MKL) and by NumPy's (OpenBLAS), milliseconds, one thread each:
+# The eigenvalues alone, by torch's LAPACK (MKL) and by NumPy's (OpenBLAS), milliseconds, with one and with two threads:
 #
-#             128   384  1024  2048  4096
-#   torch      .4   5.5    76   408  2736
-#   NumPy      .4   4.3    56   359  4177
+#               128   384  1024  2048  4096
+#   torch, 1     .4   5.5    76   408  2736
+#   NumPy, 1     .4   4.3    56   359  4177
+#   torch, 2     .4   4.5    48   310  1752
+#   NumPy, 2     .4   3.7    39   236  1960
 #
-# Two at a time, on both cores, they are level at 2048 (425 and 449).
-NUMPY_UP_TO = 1536
+# With two threads, torch's first call takes .7 seconds more.
+NUMPY_UP_TO = 2048
 ROW_BLOCK = 4096  # rows that are converted to float64 at a time: bounds the memory of a tall matrix
 COLUMN_BLOCK = 128  # columns of a block of the Gram matrix: what lies above the diagonal is never computed
 GRAM_ERROR = 8.0  # δ = GRAM_ERROR·√k·ε·λ1; sums of rounding errors grow like √k (measured: below 2)

@@ -26,6 +26,8 @@ from deltaw.study.workspace import finishing
 
 from .conftest import FULL, LORA
 
+TABLES = Path(__file__).parents[2] / "docs" / "study_tables.py"
+
 
 def run(plan: Plan, out: Path, cache: Path, **options: object) -> pd.DataFrame:
     return runner.run(plan, out, cache=cache, jobs=1, device="cpu", **options).points  # type: ignore[arg-type]
@@ -86,6 +88,12 @@ def test_a_study_from_beginning_to_end(plan: Plan, tmp_path: Path) -> None:
     assert (tmp_path / "a" / "comparison" / "report.html").stat().st_size > 10_000
     about = json.loads((tmp_path / "a" / "study.json").read_text())
     assert about["domains"]["code"]["train_tokens"] > 0
+    tables = subprocess.run(
+        [sys.executable, TABLES, tmp_path / "a"], check=True, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
+    assert tables.count("\n| full |") == 2
+    assert "of 6 arms learned" in tables
+    assert "| LoRA learns less than full fine-tuning |" in tables
 
 
 @pytest.mark.usefixtures("without_comparison")
