@@ -33,6 +33,7 @@ from benchmarks.pairs import demo_pair, write_pair
 WORK = Path(__file__).with_name("work.py")
 MATRICES = ((1024, 1024), (2816, 1024), (1024, 2816), (2048, 2048), (4096, 4096), (4096, 11008), (8192, 8192))
 QUICK_MATRICES = MATRICES[:4]
+EXACT, READING = "deltaw, exact", "reading alone"
 
 
 class Case(NamedTuple):
@@ -49,6 +50,7 @@ class Section(NamedTuple):
     title: str
     cases: Sequence[Case]
     most: int = 5  # runs, where one takes minutes
+    ratios: bool = True  # to the first case
 
 
 class Measurement(NamedTuple):
@@ -80,15 +82,14 @@ def sections(folder: Path, options: argparse.Namespace) -> Iterator[Section]:
     for title, rank in (("full update", None), ("merged LoRA r = 16, bf16", 16)):
         base, tuned = write_pair(folder / title.split()[0], rank=rank)
         yield Section(f"Llama-shaped pair, 119 M parameters, {title}", pair_cases(base, tuned, options.peers))
-    yield Section("Memory: 2 and 32 layers of the same pair", list(memory_cases(folder)))
+    yield Section("Memory: 2 and 32 layers of the same pair", list(memory_cases(folder)), ratios=False)
     for m, n in QUICK_MATRICES if options.quick else MATRICES:
         for rank in ("full", "16"):
             what = "full update" if rank == "full" else "merged LoRA r = 16"
             yield Section(f"One matrix {m}×{n}, {what}", matrix_cases(m, n, rank), most=1 if n > 4096 else 5)
     layers = "4" if options.quick else "32"
-    yield Section(
-        f"Adapters of a 7B Llama, {layers} layers", [Case(f"r = {r}", ("adapter", r, layers)) for r in ("16", "64")]
-    )
+    adapters = [Case(f"r = {r}", ("adapter", r, layers)) for r in ("16", "64")]
+    yield Section(f"Adapters of a 7B Llama, {layers} layers", adapters, ratios=False)
     if options.gpu:
         yield from gpu_sections()
 
@@ -97,9 +98,9 @@ def pair_cases(base: Path, tuned: Path, peers: str | None) -> list[Case]:
     pair = (str(base), str(tuned))
     cases = [
         Case("plain loop", ("loop", *pair)),
-        Case("deltaw, exact", ("deltaw", *pair, "exact")),
+        Case(EXACT, ("deltaw", *pair, "exact")),
         Case("deltaw, fast", ("deltaw", *pair, "fast")),
-        Case("reading alone", ("read", *pair)),
+        Case(READING, ("read", *pair)),
     ]
     if peers:
         cases += [Case("modeldelta 0.4.4", ("modeldelta", *pair), peers)]
@@ -157,17 +158,32 @@ def measure(cases: Sequence[Case], runs: int) -> list[Measurement]:
 def table(section: Section, measured: Sequence[Measurement]) -> str:
     """A section as Markdown."""
     memory = section.cases[0].task[0] != "matrix"  # a matrix is made in the same process
-    lines = [f"### {section.title}\n", "| | seconds | speed-up | CPU seconds | less by | peak memory |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
+    columns = ["", "seconds", "speed-up", "CPU seconds", "less by", "peak memory"]
+    lines = [row(columns), "|---|" + "---:|" * 5]
     first = measured[0]
     for case, (seconds, cpu, peak) in zip(section.cases, measured, strict=True):
         if seconds is None or cpu is None or peak is None:
-            lines.append(f"| {case.label} | failed | | | | |")
+            lines.append(row([case.label, "failed", "", "", "", ""]))
             continue
-        ratios = [f"{a / max(b, 1e-9):.2f}×" if a else "" for a, b in ((first.seconds, seconds), (first.cpu, cpu))]
+        ratios = [
+            f"{a / max(b, 1e-9):.2f}×" if a and section.ratios else ""
+            for a, b in ((first.seconds, seconds), (first.cpu, cpu))
+        ]
         size = f"{peak:.0f} MB" if memory else ""
-        lines.append(f"| {case.label} | {seconds:.3g} | {ratios[0]} | {cpu:.3g} | {ratios[1]} | {size} |")
-    return "\n".join(lines) + "\n"
+        lines.append(row([case.label, f"{seconds:.3g}", ratios[0], f"{cpu:.3g}", ratios[1], size]))
+    return f"### {section.title}\n\n" + "\n".join(lines) + f"\n{reading_share(section, measured)}"
+
+
+def row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def reading_share(section: Section, measured: Sequence[Measurement]) -> str:
+    """What part of the exact analysis is reading, where both were measured."""
+    seconds = {case.label: m.seconds for case, m in zip(section.cases, measured, strict=True)}
+    read, all_of_it = seconds.get(READING), seconds.get(EXACT)
+    return f"\nReading is {read / all_of_it:.0%} of the exact analysis.\n" if read and all_of_it else ""
 
 
 def machine() -> str:
