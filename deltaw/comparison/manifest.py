@@ -124,8 +124,10 @@ def lone_groups(runs: Sequence[RunSpec]) -> list[str]:
 
 
 def _run(f: Fields) -> RunSpec:
-    name = f.text("name", required=True) or f"run {f.path[-1]}"
-    f.what = f"run {name!r}"
+    named = f.text("name", required=True)
+    if named is not None:
+        f.what = f"run {named!r}"  # else it keeps its number
+    name = named or f.what
     f.only(RUN_KEYS)
     checkpoint, results = f.text("checkpoint"), f.text("results")
     if checkpoint is not None and results is not None:

@@ -107,6 +107,14 @@ def test_all_problems_come_at_once_in_order(manifest: Write) -> None:
     assert "run 'a' is there already (line 2)" in message
 
 
+def test_a_run_without_a_name_is_called_by_its_number(manifest: Write) -> None:
+    text = '[[runs]]\nname = {}\nseed = 1.5\nresults = "no"\n[runs.scores]\nlearning = 1'
+    for name in ("3", '""'):
+        messages = [m.split(": ", 1)[1] for m in complaint(manifest(text.format(name))).splitlines()]
+        assert [m.split(":")[0].split(" is ")[0] for m in messages[:2]] == ["run 1", "run 1"]
+        assert messages[2].startswith("run 1: results 'no' does not exist")
+
+
 def test_toml_that_is_none(manifest: Write, tmp_path: Path) -> None:
     assert "line 1, column 4" in complaint(manifest("a =="))
     assert "cannot be read" in complaint(tmp_path / "no.toml")
