@@ -33,6 +33,5 @@ def command(style: str, names: tuple[str, ...]) -> None:
             if m.section != section:
                 section = m.section
                 click.echo(("\n" if m is not chosen[0] else "") + click.style(section.capitalize(), bold=True))
-            unit = "" if m.unit == "1" else f"  [{m.unit}]"
-            click.echo(f"  {click.style(m.name, fg='cyan')}{unit}  {m.formula}")
-            click.echo(f"      {m.description}" + (f" ({m.source})" if m.source else ""))
+            click.echo(f"  {click.style(m.name, fg='cyan')}  [{m.unit}]  {m.formula}")
+            click.echo(f"      {m.description} ({m.source or 'by definition'})")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
 INFIX = ("_orig_mod.", "_fsdp_wrapped_module.")
 
-HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|predictions\.decoder|classifier|score|qa_outputs)\.")
+TOKEN_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|predictions\.decoder)\.|^output\.weight$")
+CLASS_HEADS = re.compile(r"(^|\.)(classifier|score|qa_outputs)\.")
 EMBEDDINGS = re.compile(r"(^|[._])(embed\w*|wte|wpe|tok_embeddings|shared|word_embeddings)(\.|$)")
 NORMS = re.compile(r"(^|[._])(\w*norm\d*|ln|ln_\w+|\w+_ln|bn\d*)(\.|$)", re.IGNORECASE)
 ATTENTION = re.compile(
@@ -70,7 +71,7 @@ def kind(name: str, ndim: int) -> str:
         return "norm"
     if CONV.search(name) or ndim >= 4:
         return "conv"
-    if HEADS.search(name) or name == "output.weight":
+    if TOKEN_HEADS.search(name) or CLASS_HEADS.search(name):
         return "head"
     if BERT_OUTPUT.search(name):
         return "mlp"
@@ -78,6 +79,12 @@ def kind(name: str, ndim: int) -> str:
         if pattern.search(name):
             return label
     return "other"
+
+
+def has_vocabulary(name: str, ndim: int) -> bool:
+    """Whether the rows are tokens, which a resized vocabulary adds at the end; the rows of a classifier are not."""
+    found = kind(name, ndim)
+    return found == "embedding" or (found == "head" and not CLASS_HEADS.search(unwrap(name)))
 
 
 def is_expert_stack(name: str, shape: tuple[int, ...]) -> bool:

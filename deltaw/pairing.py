@@ -16,7 +16,7 @@ from deltaw.adapters import Adapter
 from deltaw.checkpoints import Checkpoint
 from deltaw.errors import OptionError, PairingError
 from deltaw.fused import inputs_first, is_fused, parts, text_config, uses_conv1d
-from deltaw.names import is_expert_stack, kind, natural, place, unwrap
+from deltaw.names import has_vocabulary, is_expert_stack, kind, natural, place, unwrap
 from deltaw.types import Handle, Pair, Skipped, View, is_handle, is_update
 
 HEAD_MODULES = ("lm_head", "embed_out", "output", "cls.predictions.decoder", "proj_out")
@@ -197,8 +197,8 @@ def _tied_by_config(name: str, own: Checkpoint, other: Checkpoint, matched: Iter
 
 
 def is_floating(handle: Handle) -> bool:
-    """Whether a tensor holds real floating-point numbers."""
-    return handle.dtype.startswith(("float", "bfloat"))
+    """Whether a tensor holds real floating-point numbers; bare exponents, the scales of MXFP8 blocks, are not."""
+    return handle.dtype.startswith(("float", "bfloat")) and handle.dtype != "float8_e8m0fnu"
 
 
 def _view(b: Handle, f: Handle) -> tuple[View | None, Skipped | None]:
@@ -209,7 +209,7 @@ def _view(b: Handle, f: Handle) -> tuple[View | None, Skipped | None]:
     if b.shape == f.shape:
         return View(), None
     resized = len(b.shape) == len(f.shape) >= 1 and b.shape[1:] == f.shape[1:] and b.shape[0] and f.shape[0]
-    if resized and kind(f.name, len(f.shape)) in {"embedding", "head"}:
+    if resized and has_vocabulary(f.name, len(f.shape)):
         return View(crop=min(b.shape[0], f.shape[0])), None
     detail = f"{_shape(b)} in the base, {_shape(f)} in the fine-tuned checkpoint"
     return None, Skipped(f.name, "shape_mismatch", detail)

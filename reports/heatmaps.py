@@ -210,7 +210,7 @@ def _mark(ax: Axes, where: NDArray[np.bool_], gid: str, **look: Any) -> None:
 
 def _ticks(ax: Axes, grid: Grid, wide: float) -> None:
     names = [style.label(t) for t in grid.labels]
-    at = [i for i, t in enumerate(names) if grid.groups[i]]
+    at = sorted({row for row, _ in grid.members})  # the others stand between two stacks
     at = at[:: math.ceil(len(at) / LABELS)]
     ax.set_yticks([i + 0.5 for i in at], [names[i] for i in at], rotation=0, fontsize=6.5 if len(at) <= 44 else 4)
     step = max(1, math.ceil(0.2 / max(wide, 1e-3)))

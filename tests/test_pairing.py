@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import deltaw
 from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.memory import tensor_handles
 from deltaw.errors import OptionError, PairingError
@@ -115,6 +116,20 @@ def test_resized_vocabulary(pico: State):
     assert pair.view.crop == 40
     assert matrix_shape(pair) == (40, 16)
     assert any("40" in n and "41" in n for n in found.notes)
+
+
+def test_other_classes_are_no_resized_vocabulary():
+    base, ft = ({"w.weight": torch.ones(4, 8), "score.weight": torch.ones(classes, 8)} for classes in (3, 2))
+    assert reasons(plan(opened(base), opened(ft))) == {"score.weight": "shape_mismatch"}
+
+
+def test_scales_that_are_bare_exponents_are_no_weights():
+    """MXFP8: they have no sign and no fraction, and no metric of ours means anything for them."""
+    base = {"w.weight": torch.randn(4, 8), "w.scales": torch.full((4, 1), 2.0).to(torch.float8_e8m0fnu)}
+    ft = {"w.weight": torch.randn(4, 8), "w.scales": torch.full((4, 1), 4.0).to(torch.float8_e8m0fnu)}
+    found = deltaw.analyze(base, ft)
+    assert [r["name"] for r in found.rows] == ["w.weight"]
+    assert [(s.name, s.reason, s.detail) for s in found.skipped] == [("w.scales", "not_floating", "float8_e8m0fnu")]
 
 
 def test_filters(pico: State):

@@ -11,7 +11,7 @@ from typing import Any
 from deltaw.checkpoints import Checkpoint
 from deltaw.errors import AdapterError
 from deltaw.fused import inputs_first, text_config, uses_conv1d
-from deltaw.names import EMBEDDINGS, HEADS, unwrap
+from deltaw.names import EMBEDDINGS, TOKEN_HEADS, unwrap
 from deltaw.types import Handle
 
 # What a module's path becomes in a checkpoint; `MultiheadAttention` has no `weight` of its own.
@@ -64,10 +64,15 @@ class Base:
         """The embedding that a head without a stored weight shares, where config.json says so."""
         config = self.checkpoint.config
         ties = config.get("tie_word_embeddings") or text_config(config).get("tie_word_embeddings")
-        if not ties or not HEADS.search(module + "."):
+        if not ties or not TOKEN_HEADS.search(module + "."):
             return None
         embeddings = [n for n, h in self.checkpoint.tensors.items() if EMBEDDINGS.search(n) and len(h.shape) == 2]
         return next((n for n in embeddings if "embed_pos" not in n and ".wpe" not in n), None)
+
+    def named(self, module: str, stored: str) -> str:
+        """The name of a module's weight that `weight` found: a tied head keeps its own, it is no second embedding."""
+        own = module + ".weight"
+        return own if self.find(own) is None and self.tied(module) == stored else stored
 
     @cached_property
     def _conv1d(self) -> bool:

@@ -7,8 +7,10 @@ the storages, and says where each lies. Older ones must be read whole.
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +47,12 @@ def _load(path: Path, *, headers_only: bool) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        if not headers_only:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        with FakeTensorMode():
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # torch's advice on old and foreign pickles; what cannot be read is an error
+            with FakeTensorMode() if headers_only else nullcontext():
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         # torch's message runs over many lines of advice, one of which is to switch the protection off.
         needs = next((line for line in str(e).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")

@@ -39,6 +39,14 @@ def test_a_file_of_another_kind(tmp_path: Path):
     refused(tmp_path / "x.txt", "x.txt", ".safetensors")
 
 
+def test_a_foreign_pickle_is_one_line(tmp_path: Path):
+    """torch warns over two lines before it refuses; our tests turn a warning into an error."""
+    for protocol in (2, 4):
+        file = tmp_path / f"x{protocol}.bin"
+        file.write_bytes(pickle.dumps({"w": [1.0, 2.0]}, protocol=protocol))
+        refused(file, file.name)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 8, 200, -1])
 def test_truncated_safetensors(tmp_path: Path, pico: State, keep: int):
     file = save_single(pico, tmp_path / "x") / "model.safetensors"

@@ -339,6 +339,7 @@ def test_metrics_lists_every_column():
     described = set(CONTRACT[14:]) - {"adapter_type", "adapter_rank", "adapter_scaling"}
     assert described <= listed
     assert "rank_90" in run("metrics", "rank_90").stdout
+    assert run("metrics", "fro_norm").stdout.split()[:3] == ["Size", "fro_norm", "[1]"]
     assert "did you mean" in fails("metrics", "rank_9", code=2)
 
 

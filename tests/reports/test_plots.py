@@ -2,9 +2,11 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from deltaw.reports import figures, style
 from deltaw.reports.plots import AnalysisPlots, endings
 
+import deltaw
 from deltaw.errors import OptionError
 from deltaw.metrics.null import rank_90_null
 
@@ -145,3 +147,15 @@ def test_colours_have_contrast_on_both_pages():
         assert contrast(style.DARK[colour], "#12161b") >= 3
     assert contrast(style.INK, "#ffffff") >= 7
     assert contrast(style.MUTED, "#ffffff") >= 4.5
+
+
+def test_a_plain_stack_of_layers_has_a_report(tmp_path):
+    """`0.weight`, `2.weight` of an nn.Sequential: no stack has a name."""
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4)).state_dict()
+    tuned = {name: w + 0.1 * torch.randn_like(w) for name, w in base.items()}
+    result = deltaw.analyze(base, tuned)
+    axes = result.plot.heatmap("relative_change")
+    ax = axes if hasattr(axes, "get_yticklabels") else axes.flat[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["weight"]
+    assert result.report(tmp_path / "report.html").stat().st_size > 10_000
