@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import Names, Size, default_out, inputs, matching, verbosity
 
 if TYPE_CHECKING:
     from deltaw.results import Analysis
 
 SOME_FAILED = 3
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
 @click.command("analyze")
@@ -98,17 +97,13 @@ def command(
 
     base, ft = inputs(base, ft, no_base)
     out = out or default_out(ft)
-    try:
-        with reporting(quiet=quiet) as progress:
-            # A failed report must not cost the numbers: they are written first.
-            analysis = deltaw.analyze(base, ft, out=out, formats=formats, progress=progress, **options)
-            if not no_report:
-                progress.say("writing the report")
-                _write_report(analysis, out)
-    except KeyboardInterrupt:
-        click.echo(f"\nInterrupted. What is finished is kept in {out}; run the same command again to go on.", err=True)
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # at once: an SVD in another thread would be waited for
+    keeps(f"What is finished is kept in {out}")
+    with reporting(quiet=quiet) as progress:
+        # A failed report must not cost the numbers: they are written first.
+        analysis = deltaw.analyze(base, ft, out=out, formats=formats, progress=progress, **options)
+        if not no_report:
+            progress.say("writing the report")
+            _write_report(analysis, out)
     if as_json:
         from deltaw.results import records
 

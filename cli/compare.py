@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import Size, console, matching, verbosity
 
 from deltaw.errors import ManifestError
@@ -63,6 +64,8 @@ def command(
     from deltaw.comparison.tables import refuse_others
 
     out = out or Path("deltaw-results") / _name(runs)
+    if runs[0].endswith(".toml"):  # result directories are analysed already
+        keeps(f"Finished analyses are kept in {out / 'analyses'} and found again")
     if not force:
         refuse_others(out, None)
     given = {k: v for k, v in options.items() if v not in {None, False, ()}}

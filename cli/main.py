@@ -7,6 +7,7 @@ import traceback
 from typing import Any
 
 import click
+from deltaw.cli import interrupt
 
 from deltaw.errors import DeltaWError, OptionError
 
@@ -50,6 +51,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            interrupt.end(ctx)
         except OptionError as e:
             _show_traceback(ctx)
             raise click.UsageError(_one_line(e)) from e

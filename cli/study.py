@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import verbosity
 
 if TYPE_CHECKING:
     from deltaw.study.runner import Progress, Report, Study
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 LINE_EVERY_SECONDS = 15.0
 
 
@@ -87,12 +87,9 @@ def command(
     out = needed(out)
     from deltaw.study.runner import run
 
-    try:
-        with reporting(quiet=quiet) as progress:
-            found = run(plan, out, device=device, jobs=jobs, cache=cache, fresh=not resume, progress=progress)
-    except KeyboardInterrupt:
-        click.echo(f"\nInterrupted. What is finished is kept in {out}; run the same command again to go on.", err=True)
-        sys.exit(INTERRUPTED)  # the workers have been ended
+    keeps(f"What is finished is kept in {out}")
+    with reporting(quiet=quiet) as progress:
+        found = run(plan, out, device=device, jobs=jobs, cache=cache, fresh=not resume, progress=progress)
     if not quiet:
         click.echo(summary(found))
 
