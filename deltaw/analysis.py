@@ -17,9 +17,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltaw.adapters import Adapter, is_adapter, open_adapter
+from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
-from deltaw.errors import OptionError
+from deltaw.errors import CheckpointError, OptionError
 from deltaw.executor import Budget, map_unordered
 from deltaw.journal import Journal, Measured
 from deltaw.names import natural
@@ -168,7 +168,11 @@ def analyze(
     opened = _open(base, ft)
     planned = _plan(*opened, include=options.include, exclude=options.exclude, split_fused=split_fused)
     about = _described(*opened)
-    journal = claim(Path(out), about, options, resume=resume, force=force) if out is not None else None
+    journal = None
+    if out is not None:
+        # A model in memory has no identity to resume by, and its config need not be JSON.
+        configs = [side.config for side in opened if side is not None and side.identity]
+        journal = claim(Path(out), about, configs, options, resume=resume, force=force)
     try:
         measured = _run(planned.pairs, options, devices, jobs, memory, journal, progress)
         analysis = _assemble(planned, measured, about, options, devices, time.perf_counter() - started)
@@ -186,7 +190,14 @@ def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _open(base: Any, ft: Any) -> tuple[Checkpoint | None, Checkpoint | Adapter]:
-    opened = None if base is None else open_checkpoint(base)
+    try:
+        opened = None if base is None else open_checkpoint(base)
+    except CheckpointError as e:
+        # Only what lies here: nothing is downloaded for a message.
+        here = Path(ft).expanduser() if isinstance(ft, (str, Path)) else None
+        if here is None or not here.exists() or not is_adapter(here):
+            raise
+        raise CheckpointError(missing_base(e, open_adapter(here))) from e
     if isinstance(ft, (str, Path)):
         path, revision = locate(ft)
         if is_adapter(path):

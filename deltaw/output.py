@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,22 @@ NOT_IN_NUMBERS = ("device", "cache")
 
 
 def claim(
-    out: Path, about: tuple[Mapping[str, Any], Mapping[str, Any]], options: Options, *, resume: bool, force: bool
+    out: Path,
+    about: tuple[Mapping[str, Any], Mapping[str, Any]],
+    configs: Sequence[Mapping[str, Any]],
+    options: Options,
+    *,
+    resume: bool,
+    force: bool,
 ) -> Journal:
     """Lock a directory for one run and open its journal.
+
+    Args:
+        out: The directory.
+        about: What `describe` says of both sides.
+        configs: Their configs, which decide how tensors are laid out and which of them are tied.
+        options: Of the run.
+        resume, force: See `analyze`.
 
     Raises:
         ResultsError: It holds results of other inputs (without `force`), is being written to, or cannot be written.
@@ -31,7 +44,7 @@ def claim(
         _refuse_others(out, base, ft)
     numbers = {k: v for k, v in options.to_dict().items() if k not in NOT_IN_NUMBERS}
     known = [side.get("identity") for side in about if side]
-    identity = digest(SCHEMA_VERSION, base, ft, known, numbers)
+    identity = digest(SCHEMA_VERSION, base, ft, known, [*configs], numbers)
     # Tensors in memory have no identity: nothing says that they are still what they were.
     return Journal(out, identity, inputs=[base, ft], resume=resume and all(known))
 

@@ -2,12 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 import deltaw
+import deltaw.output
 from tests.conftest import State, changed, save_single
 
 
@@ -84,3 +86,20 @@ def test_tables_of_an_earlier_run_do_not_stay_beside_the_new_numbers(tmp_path: P
     assert sorted(p.name for p in tmp_path.glob("layers.*")) == ["layers.json"]
     found = deltaw.load(tmp_path).to_pandas().fro_norm
     assert all(math.isclose(a, b) for a, b in zip(found, other.to_pandas().fro_norm, strict=True))
+
+
+def test_an_edited_config_is_not_resumed_from(tmp_path: Path, pico: State, monkeypatch: pytest.MonkeyPatch):
+    """config.json says which tensors are tied or stored transposed: rows of another one are measured again."""
+    base, ft = save_single(pico, tmp_path / "b"), save_single(changed(pico), tmp_path / "f")
+    identities = []
+    real = deltaw.output.Journal
+
+    def opened(out: Path, identity: str, **options: Any) -> Any:
+        identities.append(identity)
+        return real(out, identity, **options)
+
+    monkeypatch.setattr("deltaw.output.Journal", opened)
+    for config in ('{"fan": 1}', '{ "fan": 1 }', '{"fan": 2}'):
+        (ft / "config.json").write_text(config)
+        deltaw.analyze(base, ft, out=tmp_path / "o", jobs=1)
+    assert identities[0] == identities[1] != identities[2]

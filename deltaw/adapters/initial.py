@@ -12,7 +12,7 @@ from typing import Any
 
 from deltaw.adapters.keys import Module, sort_tensors
 from deltaw.checkpoints import Checkpoint
-from deltaw.checkpoints.stored import read_json
+from deltaw.checkpoints.stored import file_identity, read_json
 from deltaw.errors import AdapterError, CheckpointError
 
 CONFIG = "adapter_config.json"
@@ -36,17 +36,18 @@ def find_initial(folder: Path, init: str) -> Path | None:
 
 def open_initial(
     path: Path, open_tensors: Callable[[Path], Checkpoint]
-) -> tuple[Mapping[str, Module], Mapping[str, Any]]:
-    """The modules of an initial adapter by path, and its config.
+) -> tuple[tuple[Mapping[str, Module], Mapping[str, Any]], tuple[str, ...]]:
+    """The modules of an initial adapter by path with its config, and the identity of its files.
 
     Raises:
         AdapterError: It is not LoRA, or cannot be read.
     """
     try:
         config = read_json(path / CONFIG)
-        tensors = open_tensors(path).tensors
+        opened = open_tensors(path)
     except CheckpointError as e:
         raise AdapterError(f"{path}, the initial adapter, cannot be read: {e}") from e
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: the initial adapter is {config.get('peft_type')!r}; expected LORA")
-    return {m.path: m for m in sort_tensors(tensors, str(path)).modules}, config
+    modules = {m.path: m for m in sort_tensors(opened.tensors, str(path)).modules}
+    return (modules, config), (*file_identity(path / CONFIG), *opened.identity)

@@ -52,6 +52,12 @@ def open_adapter(path: Path, open_tensors: Open = open_checkpoint) -> Adapter:
     return _open_single(path, open_tensors)
 
 
+def missing_base(error: CheckpointError, adapter: Adapter) -> str:
+    """What to say where the base that an adapter was to be laid on cannot be opened: it names both."""
+    trained = f"an adapter trained on {adapter.base_name}" if adapter.base_name else "an adapter"
+    return f"{error}; {adapter.source} is {trained}: give the base that it was trained on"
+
+
 def _open_peft(path: Path, open_tensors: Open) -> Adapter:
     if not (path / CONFIG).is_file():
         have = next(n for n in WEIGHTS if (path / n).is_file())
@@ -69,11 +75,13 @@ def _open_peft(path: Path, open_tensors: Open) -> Adapter:
     if not isinstance(kind, str):
         raise AdapterError(f"{path / CONFIG}: peft_type is {kind!r}; expected the name of a method, such as 'LORA'")
     tensors = open_tensors(weights)
-    notes, initial = tensors.notes, None
+    notes, initial, identity = tensors.notes, None, file_identity(path / CONFIG, weights)
     if kind in {"LORA", "ADALORA"}:
         notes += variants.check(config, str(path))
-        initial, found = _initial(path, config, open_tensors)
-        notes += found
+        start = _initial(path, config, open_tensors)
+        if start is not None:
+            initial, note, files = start
+            notes, identity = (*notes, note), (*identity, *files)
     base = config.get("base_model_name_or_path")
     return Adapter(
         source=str(path),
@@ -82,24 +90,26 @@ def _open_peft(path: Path, open_tensors: Open) -> Adapter:
         config=config,
         base_name=base if isinstance(base, str) and base else None,
         notes=notes,
-        identity=file_identity(path / CONFIG, weights),
+        identity=identity,
         initial=initial,
     )
 
 
-def _initial(path: Path, config: Mapping[str, Any], open_tensors: Open) -> tuple[Any, tuple[str, ...]]:
+def _initial(path: Path, config: Mapping[str, Any], open_tensors: Open) -> tuple[Any, str, tuple[str, ...]] | None:
+    # The stored initial adapter where ΔW needs one, a note on it, and the identity of its files.
     init = variants.changed_init(config, str(path))
     if init is None or init == "loftq":
-        return None, ()
+        return None
     if config.get("use_dora"):
         raise AdapterError(
             f"{path}: use_dora with init_lora_weights {init!r}; its ΔW against the original base is not known"
         )
     found = find_initial(path, init)
     if found is None:
-        return None, ()
+        return None
     note = f"{init} took its initial adapter out of the base: ΔW = B·A − B0·A0, with {found.name} as B0 and A0"
-    return open_initial(found, open_tensors), (note,)
+    initial, files = open_initial(found, open_tensors)
+    return initial, note, files
 
 
 def _method(config: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import LoraGAConfig
+from safetensors.torch import load_file, save_file
 
 from deltaw.adapters import open_adapter
 from deltaw.checkpoints import open_checkpoint
@@ -114,3 +115,13 @@ def test_an_initial_adapter_of_other_modules_does_not_fit(oracle, llama, tmp_pat
     oracle.make(llama, LoraConfig(r=4, target_modules=["v_proj"]), tmp_path / "pissa_init")
     with pytest.raises(AdapterError, match=r"the initial adapter beside it lacks model\.layers\.0\.self_attn\.q_proj"):
         open_adapter(tmp_path / "trained").updates(open_checkpoint(llama))
+
+
+def test_the_initial_adapter_is_part_of_what_the_adapter_is(oracle, llama, tmp_path):
+    """ΔW depends on it: what was measured with another start is not resumed from."""
+    trained(oracle, llama, tmp_path, "pissa", "pissa_init")
+    before = open_adapter(tmp_path / "trained").identity
+    assert open_adapter(tmp_path / "trained").identity == before
+    path = tmp_path / "pissa_init" / "adapter_model.safetensors"
+    save_file({n: t + 1 for n, t in load_file(path).items()}, path)
+    assert open_adapter(tmp_path / "trained").identity != before
