@@ -25,13 +25,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from deltaw.adapters import Adapter, open_adapter
+from deltaw.adapters import Adapter, missing_base, open_adapter
 from deltaw.adapters.base import Base
 from deltaw.adapters.keys import saved_name
 from deltaw.adapters.merging import Expected, expected_blocks
 from deltaw.adapters.trained import same
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
-from deltaw.errors import AdapterError
+from deltaw.errors import AdapterError, CheckpointError
 from deltaw.pairing import is_floating, match_names
 from deltaw.types import Handle, Pair, Update, is_update
 
@@ -130,7 +130,11 @@ def verify(
     """
     if not isinstance(adapter, Adapter):
         adapter = open_adapter(locate(adapter)[0])
-    base, merged = open_checkpoint(base), open_checkpoint(merged)
+    try:
+        base = open_checkpoint(base)
+    except CheckpointError as e:
+        raise CheckpointError(missing_base(e, adapter)) from e
+    merged = open_checkpoint(merged)
     found = adapter.updates(base)
     for s in found.skipped:
         if s.reason in UNKNOWN:
@@ -162,17 +166,23 @@ def _verdicts(
         handle = pairs[0].base if pairs else (base.tensors.get(name) or new[name])
         assert handle is not None
         out.append(_compare(name, handle, pairs, merged.tensors[there]))
-    out.extend(_lacking(name, name in updates, base, merged) for name in lacking)
+    out.extend(_lacking(name, base, merged, updates.get(name, ())) for name in lacking)
     out.extend(_extra(name, base, merged, updates) for name in extra)
     return out
 
 
-def _lacking(name: str, touched: bool, base: Checkpoint, merged: Checkpoint) -> Verdict:
+def _lacking(name: str, base: Checkpoint, merged: Checkpoint, pairs: Sequence[Pair]) -> Verdict:
     """A tensor that the merged checkpoint does not store: tied to one that it does, or missing."""
     module = name.removesuffix(".weight")
-    if name.endswith(".weight") and Base(merged).tied(module) and Base(base).tied(module):
-        return Verdict(name, "equal", "tied to the embedding", touched)
-    return Verdict(name, "missing", "the merged checkpoint does not have it", touched)
+    tied = Base(merged).tied(module) if name.endswith(".weight") else None
+    if tied is None or not Base(base).tied(module):
+        return Verdict(name, "missing", "the merged checkpoint does not have it", bool(pairs))
+    if not pairs:
+        return Verdict(name, "equal", "tied to the embedding")
+    # The adapter changes the head itself: what the merged checkpoint has for a head must hold that.
+    assert pairs[0].base is not None
+    found = _compare(name, pairs[0].base, pairs, merged.tensors[tied])
+    return replace(found, detail=f"{found.detail} (tied to {tied})".strip())
 
 
 def _extra(name: str, base: Checkpoint, merged: Checkpoint, updates: Mapping[str, Sequence[Pair]]) -> Verdict:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import deltaw.checkpoints
 from deltaw.adapters import open_adapter
-from deltaw.errors import AdapterError
+from deltaw.errors import AdapterError, CheckpointError
 from deltaw.verify import verify
 
 torch.set_num_threads(1)
@@ -232,6 +232,58 @@ def test_a_head_tied_to_the_embedding(tmp_path):
     assert by_name(found)["lm_head.weight"].detail == "(tied to embed_tokens.weight)"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [("logit_scale", torch.tensor(2.0), torch.tensor(5.0)), ("num_batches_tracked", torch.tensor(5), torch.tensor(9))],
+)
+def test_an_altered_scalar_is_found(adapter, name, value, other):
+    state = base_state() | {name: value}
+    merged = merge(base_state(), adapter)
+    assert verify(state, adapter, merged | {name: value.clone()}).passed
+    found = verify(state, adapter, merged | {name: other})
+    assert [t.name for t in found.tensors if t.status == "differs"] == [name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_a_buffer_of_equal_nans_is_equal(adapter, dtype):
+    state = base_state() | {"mask": torch.tensor([1.0, math.nan, -0.0]).to(dtype)}
+    merged = merge(base_state(), adapter) | {"mask": state["mask"].clone()}
+    assert verify(state, adapter, merged).passed
+    merged["mask"] = torch.tensor([1.0, 2.0, -0.0]).to(dtype)
+    assert by_name(verify(state, adapter, merged))["mask"].status == "differs"
+
+
+def tied(state, folder):
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"tie_word_embeddings": true}')
+    return folder
+
+
+@pytest.mark.parametrize("modules", [("model.embed_tokens", "lm_head"), ("lm_head",)])
+def test_saved_modules_untie_a_head(tmp_path, modules):
+    """Llama 3.2 and Qwen store no head: what the adapter stores for it is not the embedding's."""
+    state = base_state() | {
+        "model.embed_tokens.weight": torch.randn(20, 64, generator=torch.Generator().manual_seed(2))
+    }
+    base = tied(state, tmp_path / "base")
+    adapter = write_adapter(tmp_path / "adapter", state)
+    stored = {f"{m}.weight": state["model.embed_tokens.weight"] + i + 1 for i, m in enumerate(modules)}
+    path = adapter / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"base_model.model.{n}": t for n, t in stored.items()}, path)
+    merged = {k: v for k, v in merge(state, adapter).items() if k != "lm_head.weight"} | stored
+    found = verify(base, adapter, merged)
+    assert found.passed, found.lines()
+    assert found.counts["equal"] == len(merged)
+    wrong = by_name(verify(base, adapter, merged | {"lm_head.weight": state["model.embed_tokens.weight"]}))
+    assert [n for n, t in wrong.items() if t.status != "equal"] == ["lm_head.weight"]
+    # Tied again, it holds the embedding and not the head that was trained.
+    lost = {k: v for k, v in merged.items() if k != "lm_head.weight"}
+    again = by_name(verify(base, adapter, tied(lost, tmp_path / "tied")))
+    assert [n for n, t in again.items() if t.status != "equal"] == ["lm_head.weight"]
+    assert "(tied to model.embed_tokens.weight)" in again["lm_head.weight"].detail
+
+
 def quietly(call, *args, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -324,3 +376,11 @@ def test_command_line(tmp_path, adapter):
     missing = run(main, ["verify", base, str(adapter), str(tmp_path / "nowhere")])
     assert missing.exit_code == 1
     assert len(missing.stderr.strip().splitlines()) == 1
+
+
+def test_a_base_that_is_not_there_is_named_with_the_adapter(tmp_path):
+    state = base_state()
+    adapter = write_adapter(tmp_path / "adapter", state, base_model_name_or_path="org/trained")
+    with pytest.raises(CheckpointError) as caught:
+        verify(tmp_path / "nowhere", adapter, state)
+    assert all(s in str(caught.value) for s in (str(tmp_path / "nowhere"), str(adapter), "org/trained"))

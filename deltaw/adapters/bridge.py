@@ -259,7 +259,10 @@ def _sort(job: Job, base: Base, tensors: Mapping[str, Handle]) -> tuple[list[Sta
             training.append(stored)
             continue
         whole = name.replace(".base_layer.", ".").replace(f".modules_to_save.{ADAPTER}.", ".")
-        if base.find(whole) is not None:
+        module = whole.removesuffix(".weight")
+        # A head that the base ties to its embedding; `lm_head.oft_R.weight` is a part of an adapted one.
+        tied = module != whole and base.tied(module) and not base.tied(module.rpartition(".")[0])
+        if base.find(whole) is not None or tied:
             saved[whole] = handle
             continue
         parts = name.split(".")

@@ -145,8 +145,7 @@ def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -
             f"{job.source} changes {path} as {update.shape[0]}×{update.shape[1]}, but {name} is {what} in "
             f"{base.source}; give the base that the adapter was trained on"
         )
-    own = path + ".weight" if base.find(path + ".weight") is None and base.tied(path) == name else name
-    return replace(update, name=own, transposed=transposed and not embedding), handle
+    return replace(update, name=base.named(path, name), transposed=transposed and not embedding), handle
 
 
 def _lora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:

@@ -60,14 +60,10 @@ class TrainedRows:
     PEFT calls the stored rows `trainable_tokens_delta`, but they are the trained values themselves.
     """
 
+    name: str
     base: Handle
     rows: Handle
     indices: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The base's name."""
-        return self.base.name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,13 +117,13 @@ def saved_pairs(job: Job, saved: Mapping[str, Handle], adapted: Collection[str])
         if job.base is None:
             out.append(Skipped(name, "needs_base", "stored whole, as a weight and not as a difference"))
             continue
-        stored = job.base.find(name) or (
-            job.base.tied(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        )
+        module = name.removesuffix(".weight")
+        stored = job.base.find(name) or (job.base.tied(module) if module != name else None)
         if stored is None:
             out.append(Skipped(name, "only_in_ft", "×".join(map(str, handle.shape))))
         else:
-            out.append(Pair(stored, job.base[stored], Renamed(stored, handle)))
+            own = job.base.named(module, stored)
+            out.append(Pair(own, job.base[stored], Renamed(own, handle)))
     return out
 
 
@@ -163,7 +159,8 @@ def token_pairs(job: Job, tokens: Mapping[str, Handle], indices: Any) -> list[Pa
                 f"{job.source} replaces rows up to {max(rows)}, {handle.shape[1]} wide, in {name}, which is {found} in "
                 f"{job.base.source}; give the base that the adapter was trained on"
             )
-        out.append(Pair(name, base, TrainedRows(base, handle, tuple(rows))))
+        own = job.base.named(module, name)
+        out.append(Pair(own, base, TrainedRows(own, base, handle, tuple(rows))))
     return out
 
 
@@ -187,19 +184,24 @@ def changed_base(job: Job, saved: Mapping[str, Handle], module: str) -> Skipped 
         return None
     kept, there = ("×".join(map(str, h.shape)) for h in (handle, job.base[name]))
     detail = f"the adapter stores a weight of its own ({kept}) below its LoRA factors, not the base's ({there})"
-    return Skipped(name, "shape_mismatch" if kept != there else "base_changed", detail)
+    return Skipped(job.base.named(module, name), "shape_mismatch" if kept != there else "base_changed", detail)
 
 
 def same(a: Handle, b: Handle, block: int = 4096) -> bool:
-    """Whether two tensors hold the same numbers, compared in row blocks after a common upcast."""
+    """Whether two tensors hold the same numbers (or bits: a NaN), compared in row blocks after a common upcast."""
     import torch
+
+    from deltaw.rounding import same_bits
 
     if a.shape != b.shape:
         return False
-    for start in range(0, a.shape[0] if a.shape else 0, block):
-        rows = slice(start, start + block)
+    # a scalar has no rows: it is read whole
+    blocks = [slice(i, i + block) for i in range(0, a.shape[0], block)] if a.shape else [None]
+    for rows in blocks:
         x, y = a.read(rows), b.read(rows)
-        common = torch.promote_types(x.dtype, y.dtype)
-        if not torch.equal(x.to(common), y.to(common)):
+        if x.dtype != y.dtype:
+            common = torch.promote_types(x.dtype, y.dtype)
+            x, y = x.to(common), y.to(common)
+        if not (same_bits(x, y) or torch.equal(x, y)):
             return False
     return True

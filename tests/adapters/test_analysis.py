@@ -13,6 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 import deltaw
+from deltaw.errors import CheckpointError
 
 SAME = [
     "fro_norm", "relative_change", "spectral_norm", "nuclear_norm", "max_abs", "stable_rank", "effective_rank_energy",
@@ -106,3 +107,53 @@ def test_no_array_of_the_matrix_s_size_is_formed(tmp_path):
     megabytes, seconds = map(float, done.stdout.split())
     assert megabytes < 300
     assert seconds < 2  # of the processor: a busy machine is no failure
+
+
+@pytest.mark.parametrize("modules", [("model.embed_tokens", "lm_head"), ("lm_head",)])
+def test_a_saved_head_of_a_tied_base_has_a_row_of_its_own(tmp_path, modules):
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 16, generator=g)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    save_file({"model.embed_tokens.weight": weight}, base / "model.safetensors")
+    (base / "config.json").write_text('{"tie_word_embeddings": true}')
+    stored = {f"{m}.weight": weight + (i + 1) * torch.randn(24, 16, generator=g) for i, m in enumerate(modules)}
+    save_file({f"base_model.model.{n}": t for n, t in stored.items()}, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "modules_to_save": ["embed_tokens", "lm_head"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    result = deltaw.analyze(base, adapter)
+    rows = result.to_pandas().set_index("name")
+    assert sorted(rows.index) == sorted(stored)
+    assert rows.at["lm_head.weight", "kind"] == "head"
+    for name, tensor in stored.items():
+        delta = tensor.double() - weight.double()
+        values = torch.linalg.svdvals(delta)
+        assert result.spectrum(name).values == pytest.approx(values.numpy(), rel=1e-9)
+        assert rows.at[name, "fro_norm"] == pytest.approx(float(delta.norm()), rel=1e-12)
+        assert rows.at[name, "relative_change"] == pytest.approx(float(delta.norm() / weight.double().norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("base", ["nowhere", "org/base"])
+def test_a_base_that_is_not_there_is_named_with_the_adapter(tmp_path, base, monkeypatch):
+    def offline(source):
+        raise CheckpointError(f"{source}: cannot be fetched")
+
+    monkeypatch.setattr("deltaw.checkpoints.hub.fetch", offline)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    factors = {
+        "base_model.model.q.lora_A.weight": torch.ones(2, 8),
+        "base_model.model.q.lora_B.weight": torch.ones(6, 2),
+    }
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/trained"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        deltaw.analyze(base, adapter)
+    text = str(caught.value)
+    assert text.startswith(f"{base}: ")
+    assert f"{adapter} is an adapter trained on org/trained: give the base" in text
+    with pytest.raises(CheckpointError) as caught:  # a full checkpoint was trained on nothing that it names
+        deltaw.analyze(base, {"w": torch.ones(2, 2)})
+    assert "adapter trained" not in str(caught.value)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors.torch import save_file
 
 from deltaw.adapters import methods, open_adapter
 from deltaw.adapters.methods import NATIVE, NO_DELTA, supported
@@ -204,6 +205,17 @@ def test_saved_modules_beside_another_method(oracle, llama, tmp_path):
     found, routes, _ = oracle.stored_deltas(tmp_path, llama)
     oracle.assert_same(found, expected, 1e-5)
     assert "lm_head.weight" in routes
+
+
+def test_a_saved_head_of_a_tied_base_beside_another_method(oracle, tmp_path):
+    llama = oracle.tiny_llama(tie_word_embeddings=True)
+    merged_by_peft(oracle, "LOHA", llama, ["q_proj"], tmp_path / "a", modules_to_save=["lm_head"])
+    state = {n: t.contiguous() for n, t in llama.state_dict().items() if n != "lm_head.weight"}
+    (tmp_path / "base").mkdir()
+    save_file(state, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": true}')
+    found = open_adapter(tmp_path / "a").updates(open_checkpoint(tmp_path / "base"))
+    assert {p.name for p in found.pairs if not hasattr(p.ft, "delta")} == {"lm_head.weight"}
 
 
 def test_the_model_is_never_built(oracle, llama, tmp_path, monkeypatch):

@@ -220,6 +220,33 @@ def test_a_head_that_is_tied_to_the_embedding(tmp_path):
     assert [(p.name, p.base.name) for p in found.pairs] == [("lm_head.weight", "model.embed_tokens.weight")]
 
 
+def test_a_head_stored_whole_or_in_part_keeps_its_name_too(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"model.embed_tokens.weight": torch.ones(6, 8)}, base / "model.safetensors")
+    (base / "config.json").write_text('{"tie_word_embeddings": true}')
+    rows = {"base_model.model.lm_head.token_adapter.trainable_tokens_delta": torch.zeros(2, 8)}
+    whole = {"base_model.model.lm_head.weight": torch.zeros(6, 8)}
+    for name, weights in (("rows", rows), ("whole", whole)):
+        folder = write(tmp_path / name, weights, trainable_token_indices={"lm_head": [1, 4]})
+        (pair,) = open_adapter(folder).updates(open_checkpoint(base)).pairs
+        assert (pair.name, pair.ft.name, pair.base.name) == (*["lm_head.weight"] * 2, "model.embed_tokens.weight")
+    # Beside its factors, another weight than the base's: the head is what cannot be known.
+    folder = write(
+        tmp_path / "both",
+        tensors() | tensors("lm_head") | {"base_model.model.lm_head.base_layer.weight": torch.zeros(6, 8)},
+    )
+    found = open_adapter(folder).updates(open_checkpoint(tied_with(base)))
+    assert [(s.name, s.reason) for s in found.skipped] == [("lm_head.weight", "base_changed")]
+
+
+def tied_with(base):
+    save_file(
+        {"model.embed_tokens.weight": torch.ones(6, 8), f"{Q}.weight": torch.ones(6, 8)}, base / "model.safetensors"
+    )
+    return base
+
+
 def test_a_new_head_is_skipped_with_its_shape(tmp_path):
     found = attempt(write(tmp_path / "a", tensors() | {"base_model.model.score.weight": torch.ones(2, 8)}), BASE)
     assert [(s.name, s.reason, s.detail) for s in found.skipped] == [("score.weight", "only_in_ft", "2×8")]
