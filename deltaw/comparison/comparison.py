@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw.comparison import loading, reuse
+from deltaw.comparison import bases, loading, reuse
 from deltaw.comparison.loading import Source
-from deltaw.comparison.manifest import Manifest, RunSpec, read_manifest
+from deltaw.comparison.manifest import Manifest, read_manifest
+from deltaw.comparison.naming import aligned, unshared
 from deltaw.comparison.runs import Run, Runs, runs_frame
 from deltaw.errors import ManifestError, OptionError
 from deltaw.results import plain
@@ -226,16 +227,20 @@ def compare(
         raise OptionError(f"seed is {seed!r}; expected a whole number, 0 or more")
     manifest, sources = _sources(runs)
     reference = _reference(manifest, reference)
+    loaded = {s.name: loading.read_run(s, sources[s.name]) for s in manifest.runs if s.name in sources}
+    # What is analysed already is checked before any work starts; what is analysed here has the manifest's base.
+    warnings = bases.check_analysed(aligned(list(loaded.values())), manifest.base)
     needing = [s for s in manifest.runs if s.checkpoint is not None]
     if needing:
         assert manifest.base is not None
         folder = Path(out) / "analyses" if out is not None else None
         report = progress or (lambda name, index, count: None)
-        sources |= reuse.analyses(needing, manifest.base, folder, options, report)
-    loaded = [_load(spec, sources) for spec in manifest.runs]
-    warnings = [*manifest.warnings, *loading.check_bases(loaded)]
+        found = reuse.analyses(needing, manifest.base, folder, options, report)
+        loaded |= {s.name: loading.read_run(s, found[s.name]) for s in needing}
+    every = aligned([loaded.get(s.name) or loading.scores_only(s) for s in manifest.runs])
+    warnings = [*manifest.warnings, *dict.fromkeys([*warnings, *bases.check_bases(every)]), *unshared(every)]
     return Comparison(
-        Runs(loaded, reference or _default_reference(loaded), seed),
+        Runs(every, reference or _default_reference(every), seed),
         title=manifest.title,
         warnings=warnings,
         base=manifest.base,
@@ -262,10 +267,6 @@ def _sources(runs: Any) -> tuple[Manifest, dict[str, Source]]:
         f"{type(runs).__name__} is nothing that can be compared; expected a manifest's path, a mapping of name to "
         "analysis, or a list of result directories"
     )
-
-
-def _load(spec: RunSpec, sources: Mapping[str, Source]) -> Run:
-    return loading.read_run(spec, sources[spec.name]) if spec.name in sources else loading.scores_only(spec)
 
 
 def _reference(manifest: Manifest, asked: str | None) -> str | None:

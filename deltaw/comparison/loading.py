@@ -1,15 +1,15 @@
-"""From what the user gives (a manifest, result directories, analyses in memory) to runs whose bases agree."""
+"""From what the user gives (a manifest, result directories, analyses in memory) to runs."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.comparison.manifest import Manifest, RunSpec, lone_groups
+from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run
 from deltaw.comparison.spectra import mean_spectra
 from deltaw.errors import ManifestError, ResultsError
@@ -113,9 +113,7 @@ def indexed(layers: pd.DataFrame, where: str) -> pd.DataFrame:
     missing = [c for c in ("name", "part", "kind", "module", "layer") if c not in layers.columns]
     if missing:
         raise ResultsError(f"{where}: its layers have no column {', '.join(missing)}; run analyze again")
-    part = layers["part"].fillna("").astype(str)
-    keys = [f"{n}[{p}]" if p else str(n) for n, p in zip(layers["name"], part, strict=True)]
-    frame = layers.set_index(pd.Index(keys, name="key"))
+    frame = layers.set_index(pd.Index(own_keys(layers), name="key"))
     return frame[~frame.index.duplicated()]
 
 
@@ -129,49 +127,6 @@ def infer_method(spec: RunSpec, layers: pd.DataFrame | None) -> str:
             return found[0]
     words = re.split(r"[^a-z]+", f"{spec.group} {spec.name}".lower())
     return next((m for m in ("mora", "dora", "lora", "full", "fft") if m in words), "").replace("fft", "full")
-
-
-def check_bases(runs: Sequence[Run]) -> list[str]:
-    """That all runs are of one base, by content: a layer of the same name has the same shape and ‖W0‖F.
-
-    Returns:
-        Warnings: a run whose results do not know the base.
-
-    Raises:
-        ManifestError: Two runs have different bases; both are named.
-    """
-    warnings = []
-    seen: dict[str, tuple[float, float, float, Run]] = {}
-    for run in runs:
-        if run.layers is None:
-            continue
-        f = run.layers
-        norms = f["base_fro_norm"] if "base_fro_norm" in f.columns else [math.nan] * len(f)
-        known = False
-        for key, kind, rows, cols, norm in zip(f.index, f["kind"], f["rows"], f["cols"], norms, strict=True):
-            known |= math.isfinite(norm)
-            first = seen.setdefault(str(key), (rows, cols, norm, run))
-            if (rows, cols) != first[:2] and kind in {"embedding", "head"}:
-                continue  # a resized vocabulary: the common rows were analysed
-            if (rows, cols) != first[:2]:
-                _differ(run, first[3], f"{key} is {int(rows)} × {int(cols)}", f"{int(first[0])} × {int(first[1])}")
-            if abs(norm - first[2]) > 1e-6 * max(norm, first[2]):  # False where one is not known
-                _differ(run, first[3], f"{key} has a base norm of {norm:.6g}", f"{first[2]:.6g}")
-            if math.isfinite(norm) and not math.isfinite(first[2]):
-                seen[str(key)] = (rows, cols, norm, run)
-        if not known:
-            warnings.append(
-                f"Run {run.spec.name!r} was analysed without its base: nobody can check that it is the same."
-            )
-    return warnings
-
-
-def _differ(run: Run, first: Run, found: str, expected: str) -> None:
-    a, b = (str(r.about.get("base", {}).get("path") or "unknown") for r in (run, first))
-    raise ManifestError(
-        f"{run.spec.where}: run {run.spec.name!r} has another base ({a}) than run {first.spec.name!r} ({b}): {found}, "
-        f"there {expected}; compare runs of one base only"
-    )
 
 
 def scores_only(spec: RunSpec) -> Run:

@@ -58,7 +58,8 @@ class Run:
     Attributes:
         spec: Name, group, seed, scores, …
         method: The spec's, or inferred from the adapter or the names.
-        layers: The columns of `layers`, with `key` (name and part) as the index; None if there are scores only.
+        layers: The columns of `layers`; its index is `key`, name and part as all runs share them (`naming.aligned`).
+            None if there are scores only.
         about: `base`, `ft`, `options` of the analysis.
         curves: The mean spectrum of each kind of module.
     """

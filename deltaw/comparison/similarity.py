@@ -35,7 +35,7 @@ COLUMNS = ("run_a", "run_b", "group_a", "group_b", "kind", "n_matrices", *MEASUR
 
 @dataclass(frozen=True)
 class Source:
-    """The updates of one run, by `Pair.key`, and the rank of each that is worth looking at."""
+    """The updates of one run, by the key that all runs share, and the rank of each that is worth looking at."""
 
     name: str
     group: str

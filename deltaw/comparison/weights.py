@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run, Runs
 from deltaw.comparison.similarity import COLUMNS, Source, ranks_of, similarity_frame
 from deltaw.errors import DeltaWError
@@ -74,8 +75,8 @@ def _source(run: Run, base: Any, runs: Runs) -> Source | None:
         pairs = inspect(base, ft, **matching).plan.pairs
     except DeltaWError:
         return None  # moved or changed since it was analysed: its results still stand
-    known = set(map(str, run.layers.index))
-    matrices = {p.key: p for p in pairs if p.key in known and len(p.ft.shape) >= 2}
+    shared = dict(zip(own_keys(run.layers), map(str, run.layers.index), strict=True))
+    matrices = {shared[p.key]: p for p in pairs if p.key in shared and len(p.ft.shape) >= 2}
     return Source(run.spec.name, run.spec.group, matrices, ranks_of(run.layers)) if matrices else None
 
 

@@ -103,3 +103,15 @@ def test_an_unknown_reference_and_a_foreign_directory(pair: Path) -> None:
     result = run(pair / "runs.toml", "--out", pair / "results")
     assert result.exit_code == 1
     assert "results of an analysis" in result.output
+
+
+def test_results_of_another_base_are_one_line(pair: Path) -> None:
+    save_single({f"x.{k}": v for k, v in pico_state(seed=1).items()}, pair / "foreign")
+    save_single({f"x.{k}": v for k, v in changed(pico_state(seed=1)).items()}, pair / "foreign-ft")
+    deltaw.analyze(pair / "base", pair / "other", out=pair / "r0", jobs=1)
+    deltaw.analyze(pair / "foreign", pair / "foreign-ft", out=pair / "r1", jobs=1)
+    result = run(pair / "r0", pair / "r1", "--out", pair / "c")
+    assert result.exit_code == 1
+    assert "run 'r1' has no tensor in common with run 'r0'" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (pair / "c").exists()
