@@ -304,7 +304,7 @@ def plan_adapter(
     wanted = name_filter(include, exclude)
     found = adapter.updates(base)
     skipped = list(found.skipped)
-    touched = {p.base.name if p.base is not None else p.name for p in found.pairs}
+    touched = {p.name if p.base is None or _is_untied(p, p.base) else p.base.name for p in found.pairs}
     pairs: list[Pair] = []
     config: Mapping[str, object] = base.config if base is not None else {}
     conv1d = base is not None and uses_conv1d(config, ((n, h.shape) for n, h in base.tensors.items()))
@@ -335,6 +335,11 @@ def plan_adapter(
     unsplit = _whole(pairs) if split_fused else ()
     notes = (*(base.notes if base is not None else (alone,)), *adapter.notes, *found.notes, *unsplit)
     return Plan(tuple(pairs), tuple(skipped), notes)
+
+
+def _is_untied(pair: Pair, base: Handle) -> bool:
+    """Whether it is a head that the base keeps as its embedding: the embedding itself is not what changes."""
+    return kind(pair.name, 2) == "head" and kind(base.name, 2) == "embedding"
 
 
 def _split_update(pair: Pair, config: Mapping[str, object]) -> Iterable[Pair]:

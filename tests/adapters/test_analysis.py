@@ -125,6 +125,8 @@ def test_a_saved_head_of_a_tied_base_has_a_row_of_its_own(tmp_path, modules):
     result = deltaw.analyze(base, adapter)
     rows = result.to_pandas().set_index("name")
     assert sorted(rows.index) == sorted(stored)
+    embedding = "model.embed_tokens.weight"
+    assert [s.name for s in result.skipped] == ([] if embedding in stored else [embedding])
     assert rows.at["lm_head.weight", "kind"] == "head"
     for name, tensor in stored.items():
         delta = tensor.double() - weight.double()
