@@ -236,17 +236,15 @@ def _run(
     from deltaw.spectra.route import BATCHED_UP_TO
 
     measured = {p.key: journal.done[p.key] for p in pairs if p.key in journal.done} if journal else {}
+    batches = _batches(pairs, BATCHED_UP_TO.get(devices[0].type, 0))
     # A batch is measured whole or not at all: in other company, a matrix would differ in its last digits.
-    batches = [
-        b for b in _batches(pairs, BATCHED_UP_TO.get(devices[0].type, 0)) if not all(p.key in measured for p in b)
-    ]
-    batches.sort(key=_work, reverse=True)
+    todo = sorted((b for b in batches if not all(p.key in measured for p in b)), key=_work, reverse=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = jobs or (min(cores, MAX_JOBS) if devices[0].type != "cuda" else JOBS_PER_GPU * len(devices))
-    jobs = min(jobs, max(1, len(batches)))
+    jobs = min(jobs, max(1, len(batches)))  # of all, not of what is left: threads decide the last digits too
     budget = Budget(memory or int(psutil.virtual_memory().available * FREE_SHARE))
     total, work_total = len(pairs), _work(pairs)
-    work_done = work_total - sum(map(_work, batches))
+    work_done = work_total - sum(map(_work, todo))
     allowed = torch.get_num_threads()  # the caller's: a training that is measured has set its own
     if measured:
         log.info("%d of %d matrices were finished by an earlier run", len(measured), total)
@@ -271,7 +269,7 @@ def _run(
 
     blas = threadpool_limits(1, user_api="blas")  # NumPy's threads, which torch's number does not reach
     try:
-        for batch, results in map_unordered(several, batches, jobs=jobs, budget=budget, need=_need, prepare=prepare):
+        for batch, results in map_unordered(several, todo, jobs=jobs, budget=budget, need=_need, prepare=prepare):
             for pair, result in zip(batch, results, strict=True):
                 measured[pair.key] = result
                 work_done += work(pair)

@@ -77,6 +77,8 @@ def map_unordered(
                     return
                 taken = budget.acquire(need(item))
                 try:
+                    if stop.is_set():  # meanwhile
+                        return
                     done.put((item, function(item, context), None))
                 finally:
                     budget.release(taken)

@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from deltaw.errors import ResultsError
+from deltaw.files import replacing
 from deltaw.types import Interval, Skipped, Spectrum
 
 NAME = ".deltaw-journal.jsonl"
@@ -67,16 +68,26 @@ class Journal:
         self._synced = time.monotonic()
         self._lock = _lock(out)
         try:
+            for left in out.glob(f".{NAME}.*.tmp"):  # by a kill in the lines below; the lock says that nobody uses it
+                left.unlink()
             if resume:
                 self.done = read(self.path, identity)
-            # Rewritten, not appended to: a line that was cut off must not swallow the next one.
-            self._file: IO[str] = self.path.open("w", encoding="utf-8")
-            self._line({"identity": identity, "inputs": inputs})
-            for key, measured in self.done.items():
-                self._line(_to_json(key, measured))
+            # Written anew, since a line that was cut off must not swallow the next one; beside the old one, since a
+            # kill or a full disk in between must not take what is finished.
+            with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                file.write(json.dumps({"identity": identity, "inputs": inputs}) + "\n")
+                for key, measured in self.done.items():
+                    file.write(json.dumps(_to_json(key, measured)) + "\n")
+            self._file: IO[str] = self.path.open("a", encoding="utf-8")
         except OSError as e:
             self._lock.release()
-            raise ResultsError(f"{out}: cannot be written ({e.strerror or e}); choose another --out") from e
+            raise ResultsError(
+                f"{out}: cannot be written ({e.strerror or e}); free some space, or choose another --out; what an "
+                "earlier run finished there is kept"
+            ) from e
+        except BaseException:  # Ctrl-C
+            self._lock.release()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +144,8 @@ def read(path: Path, identity: str) -> dict[str, Measured]:
                 key, measured = _from_json(value)
             except (ValueError, KeyError, TypeError):
                 continue  # cut off in the middle: measured again
-            done[key] = measured
+            if measured.skipped is None:  # what failed may have been a full memory or a lost disk: tried again
+                done[key] = measured
     return done
 
 

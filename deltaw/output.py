@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def claim(
         _refuse_others(out, base, ft)
     numbers = {k: v for k, v in options.to_dict().items() if k not in NOT_IN_NUMBERS}
     known = [side.get("identity") for side in about if side]
-    identity = digest(SCHEMA_VERSION, base, ft, known, [*configs], numbers)
+    identity = digest(SCHEMA_VERSION, version("deltaw"), base, ft, known, [*configs], numbers)
     # Tensors in memory have no identity: nothing says that they are still what they were.
     return Journal(out, identity, inputs=[base, ft], resume=resume and all(known))
 

@@ -10,6 +10,7 @@ import torch
 
 import deltaw
 import deltaw.output
+from deltaw import analysis
 from tests.conftest import State, changed, save_single
 
 
@@ -103,3 +104,31 @@ def test_an_edited_config_is_not_resumed_from(tmp_path: Path, pico: State, monke
         (ft / "config.json").write_text(config)
         deltaw.analyze(base, ft, out=tmp_path / "o", jobs=1)
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_what_is_resumed_has_the_threads_that_it_would_have_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The number of threads decides the last digits: it must not follow from how much is left to do."""
+    g = torch.Generator().manual_seed(0)
+    base = {f"layers.{i}.w.weight": torch.randn(40, 40 + i, generator=g) for i in range(3)}
+    folders = save_single(base, tmp_path / "base"), save_single(changed(base), tmp_path / "ft")
+    threads: list[int] = []
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    add, kept = analysis.Journal.add, []
+
+    def cut_off(journal: analysis.Journal, key: str, measured: analysis.Measured) -> None:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(key)
+        add(journal, key, measured)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(analysis.Journal, "add", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            deltaw.analyze(*folders, out=tmp_path / "out")
+    whole = set(threads[:3])
+    threads.clear()
+    deltaw.analyze(*folders, out=tmp_path / "out")
+    assert len(threads) == 2  # the one that was left, and what the caller had
+    assert threads[0] in whole

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltaw import journal
 from deltaw.errors import ResultsError
 from deltaw.journal import Journal, Measured, read
 from deltaw.types import Interval, Skipped, Spectrum
@@ -29,28 +30,28 @@ def same(a: Measured, b: Measured) -> bool:
 
 
 def filled(folder: Path, count: int = 5) -> Path:
-    with Journal(folder, "id", inputs=[["a"], ["b"]], resume=True) as journal:
+    with Journal(folder, "id", inputs=[["a"], ["b"]], resume=True) as kept:
         for i in range(count):
-            journal.add(f"w{i}", measured(i))
-        journal.add("bad", Measured(None, skipped=Skipped("bad", "failed: NaN")))
-    return journal.path
+            kept.add(f"w{i}", measured(i))
+        kept.add("bad", Measured(None, skipped=Skipped("bad", "failed: NaN")))
+    return kept.path
 
 
 def test_round_trip(tmp_path: Path):
     filled(tmp_path)
     with Journal(tmp_path, "id", inputs=[], resume=True) as again:
-        assert set(again.done) == {"w0", "w1", "w2", "w3", "w4", "bad"}
+        assert set(again.done) == {"w0", "w1", "w2", "w3", "w4"}
         assert all(same(again.done[f"w{i}"], measured(i)) for i in range(5))
-        assert again.done["bad"].skipped == Skipped("bad", "failed: NaN")
+        assert "bad" not in again.done  # tried again: it may have been a full memory, or a lost disk
 
 
 def test_other_identity_and_fresh_start_over(tmp_path: Path):
     filled(tmp_path)
-    with Journal(tmp_path, "other", inputs=[], resume=True) as journal:
-        assert journal.done == {}
+    with Journal(tmp_path, "other", inputs=[], resume=True) as other:
+        assert other.done == {}
     filled(tmp_path)
-    with Journal(tmp_path, "id", inputs=[], resume=False) as journal:
-        assert journal.done == {}
+    with Journal(tmp_path, "id", inputs=[], resume=False) as fresh:
+        assert fresh.done == {}
 
 
 @settings(max_examples=50, deadline=None)
@@ -63,11 +64,36 @@ def test_cut_off_anywhere_keeps_whole_lines(tmp_path_factory: pytest.TempPathFac
     path.write_bytes(whole[:keep])
     done = read(path, "id")
     # A last line without its newline may be complete; all that is there is right.
-    assert whole[:keep].count(b"\n") - 1 <= len(done)
-    assert all(same(m, measured(int(k[1:]))) for k, m in done.items() if k != "bad")
-    with Journal(folder, "id", inputs=[], resume=True) as journal:
-        journal.add("w9", measured(9))
+    assert min(whole[:keep].count(b"\n") - 1, 5) <= len(done)
+    assert all(same(m, measured(int(k[1:]))) for k, m in done.items())
+    with Journal(folder, "id", inputs=[], resume=True) as again:
+        again.add("w9", measured(9))
     assert set(read(path, "id")) == {*done, "w9"}
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_what_is_finished_survives_a_resume_that_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    path = filled(tmp_path)
+    before = path.read_bytes()
+    to_json, written = journal._to_json, []
+
+    def cut_off(key: str, m: Measured) -> dict[str, object]:
+        if len(written) == 2:
+            raise error
+        written.append(key)
+        return to_json(key, m)
+
+    monkeypatch.setattr(journal, "_to_json", cut_off)
+    with pytest.raises(ResultsError if isinstance(error, OSError) else KeyboardInterrupt):
+        Journal(tmp_path, "id", inputs=[], resume=True)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    (tmp_path / f".{path.name}.1.2.tmp").write_text("what a kill leaves")
+    with Journal(tmp_path, "id", inputs=[], resume=True) as again:
+        assert len(again.done) == 5
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 
 def test_two_runs_into_one_directory(tmp_path: Path):
@@ -78,9 +104,9 @@ def test_two_runs_into_one_directory(tmp_path: Path):
 
 
 def test_finished_runs_leave_no_journal(tmp_path: Path):
-    journal = Journal(tmp_path, "id", inputs=[], resume=True)
-    journal.close(finished=True)
-    assert not journal.path.exists()
+    kept = Journal(tmp_path, "id", inputs=[], resume=True)
+    kept.close(finished=True)
+    assert not kept.path.exists()
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path):
