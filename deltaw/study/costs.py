@@ -25,6 +25,7 @@ from deltaw.study.runner import default_jobs, resolve_device
 MEASURED_TOKENS = 2048  # of the step that is timed; a larger one is taken to cost in proportion
 READ = 400_000  # characters a second: parsing, splitting and checking for leaks
 COMPARED = 0.5  # seconds for each saved point in the comparison and its report
+SOLUTION = 0.75  # of a block: a solution that is generated, at most, for its prompt takes the rest
 PROCESS = 700_000_000  # bytes of a Python process that has imported torch and transformers
 
 
@@ -145,7 +146,8 @@ def _point_seconds(model: Any, plan: Plan) -> float:
         forward = _quickest(lambda: model(input_ids=ids, use_cache=False), model.device) / ids.numel()
         total = 2 * s.tokens * forward
         solving = s.problems if any(t.corpus == "maths" for t in plan.targets) else 0
-        asked = [(s.samples, s.new_tokens)] * s.prompts + [(solving, s.answer_tokens)]
+        solution = int(SOLUTION * length)
+        asked = [(s.samples, s.new_tokens)] * s.prompts + [(solving, solution)]
         for rows, new in set(asked):
             if rows:
                 once = _quickest(lambda n=rows, k=new: _generate(model, n, k), model.device)  # type: ignore[misc]

@@ -35,7 +35,8 @@ class Data:
     Attributes:
         folder: Where it lies.
         base: The base's directory, or its Hub id.
-        about: Per domain: documents, tokens, what was dropped.
+        about: Per domain: documents, tokens (positions, padding too), what was dropped, the shares of the training
+            positions that hold text and that are learned from.
         key: Equal for equal content.
     """
 
@@ -163,4 +164,9 @@ def _blocks(domain: Domain, found: Split, tokenizer: Any, plan: Plan, folder: Pa
         "train_tokens": train.input_ids.numel(),
         "held_out_tokens": held_out.input_ids.numel(),
         "held_out_tokens_scored": held_out.learned,
+        "train_dropped_too_long": train.dropped_too_long,
+        "held_out_dropped_too_long": held_out.dropped_too_long,
+        # Runs are matched by positions (`tokens`), which are equal for all seeds; a block with one prompt has padding.
+        "text_share": train.text / train.input_ids.numel(),
+        "learned_share": train.learned / train.input_ids.numel(),
     }

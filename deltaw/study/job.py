@@ -105,7 +105,8 @@ class Scorer:
         self.target, self.source = job.data.held_out(job.target.name), job.data.held_out(job.source.name)
         self.tokenizer = arms.open_tokenizer(job.data.base)
         documents = job.data.documents(job.target.name)
-        self.problems = [d for d in documents if d.answer][: self.about.problems]
+        length = job.training.length
+        self.problems = scores.problems_of(self.tokenizer, documents, self.about.problems, length)
         self.prompts = scores.prompts_of(self.tokenizer, documents, self.about.prompts)
 
     def __call__(self, model: Any) -> dict[str, float]:
@@ -125,7 +126,7 @@ class Scorer:
         found["learning"] = scores.normalised(found["target_loss"])
         found["forgetting"] = scores.normalised(found["source_loss"])
         if self.problems:
-            found["accuracy"] = scores.accuracy(model, self.tokenizer, self.problems, s.answer_tokens)
+            found["accuracy"] = scores.accuracy(model, self.tokenizer, self.problems)
         if self.prompts:
             found["diversity"] = scores.diversity(
                 model, self.tokenizer, self.prompts, s.samples, s.temperature, s.new_tokens

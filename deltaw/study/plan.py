@@ -121,14 +121,12 @@ class Scoring:
         tokens: Held-out tokens of a loss.
         batch: Sequences evaluated together.
         problems: Held-out problems solved greedily (maths only).
-        answer_tokens: Longest solution, in tokens.
         prompts, samples, temperature, new_tokens: Of the sample diversity; 0 prompts for none.
     """
 
     tokens: int = 16_384
     batch: int = 16
     problems: int = 32
-    answer_tokens: int = 96
     prompts: int = 2
     samples: int = 50
     temperature: float = 0.2

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from deltaw.study.domains import Document
-from deltaw.study.tokens import IGNORED, Blocks, encode, end_of
+from deltaw.study.tokens import IGNORED, Blocks, encode, end_of, fitting
 
 PROMPT_TOKENS = 32  # of a text that has no prompt: how much of it a sample continues
+SPARE = 8  # tokens a solution may be longer than the longest reference: its end, and other ways to cut a word
 
 
 def normalised(loss: float) -> float:
@@ -41,12 +42,22 @@ def loss(model: Any, blocks: Blocks, batch: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: Any, tokenizer: Any, problems: Sequence[Document], new_tokens: int) -> float:
-    """Share of problems whose greedy completion ends in the exact answer (`#### 42`, as in GSM8K)."""
+def accuracy(model: Any, tokenizer: Any, problems: Sequence[Document]) -> float:
+    """Share of problems whose greedy completion ends in the exact answer (`#### 42`, as in GSM8K).
+
+    The limit of a completion follows from the reference solutions, and is no option: a lower one would cut every
+    whole solution before its answer. It is seldom reached, for generation stops at the end-of-text tokens.
+    """
+    new_tokens = max(len(ids) for ids in encode(tokenizer, [p.text for p in problems])) + SPARE
     prompts = encode(tokenizer, [p.prompt for p in problems])
     texts = generate(model, tokenizer, prompts, new_tokens)
     right = [answer_of(text) == problem.answer for text, problem in zip(texts, problems, strict=True)]
     return sum(right) / len(right)
+
+
+def problems_of(tokenizer: Any, documents: Sequence[Document], count: int, length: int) -> list[Document]:
+    """Documents with an answer that fit in a block, as those that are trained on do: longer ones are never learned."""
+    return [d for d, _, _ in fitting(tokenizer, [d for d in documents if d.answer], length)][:count]
 
 
 def answer_of(text: str) -> str | None:

@@ -29,10 +29,12 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     Attributes:
         input_ids: (N, length) int64.
         labels: (N, length) int64: `input_ids` where learned, -100 where not.
+        dropped_too_long: Documents that no block could hold; not saved.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    dropped_too_long: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -44,6 +46,12 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     def learned(self) -> int:
         """Tokens that count in the loss."""
         return int((self.labels[:, 1:] != IGNORED).sum())
+
+    @property
+    def text(self) -> int:
+        """Positions that hold text; the rest is padding, which starts behind the last learned token of a block."""
+        places = torch.arange(1, self.labels.shape[1] + 1)
+        return int(((self.labels != IGNORED) * places).amax(dim=1).sum())
 
     def first(self, tokens: int) -> Blocks:
         """The leading blocks that hold about that many tokens, at least one block."""
@@ -124,25 +132,31 @@ def packed(tokenizer: Any, documents: Sequence[Document], length: int, tokens: i
     return Blocks(ids, ids.clone())
 
 
+def fitting(tokenizer: Any, documents: Sequence[Document], length: int) -> list[tuple[Document, list[int], list[int]]]:
+    """The documents that fit in a block with their end-of-text token, and the tokens of prompt and completion."""
+    prompts = encode(tokenizer, [d.prompt for d in documents])
+    texts = encode(tokenizer, [d.text for d in documents])
+    return [(d, p, t) for d, p, t in zip(documents, prompts, texts, strict=True) if len(p) + len(t) < length]
+
+
 def prompted(tokenizer: Any, documents: Sequence[Document], length: int, tokens: int | None = None) -> Blocks:
     """Instruction tuning: one prompt and its completion to a block; only the completion is learned.
 
-    What does not fit in a block is left out. Padding is on the right, where causal attention never looks back on it.
+    What does not fit in a block is left out, and counted. Padding is on the right, where causal attention never looks
+    back on it.
 
     Raises:
         OptionError: No document fits.
     """
     end = end_of(tokenizer)
-    prompts = encode(tokenizer, [d.prompt for d in documents])
-    texts = encode(tokenizer, [d.text for d in documents])
-    fitting = [(p, [*t, end]) for p, t in zip(prompts, texts, strict=True) if len(p) + len(t) < length]
-    fitting = fitting[: None if tokens is None else max(1, tokens // length)]
-    if not fitting:
+    found = fitting(tokenizer, documents, length)
+    kept = found[: None if tokens is None else max(1, tokens // length)]
+    if not kept:
         raise OptionError(f"no prompt with its completion fits in {length} tokens; choose a larger [training] length")
-    ids = torch.full((len(fitting), length), end, dtype=torch.int64)
-    labels = torch.full((len(fitting), length), IGNORED, dtype=torch.int64)
-    for row, (prompt, text) in enumerate(fitting):
-        whole = torch.tensor([*prompt, *text])
+    ids = torch.full((len(kept), length), end, dtype=torch.int64)
+    labels = torch.full((len(kept), length), IGNORED, dtype=torch.int64)
+    for row, (_, prompt, text) in enumerate(kept):
+        whole = torch.tensor([*prompt, *text, end])
         ids[row, : len(whole)] = whole
         labels[row, len(prompt) : len(whole)] = whole[len(prompt) :]
-    return Blocks(ids, labels)
+    return Blocks(ids, labels, len(documents) - len(found))

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+LIBRARIES = ("deltaw", "torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 @contextmanager

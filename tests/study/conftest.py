@@ -94,5 +94,5 @@ def plan(texts: dict[str, str]) -> Plan:
         seeds=(0,),
         base=SPEC,
         training=Training(length=384, batch=2, steps=4, points=2, warmup=1),
-        scores=Scoring(tokens=768, batch=4, problems=2, answer_tokens=4, prompts=1, samples=4, new_tokens=4),
+        scores=Scoring(tokens=768, batch=4, problems=2, prompts=1, samples=4, new_tokens=4),
     )

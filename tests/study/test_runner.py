@@ -87,7 +87,11 @@ def test_a_study_from_beginning_to_end(plan: Plan, tmp_path: Path) -> None:
     assert len(study.comparison.claims()) > 0
     assert (tmp_path / "a" / "comparison" / "report.html").stat().st_size > 10_000
     about = json.loads((tmp_path / "a" / "study.json").read_text())
-    assert about["domains"]["code"]["train_tokens"] > 0
+    code, maths = about["domains"]["code"], about["domains"]["maths"]
+    assert code["train_tokens"] > 0
+    assert (code["text_share"], code["train_dropped_too_long"]) == (1, 0)
+    assert 0 < maths["learned_share"] < maths["text_share"] < 1
+    assert maths["train_dropped_too_long"] > 0
     tables = subprocess.run(
         [sys.executable, TABLES, tmp_path / "a"], check=True, capture_output=True, text=True, encoding="utf-8"
     ).stdout

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deltaw.study import arms, scores
-from deltaw.study.domains import Document
-from deltaw.study.tokens import IGNORED, Blocks
+from deltaw.study.domains import Document, ProblemCorpus
+from deltaw.study.tokens import IGNORED, Blocks, encode, train_tokenizer
 
 
 @pytest.fixture
@@ -55,11 +55,33 @@ def test_the_answer_stands_behind_the_mark(text: str, answer: str | None) -> Non
 
 
 def test_accuracy_counts_exact_matches(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = [Document("", f"p{i}", a) for i, a in enumerate(["1", "2", "3", "4"])]
+    problems = [Document(f"#### {a}", f"p{i}", a) for i, a in enumerate(["1", "2", "3", "4"])]
     completions = ["#### 1", "#### 2 apples", "so 3", "x\n#### 4\n"]
     monkeypatch.setattr(scores, "generate", lambda *_: completions)
     monkeypatch.setattr(scores, "encode", lambda _, texts: [[0]] * len(texts))
-    assert scores.accuracy(None, None, problems, 8) == 0.5
+    assert scores.accuracy(None, None, problems) == 0.5
+
+
+def test_the_reference_solutions_are_right_answers(documents: list[Document]) -> None:
+    """However long they are: what writes them, within the limit that it is given, has every answer."""
+    corpus = ProblemCorpus(2)
+    problems = [d for origin in corpus.origins() for d in corpus.read(origin)]
+    tokenizer = train_tokenizer(documents, 400)
+    scored = scores.problems_of(tokenizer, problems, 200, 384)
+    assert 20 < len(scored) <= 200
+    assert all(d.answer for d in scored)
+    written = iter(scored)
+
+    class Reference:
+        device = torch.device("cpu")
+
+        def generate(self, input_ids: torch.Tensor, max_new_tokens: int, **_: object) -> torch.Tensor:
+            end = tokenizer.eos_token_id
+            rows = [encode(tokenizer, [next(written).text])[0][:max_new_tokens] for _ in input_ids]
+            width = max(map(len, rows))
+            return torch.cat([input_ids, torch.tensor([r + [end] * (width - len(r)) for r in rows])], dim=1)
+
+    assert scores.accuracy(Reference(), tokenizer, scored) == 1
 
 
 def test_greedy_completions_do_not_depend_on_their_neighbours(model, base: Path) -> None:  # type: ignore[no-untyped-def]

@@ -28,6 +28,7 @@ def test_packed_is_the_documents_end_to_end(documents: list[Document]) -> None:
     assert len(whole) - len(text) < 32 * 20
     assert torch.equal(blocks.input_ids, blocks.labels)
     assert blocks.learned == len(blocks) * 31
+    assert blocks.text == len(blocks) * 32
     assert len(packed(tokenizer, documents, 32, tokens=100)) == 3
 
 
@@ -36,6 +37,9 @@ def test_prompted_learns_the_completion_alone(documents: list[Document]) -> None
     asked = [Document("the value", "matrix of ", "x"), Document("a " * 400, "too long ")]
     blocks = prompted(tokenizer, asked, 48)
     assert len(blocks) == 1
+    assert blocks.dropped_too_long == 1
+    (held, prompt) = (len(encode(tokenizer, [t])[0]) for t in ("the value", "matrix of "))
+    assert (blocks.text, blocks.learned) == (prompt + held + 1, held + 1)
     learned = blocks.labels[0][blocks.labels[0] != IGNORED]
     assert tokenizer.decode(learned) == "the value" + END
     first = int((blocks.labels[0] != IGNORED).nonzero()[0])
