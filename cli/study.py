@@ -116,6 +116,7 @@ def summary(found: Study) -> str:
         lines.append(f"{row['target']:<12}{row['arm']:<34}{row['base_loss']:>12.3f}{after:>12}{mark}")
     verdicts = found.comparison.claims()["verdict"].value_counts()
     told = ", ".join(f"{verdicts.get(v, 0)} {v}" for v in ("agrees", "disagrees", "cannot tell"))
+    lines += [f"left out: {name}: {why}" for name, why in found.left_out.items()]
     return "\n".join([*lines, "", f"Claims: {told}", f"Report: {found.out / 'comparison' / 'report.html'}"])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,28 @@ def prepare(model: Any, arm: Arm) -> Any:
             return peft.get_peft_model(model, _peft_config(arm))
     except (ValueError, TypeError) as e:
         raise OptionError(f"arm {arm.name!r} does not fit the model: {e}") from e
+
+
+def misfits(known: Sequence[Arm], open_model: Callable[[Arm], Any]) -> dict[str, str]:
+    """Why arms do not fit a base, by name: told before hours are spent on the others.
+
+    Args:
+        known: The arms.
+        open_model: A fresh base for an arm.
+
+    Raises:
+        OptionError: None of them fits.
+    """
+    found = {}
+    for arm in known:
+        if arm.method != "full" or arm.attention_dropout:  # the plain one fits every model
+            try:
+                prepare(open_model(arm), arm)
+            except OptionError as e:
+                found[arm.name] = str(e)
+    if len(found) == len(known):
+        raise OptionError(f"no arm of the plan fits the base: {'; '.join(found.values())}")
+    return found
 
 
 def linear_layers(model: Any) -> list[str]:

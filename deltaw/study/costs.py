@@ -8,7 +8,7 @@ the end is counted with a rate that was measured once (`COMPARED`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,13 @@ from deltaw.study import arms
 from deltaw.study.base import llama_config
 from deltaw.study.extra import require
 from deltaw.study.job import threads
-from deltaw.study.plan import Arm, Plan
-from deltaw.study.runner import default_jobs, resolve_device
+from deltaw.study.plan import Arm, Plan, Run
+from deltaw.study.runner import PROCESS, default_jobs, resolve_device
 
 MEASURED_TOKENS = 2048  # of the step that is timed; a larger one is taken to cost in proportion
 READ = 400_000  # characters a second: parsing, splitting and checking for leaks
 COMPARED = 0.5  # seconds for each saved point in the comparison and its report
 SOLUTION = 0.75  # of a block: a solution that is generated, at most, for its prompt takes the rest
-PROCESS = 700_000_000  # bytes of a Python process that has imported torch and transformers
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,20 @@ def estimate(plan: Plan, *, device: str = "auto", jobs: int | None = None) -> Es
     """
     require()
     device = resolve_device(device)
-    jobs = jobs or default_jobs(plan, device)
     t = plan.training
     with threads(plan.threads), arms.quiet(), torch.random.fork_rng():
         base = _base(plan).to(device)
         parameters = sum(p.numel() for p in base.parameters())
+        jobs = jobs or default_jobs(plan, device, parameters)
+        left_out = arms.misfits(plan.arms, lambda arm: _base(plan, arm))
         trainable, step = {}, {}
-        for arm in plan.arms:
-            model = arms.prepare(_base(plan), arm).to(device)
+        for arm in (a for a in plan.arms if a.name not in left_out):
+            model = arms.prepare(_base(plan, arm), arm).to(device)
             trainable[arm.name] = arms.trainable(model)
             if arm.method not in step:
                 step[arm.method] = _step_seconds(model, plan, t.batch)
         point = _point_seconds(base, plan)
-    runs = list(plan.runs())
+    runs = [r for r in plan.runs() if r.arm.name not in left_out]
     points = len(runs) * t.points
     run_tokens = t.steps * t.batch * t.length
     base_tokens = 0 if plan.base.model else plan.base.steps * plan.base.batch * t.length
@@ -104,16 +104,16 @@ def estimate(plan: Plan, *, device: str = "auto", jobs: int | None = None) -> Es
         total_tokens=base_tokens + len(runs) * run_tokens,
         jobs=jobs,
         memory=min(jobs, len(runs)) * _memory(base, plan, max(trainable.values())),
-        disk=_disk(plan, parameters, trainable),
+        disk=_disk(plan, runs, parameters, trainable),
         seconds=seconds,
     )
 
 
-def _base(plan: Plan) -> Any:
+def _base(plan: Plan, arm: Arm | None = None) -> Any:
     import transformers
 
     if plan.base.model:
-        return arms.open_base(plan.base.model)
+        return arms.open_base(plan.base.model, arm)
     config = llama_config(plan.base, plan.training.length, plan.base.vocabulary)
     return transformers.LlamaForCausalLM(config)
 
@@ -192,7 +192,7 @@ def _memory(model: Any, plan: Plan, trainable: int) -> int:
     return int(PROCESS + 4 * (2 * parameters + 3 * trainable + activations + logits))
 
 
-def _disk(plan: Plan, parameters: int, trainable: dict[str, int]) -> int:
+def _disk(plan: Plan, runs: Sequence[Run], parameters: int, trainable: dict[str, int]) -> int:
     """Bytes of the checkpoints that are kept, and of the results of every point."""
 
     def checkpoint(arm: Arm) -> int:
@@ -203,7 +203,7 @@ def _disk(plan: Plan, parameters: int, trainable: dict[str, int]) -> int:
     kept = {"all": plan.training.points, "last": 1, "none": 0}[plan.training.checkpoints]
     results = 200_000 * plan.training.points
     weights = 0 if plan.base.model else 4 * parameters
-    return weights + sum(checkpoint(r.arm) * kept + results for r in plan.runs())
+    return weights + sum(checkpoint(r.arm) * kept + results for r in runs)
 
 
 def describe(plan: Plan, found: Estimate) -> str:
@@ -214,8 +214,9 @@ def describe(plan: Plan, found: Estimate) -> str:
         plan.title,
         f"base        {base}: {found.parameters:,} parameters, {found.base_tokens:,} tokens of {plan.source.name}",
         f"targets     {', '.join(f'{d.name} ({d.regime})' for d in plan.targets)}",
-        f"runs        {found.runs}: {len(plan.arms)} arms, {len(plan.targets)} targets, {len(plan.seeds)} seeds, "
-        f"{t.steps} steps of {t.batch} × {t.length} = {found.run_tokens:,} tokens each, {t.points} saved points",
+        f"runs        {found.runs}: {len(plan.arms)} arms, {len(plan.targets)} targets, {len(plan.seeds)} seeds",
+        f"each run    {t.steps} steps of {t.batch} × {t.length} = {found.run_tokens:,} tokens (with padding), "
+        f"{t.points} saved points",
         f"tokens      {found.total_tokens:,} in all",
         f"at a time   {found.jobs} runs, about {found.memory / 1e9:.1f} GB of memory",
         f"disk        about {found.disk / 1e9:.2f} GB",
@@ -226,7 +227,10 @@ def describe(plan: Plan, found: Estimate) -> str:
     ]
     for arm in plan.arms:
         rates = ", ".join(f"{r:g}" for r in arm.learning_rates)
-        lines.append(f"{arm.name:<32}{found.trainable[arm.name]:>20,}   {rates}")
+        if arm.name in found.trainable:
+            lines.append(f"{arm.name:<32}{found.trainable[arm.name]:>20,}   {rates}")
+        else:
+            lines.append(f"{arm.name:<32}{'does not fit this base: left out':>35}")
     return "\n".join(lines)
 
 

@@ -85,7 +85,9 @@ def manifest(plan: Plan, jobs: Sequence[Job], out: Path, base: str) -> str:
     compared with each other: `domain` and `training` keep them apart.
     """
     lines = [f"title = {_toml(plan.title)}", f"base = {_toml(_relative(base, out))}"]
-    lines.append(f"reference = {_toml(group_of(plan.targets[0].name, plan.arms[0].name))}")
+    trained = {job.run.arm.name for job in jobs if job.run is not None}
+    first = next(arm.name for arm in plan.arms if arm.name in trained)
+    lines.append(f"reference = {_toml(group_of(plan.targets[0].name, first))}")
     for job in jobs:
         if job.run is not None:
             for point in read_json(job.out / "run.json")["points"]:
@@ -133,7 +135,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value).replace("\x7f", "\\u007F")
 
 
-def write_outcome(plan: Plan, jobs: Sequence[Job], out: Path) -> pd.DataFrame:
+def write_outcome(plan: Plan, jobs: Sequence[Job], out: Path, left_out: Mapping[str, str]) -> pd.DataFrame:
     """Write `points.csv`, `runs.toml` and `study.json`; returns the points."""
     points = points_table(jobs)
     data = jobs[0].data
@@ -142,6 +144,7 @@ def write_outcome(plan: Plan, jobs: Sequence[Job], out: Path) -> pd.DataFrame:
         "base": data.base,
         "domains": data.about,
         "arms": learned(points).to_dict("records"),
+        "left_out": dict(left_out),
         "versions": versions("deltaw", "torch", "transformers", "peft", "accelerate", "tokenizers", "reasoning-gym"),
         "device": jobs[0].device,
     }

@@ -14,11 +14,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 MOST_ON_A_GPU = 4
 MEMORY_ON_A_GPU = 16 << 30
+PROCESS = 700_000_000  # bytes of a Python process that has imported torch and transformers
+TRAINED = 20  # bytes for each parameter: weight, gradient, AdamW's moments, and what passes through
 BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -69,11 +72,13 @@ class Study:
         out: Its directory.
         points: One row per saved point of every run, see `deltaw.study.outcome`.
         comparison: What `deltaw.compare` says of the runs.
+        left_out: Arms that do not fit the base, and why.
     """
 
     out: Path
     points: pd.DataFrame
     comparison: deltaw.Comparison
+    left_out: Mapping[str, str]
 
 
 def run(
@@ -116,11 +121,14 @@ def run(
             sweep(out)
             sweep(out / "runs")
             data = _data(plan, out, Path(cache) if cache else default_cache(), device, say)
-            todo = list_jobs(plan, data, out, device)
-            _work(todo, jobs or default_jobs(plan, device), say)
+            with arms.quiet():
+                parameters = sum(p.numel() for p in arms.open_base(data.base).parameters())
+                left_out = arms.misfits(plan.arms, partial(arms.open_base, data.base))
+            todo = [j for j in list_jobs(plan, data, out, device) if j.run is None or j.run.arm.name not in left_out]
+            _work(todo, jobs or default_jobs(plan, device, parameters), say)
             say(Progress("comparing", 0, 1))
-            points = write_outcome(plan, todo, out)
-            return Study(out, points, compare(out))
+            points = write_outcome(plan, todo, out, left_out)
+            return Study(out, points, compare(out), left_out)
     except Timeout:
         raise ResultsError(f"{out}: another study is running there; wait for it, or choose another --out") from None
 
@@ -164,12 +172,15 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def default_jobs(plan: Plan, device: str) -> int:
-    """Runs at a time: by cores, and on a GPU no more than its free memory or its patience allow.
+def default_jobs(plan: Plan, device: str, parameters: int) -> int:
+    """Runs at a time: by cores and free memory, and on a GPU no more than its memory or its patience allow.
 
     Small models leave most of a GPU idle between kernels, so a few processes share it well; many do not.
     """
-    most = usable_cores() // plan.threads
+    import psutil
+
+    fit = psutil.virtual_memory().available // (PROCESS + TRAINED * parameters)
+    most = min(usable_cores() // plan.threads, fit)
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info(torch.device(device))
         most = min(most // 2, MOST_ON_A_GPU, free // MEMORY_ON_A_GPU)

@@ -14,17 +14,18 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
 import deltaw
 from deltaw.comparison import read_manifest
 from deltaw.errors import MissingExtraError, OptionError, ResultsError
-from deltaw.study import Plan, extra, runner
+from deltaw.study import Plan, arms, costs, extra, runner
 from deltaw.study.outcome import learned
 from deltaw.study.workspace import finishing
 
-from .conftest import FULL, LORA
+from .conftest import FULL, LORA, MORA6
 
 TABLES = Path(__file__).parents[2] / "docs" / "study_tables.py"
 
@@ -130,6 +131,42 @@ def test_a_training_that_diverges_is_kept_and_named(plan: Plan, tmp_path: Path) 
     about = json.loads((tmp_path / "a" / "study.json").read_text())
     assert all(arm["diverged_points"] > 0 for arm in about["arms"])
     assert len(read_manifest(tmp_path / "a" / "runs.toml").runs) == 8
+
+
+@pytest.mark.usefixtures("without_comparison")
+def test_arms_that_do_not_fit_the_base_are_left_out_and_named(plan: Plan, base: Path, tmp_path: Path) -> None:
+    """GPT-2 has no nn.Linear but its head: MoRA cannot be put into it, which is told before anything is trained."""
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2, n_inner=24)
+    gpt2 = tmp_path / "gpt2"
+    transformers.GPT2LMHeadModel(config).save_pretrained(gpt2)
+    arms.open_tokenizer(base).save_pretrained(gpt2)
+    own = dataclasses.replace(
+        plan,
+        arms=(MORA6, FULL),
+        base=dataclasses.replace(plan.base, model=str(gpt2)),
+        targets=plan.targets[:1],
+        training=dataclasses.replace(plan.training, length=32, points=1, steps=2, warmup=1),
+    )
+    study = runner.run(own, tmp_path / "a", cache=tmp_path / "cache", jobs=1, device="cpu")
+    assert set(study.points["arm"]) == {"base", FULL.name}
+    assert list(study.left_out) == [MORA6.name]
+    assert json.loads((tmp_path / "a" / "study.json").read_text())["left_out"] == dict(study.left_out)
+    assert read_manifest(tmp_path / "a" / "runs.toml").reference == f"code: {FULL.name}"
+    shown = costs.describe(own, costs.estimate(own, device="cpu"))
+    assert "does not fit this base: left out" in shown
+    with pytest.raises(OptionError, match="no arm of the plan fits"):
+        run(dataclasses.replace(own, arms=(MORA6,)), tmp_path / "b", tmp_path / "cache")
+
+
+def test_runs_at_a_time_fit_in_the_memory(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "usable_cores", lambda: 16)
+    free = psutil.virtual_memory()._replace(available=8_000_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    assert runner.default_jobs(plan, "cpu", 1_000_000) == 11
+    assert runner.default_jobs(plan, "cpu", 150_000_000) == 2
+    assert runner.default_jobs(plan, "cpu", 7_000_000_000) == 1
 
 
 @pytest.mark.usefixtures("without_comparison")
