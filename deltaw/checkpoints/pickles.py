@@ -48,9 +48,8 @@ def _load(path: Path, *, headers_only: bool) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's advice on old and foreign pickles; what cannot be read is an error
+            # torch's advice on old and foreign pickles; what cannot be read is an error.
+            warnings.simplefilter("ignore")
             with FakeTensorMode() if headers_only else nullcontext():
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:

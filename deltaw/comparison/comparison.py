@@ -238,7 +238,9 @@ def compare(
         found = reuse.analyses(needing, manifest.base, folder, options, report)
         loaded |= {s.name: loading.read_run(s, found[s.name]) for s in needing}
     every = aligned([loaded.get(s.name) or loading.scores_only(s) for s in manifest.runs])
-    warnings = [*manifest.warnings, *dict.fromkeys([*warnings, *bases.check_bases(every)]), *unshared(every)]
+    if needing:  # and against what was there already
+        warnings = list(dict.fromkeys([*warnings, *bases.check_bases(every)]))
+    warnings = [*manifest.warnings, *warnings, *unshared(every)]
     return Comparison(
         Runs(every, reference or _default_reference(every), seed),
         title=manifest.title,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,30 +11,7 @@ from deltaw.reports import analysis_page, write_analysis
 import deltaw
 from deltaw.results import Analysis
 from deltaw.types import Interval, Skipped, Spectrum
-
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """The elements of a page: (tag, attributes) in order, and the text by the innermost tag."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.elements, self.open, self.text = [], [], {}
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        while self.open and self.open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if self.open:
-            self.text.setdefault(self.open[-1], []).append(data)
+from tests.reports.elements import Page
 
 
 def data_of(html):
