@@ -2,13 +2,15 @@
 
 The pass also leaves ΔW, subtracted after the upcast, so that the two large arrays are read once. All sums run in
 float64, block by block: a block is small enough to stay in the CPU's cache (or to keep a GPU busy), and the sums are
-vectors of one number per row or column.
+vectors of one number per row or column. The sums by row are the inner products of a row's Δ, W0 and ulps with each
+other, found in one batched product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -16,11 +18,11 @@ from torch import Tensor
 
 from deltaw.errors import TensorError
 from deltaw.largest import largest_product
-from deltaw.rounding import count_equal, rounding_variance, within_ulp
+from deltaw.rounding import count_equal, powers_of_two, variance_scale, within_ulp
 from deltaw.types import Factors, Vector
 
-CPU_BLOCK = 1 << 17  # entries: 1 MiB of float64, so that the temporaries of a block stay in the cache
-GPU_BLOCK = 1 << 25  # entries: enough to fill the device, 256 MiB per temporary
+CPU_BLOCK = 1 << 16  # entries: 512 KiB of float64, so that what is made of a block stays in the cache
+GPU_BLOCK = 1 << 25  # entries: enough to fill the device, 256 MiB of float64
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,13 @@ def sweep(
     sums = _Accumulator(w.shape, where)
     sums.within_ulp = True
     for rows in _blocks(w.shape, where, block):
-        old, new = w0[rows].to(where), w[rows].to(where)
-        d = torch.sub(new.to(dtype), old.to(dtype), out=None if delta is None else delta[rows])
-        sums.add(rows, d, old)
+        old, new = _moved(w0[rows], where), _moved(w[rows], where)
+        d = torch.empty(new.shape, dtype=dtype, device=where) if delta is None else delta[rows]
+        d.copy_(new).sub_(old if old.itemsize > 1 else old.to(dtype))  # float8 is not promoted
+        sums.add(rows, d, old, new)
         sums.equal += count_equal(old, new)
-        variance = rounding_variance(new)
-        sums.add_noise(rows, variance)
         # one large move settles it, and is found in the first block of nearly every update
-        sums.within_ulp = sums.within_ulp and within_ulp(d, old, new, variance)
+        sums.within_ulp = sums.within_ulp and within_ulp(d, old, new)
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, ft))
     if delta is not None:
@@ -158,8 +159,8 @@ def sweep_update(base: Tensor | None, delta: Tensor, *, block: int | None = None
     d_all, where = _matrix(delta), _sums_device(delta.device)
     sums = _Accumulator(d_all.shape, where, has_base=base is not None)
     for rows in _blocks(d_all.shape, where, block):
-        d = d_all[rows].to(where)
-        sums.add(rows, d, None if base is None else _matrix(base)[rows].to(where))
+        d = _moved(d_all[rows], where)
+        sums.add(rows, d, None if base is None else _moved(_matrix(base)[rows], where))
         sums.equal += int(d.numel() - torch.count_nonzero(d))
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, delta))
@@ -180,7 +181,7 @@ def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: i
     w0, where = _matrix(base), _sums_device(device)
     sums = _Accumulator(w0.shape, where)
     for rows in _blocks(w0.shape, where, block):
-        old = w0[rows].to(where).double()
+        old = _moved(w0[rows], where).double()
         sums.base_row_sq[rows] = torch.linalg.vecdot(old, old)
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, base))
@@ -243,22 +244,34 @@ class _Accumulator:
         self.largest = zeros(1)
         self.delta_row_sq, self.base_row_sq, self.delta_base_row = zeros(rows), zeros(rows), zeros(rows)
         self.noise_row, self.noise_col = zeros(rows), zeros(cols)
+        self._buffer = zeros(0)
 
-    def add(self, rows: slice, delta: Tensor, base: Tensor | None) -> None:
+    def add(self, rows: slice, delta: Tensor, base: Tensor | None, stored: Tensor | None = None) -> None:
+        """Add a block of rows of ΔW, of W0, and of W where it was stored and so was rounded."""
         if not delta.numel():
             return
         low, high = torch.aminmax(delta)
         self.largest = torch.maximum(self.largest, torch.maximum(-low, high))
-        d = delta.double()
-        self.delta_row_sq[rows] = torch.linalg.vecdot(d, d)
+        parts = self._parts(delta, base, None if stored is None else powers_of_two(stored))
+        products = torch.bmm(parts, parts.mT)
+        self.delta_row_sq[rows] = products[:, 0, 0]
         if base is not None:
-            w0 = base.double()
-            self.base_row_sq[rows] = torch.linalg.vecdot(w0, w0)
-            self.delta_base_row[rows] = torch.linalg.vecdot(d, w0)
+            self.base_row_sq[rows], self.delta_base_row[rows] = products[:, 1, 1], products[:, 0, 1]
+        if stored is not None:
+            scale = variance_scale(stored.dtype)
+            self.noise_row[rows] = products[:, -1, -1] * scale
+            self.noise_col.add_(parts[:, -1].square_().sum(0), alpha=scale)
 
-    def add_noise(self, rows: slice, variance: Tensor) -> None:
-        self.noise_row[rows] = variance.sum(1)
-        self.noise_col += variance.sum(0)
+    def _parts(self, *parts: Tensor | None) -> Tensor:
+        """The parts that there are, row by row side by side in float64: (rows, parts, cols), in memory kept for it."""
+        there = [part for part in parts if part is not None]
+        shape = (len(there[0]), len(there), self.shape[1])
+        if self._buffer.numel() < prod(shape):
+            self._buffer = self._buffer.new_empty(prod(shape))
+        out = self._buffer[: prod(shape)].view(shape)
+        for i, part in enumerate(there):
+            out[:, i].copy_(part)
+        return out
 
     def finite(self) -> bool:
         """Whether all sums are finite, which they are only if every entry is."""
@@ -289,7 +302,7 @@ def _add_base(
     m, n = sums.shape
     stored = torch.Size((n, m) if transposed else (m, n))
     for part in _blocks(stored, B.device, block):
-        w0 = read(part).to(B.device).double()
+        w0 = _moved(read(part), B.device).double()
         if transposed:  # w0 holds columns `part` of the matrix, as rows
             sums.base_row_sq += (w0 * w0).sum(0)
             sums.delta_base_row += torch.linalg.vecdot(B, w0.T @ A[:, part].T)
@@ -300,6 +313,13 @@ def _add_base(
 
 def _matrix(x: Tensor) -> Tensor:
     return x if x.ndim == 2 else x.reshape(-1, 1)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """On the device. To a GPU by way of pinned memory, from which it is copied while the GPU goes on computing."""
+    if device.type == "cuda" and not x.is_cuda:
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device).contiguous()  # a transposed view is gathered once, not by every sum
 
 
 def _sums_device(device: torch.device | str) -> torch.device:

@@ -12,7 +12,10 @@ Source: Golub & Van Loan, Matrix Computations, 4th ed., §8.6; Weyl's inequality
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from deltaw.types import Spectrum, Vector
 
 Driver = Callable[[Tensor, float], Vector | None]  # (tall x, scale) -> singular values of x/scale, descending
 
-# The measured cost model (2 cores of an AMD EPYC, milliseconds, torch 2.13 with MKL, float32 input):
+# The measured cost model, milliseconds, float32 input, torch 2.13 with MKL (2 cores of an AMD EPYC):
 #
 #                      128²   384²  384×1536  1024²  2816×1024  1024×2816  2048²  4096²
 #   svdvals, as stored  1.0     16        32    120        138        562    962   9077
@@ -31,34 +34,41 @@ Driver = Callable[[Tensor, float], Vector | None]  # (tall x, scale) -> singular
 #   QR, then svdvals    1.3      9        15    135        168        173    849      –
 #   Gram + eigvalsh     0.7     10        11    117        145        167    527   4561
 #
-# The two halves of the last row were timed apart, the product in full; `gram` computes one triangle, and several
-# matrices at a time, with one thread each, gain what one matrix cannot give to two cores. So the Gram matrix of the
-# shorter side is level with the best or ahead at every shape, and there is no choice to make: the other drivers are
-# there for what it cannot resolve and for where it does not converge.
+# The Gram matrix of the shorter side is level with the best or ahead at every shape, and there is no choice to make:
+# the other drivers are there for what it cannot resolve and for where it does not converge. Which library is faster
+# at it depends on the processor and the threads.
 
 NOT_CONVERGED = (torch.linalg.LinAlgError, np.linalg.LinAlgError)  # type: ignore[attr-defined]
 
-# The eigenvalues alone, by torch's LAPACK (MKL) and by NumPy's (OpenBLAS), milliseconds, with one and with two threads:
+# The eigenvalues alone, by torch's LAPACK (MKL) and by NumPy's (OpenBLAS), with one thread and with two:
 #
-#               128   384  1024  2048  4096
-#   torch, 1     .4   5.5    76   408  2736
-#   NumPy, 1     .4   4.3    56   359  4177
-#   torch, 2     .4   4.5    48   310  1752
-#   NumPy, 2     .4   3.7    39   236  1960
+#               AMD EPYC                        Intel Xeon (Sapphire Rapids)
+#               128   384  1024  2048  4096     128   384  1024  1100  1152  2048  4096
+#   torch, 1     .4   5.5    76   408  2736      .5   5.3    84    75    83   346  2203
+#   NumPy, 1     .4   4.3    56   359  4177      .6   5.6    94   112   131   687  5291
+#   torch, 2     .4   4.5    48   310  1752      .5   8.0    53    76    71   316  1637
+#   NumPy, 2     .4   3.7    39   236  1960      .6   6.1    63    68    79   416  2949
 #
-# With two threads, torch's first call takes .7 seconds more.
-NUMPY_UP_TO = 2048
+# From 1100 on, MKL reduces a matrix to a band first, which one thread does in less time than what is a little smaller
+# in one step: with zeros around it up to that size, a matrix of 1024 takes 75.
+NUMPY_UP_TO = 2048  # where the processor is not Intel's
+TWO_STAGE_FROM, PADDED_FROM = 1100, 1000
+
+# The Gram matrix with one thread, by NumPy, which sees that it is symmetric, and by torch: 20 and 24 for 1024², 47
+# and 62 for 2816×1024, 1005 and 2088 for 4096²; with two threads 16 and 13, 32 and 26, 598 and 695.
 ROW_BLOCK = 4096  # rows that are converted to float64 at a time: bounds the memory of a tall matrix
-COLUMN_BLOCK = 128  # columns of a block of the Gram matrix: what lies above the diagonal is never computed
+COLUMN_BLOCK = 128  # columns of a block of torch's Gram matrix: what lies above the diagonal is never computed
 GRAM_ERROR = 8.0  # δ = GRAM_ERROR·√k·ε·λ1; sums of rounding errors grow like √k (measured: below 2)
 UNRESOLVED = 2e-6  # share of Σσ that may be in doubt before LAPACK is asked: keeps every metric within 1e-4
 
 
-def singular_values(x: Tensor) -> Spectrum:
+def singular_values(x: Tensor, scale: float | None = None) -> Spectrum:
     """All singular values of a matrix, correct to 1e-7·σ1.
 
     Args:
         x: (m, n), any floating dtype, on any device; it is not modified.
+        scale: A power of two near max|x|, or 1 where the entries are known to be finite and far from the ends of
+            float64's range, even squared; found if not given.
 
     Returns:
         A complete `Spectrum` of min(m, n) values; `note` names the drivers that did not converge, if any.
@@ -68,7 +78,7 @@ def singular_values(x: Tensor) -> Spectrum:
     """
     rows, cols = x.shape
     x = _tall(x)
-    scale = _power_of_two(x)
+    scale = _power_of_two(x) if scale is None else scale
     if scale == 0:
         return _spectrum(np.zeros(x.shape[1]), rows, cols)
     failed: list[str] = []
@@ -120,7 +130,7 @@ def singular_values_batched(xs: Tensor) -> list[Spectrum]:
 
 
 def gram(x: Tensor, scale: float = 1.0) -> Tensor:
-    """The upper triangle of (x/scale)ᵀ(x/scale) in float64; what is below the diagonal blocks is zero.
+    """The upper triangle of (x/scale)ᵀ(x/scale) in float64; what is below it is not to be read.
 
     Args:
         x: (m, n).
@@ -129,15 +139,22 @@ def gram(x: Tensor, scale: float = 1.0) -> Tensor:
     Returns:
         (n, n) float64 on x's device.
     """
-    m, n = x.shape
-    out = torch.zeros(n, n, dtype=torch.float64, device=x.device)
-    for i in range(0, m, ROW_BLOCK):
+    out = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    add = _add_gram if x.is_cuda or torch.get_num_threads() > 1 else _add_gram_numpy
+    for i in range(0, len(x), ROW_BLOCK):
         block = x[i : i + ROW_BLOCK].double()
-        if scale != 1.0:
-            block = block / scale
-        for j in range(0, n, COLUMN_BLOCK):
-            out[j : j + COLUMN_BLOCK, j:].addmm_(block[:, j : j + COLUMN_BLOCK].T, block[:, j:])
+        add(out, block if scale == 1.0 else block / scale)
     return out
+
+
+def _add_gram(out: Tensor, block: Tensor) -> None:
+    for j in range(0, len(out), COLUMN_BLOCK):
+        out[j : j + COLUMN_BLOCK, j:].addmm_(block[:, j : j + COLUMN_BLOCK].T, block[:, j:])
+
+
+def _add_gram_numpy(out: Tensor, block: Tensor) -> None:
+    a = block.numpy()
+    out += torch.from_numpy(a.T @ a)
 
 
 def _gram_values(x: Tensor, scale: float) -> Vector | None:
@@ -147,10 +164,22 @@ def _gram_values(x: Tensor, scale: float) -> Vector | None:
 
 def _eigenvalues(square: Tensor) -> Vector:
     """The eigenvalues of a symmetric matrix of which the upper triangle is given, ascending, by the faster LAPACK."""
-    if square.is_cuda or len(square) > NUMPY_UP_TO:
-        values: Vector = torch.linalg.eigvalsh(square, UPLO="U").cpu().numpy()
-        return values
-    return np.linalg.eigvalsh(square.numpy(), UPLO="U")
+    n = len(square)
+    if not square.is_cuda and n <= NUMPY_UP_TO and not _intel():
+        return np.linalg.eigvalsh(square.numpy(), UPLO="U")
+    if not square.is_cuda and PADDED_FROM <= n < TWO_STAGE_FROM and torch.get_num_threads() == 1:
+        rest = TWO_STAGE_FROM - n
+        square = torch.nn.functional.pad(square, (rest, 0, rest, 0))
+    values: Vector = torch.linalg.eigvalsh(square, UPLO="U").cpu().numpy()
+    return values[len(values) - n :]  # none is below the zeros of the padding, but for rounding
+
+
+@lru_cache(maxsize=1)
+def _intel() -> bool:
+    """Whether the processor is one that MKL is made for."""
+    about = Path("/proc/cpuinfo")
+    vendor = about.read_text(encoding="utf-8", errors="replace") if about.exists() else platform.processor()
+    return torch.backends.mkl.is_available() and ("GenuineIntel" in vendor or vendor.startswith("Intel"))
 
 
 def _resolved_roots(squares: Vector) -> Vector | None:

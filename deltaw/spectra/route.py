@@ -25,7 +25,7 @@ FAST_FROM = 1024  # k from which an estimate is cheaper than the exact spectrum 
 # overhead of a call can be gained (measured, 64 matrices, one thread: 1.4 to 2 times at k ≤ 32, .7 times from 64
 # on); on a GPU such a matrix is nothing but overhead (not measured yet).
 BATCHED_UP_TO = {"cpu": 32, "cuda": 256}
-ENERGIES = (1e-60, 1e60)  # between which float32 products neither underflow nor overflow
+ENERGIES = (1e-60, 1e60)  # between which float32 products neither underflow nor overflow; nor do float64 squares
 
 
 def spectrum(
@@ -54,11 +54,12 @@ def spectrum(
         return factored_singular_values(delta)
     x = delta.cpu() if delta.device.type == "mps" else delta  # Apple's GPUs have no float64
     energy = frobenius_squared(x) if energy is None else energy
-    found = None
+    found, scale = None, None
     if ENERGIES[0] < energy < ENERGIES[1]:  # not for zero, and not for what is not finite
+        scale = 1.0
         quantities = {} if noise is None else {"noise_row": noise.row, "noise_col": noise.col}
         if noise is not None:
             found = low_rank_spectrum(x, noise, energy=energy, quantities=quantities, generator=generator)
         if found is None and mode == "fast" and min(x.shape) >= FAST_FROM:
             found = estimate_spectrum(x, energy=energy, quantities=quantities, tolerance=tolerance, generator=generator)
-    return found or singular_values(x)
+    return found or singular_values(x, scale)
