@@ -33,9 +33,11 @@ def loop(base: str, tuned: str) -> Work:
 
 
 def deltaw(base: str, tuned: str, mode: str = "exact") -> Work:
-    import deltaw
+    import psutil  # noqa: F401 (what `analyze` loads when it is first called)
 
-    deltaw.analyze  # noqa: B018 (loads what analyze needs)
+    import deltaw
+    import deltaw.measure
+
     return lambda: deltaw.analyze(base, tuned, mode=mode)
 
 

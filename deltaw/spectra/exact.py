@@ -139,22 +139,27 @@ def gram(x: Tensor, scale: float = 1.0) -> Tensor:
     Returns:
         (n, n) float64 on x's device.
     """
-    out = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    add = _add_gram if x.is_cuda or torch.get_num_threads() > 1 else _add_gram_numpy
-    for i in range(0, len(x), ROW_BLOCK):
+    product = _product if x.is_cuda or torch.get_num_threads() > 1 else _product_numpy
+    out: Tensor | None = None
+    for i in range(0, max(1, len(x)), ROW_BLOCK):
         block = x[i : i + ROW_BLOCK].double()
-        add(out, block if scale == 1.0 else block / scale)
+        part = product(block if scale == 1.0 else block / scale)
+        out = part if out is None else out.add_(part)
+    assert out is not None
     return out
 
 
-def _add_gram(out: Tensor, block: Tensor) -> None:
-    for j in range(0, len(out), COLUMN_BLOCK):
-        out[j : j + COLUMN_BLOCK, j:].addmm_(block[:, j : j + COLUMN_BLOCK].T, block[:, j:])
+def _product(a: Tensor) -> Tensor:
+    n = a.shape[1]
+    out = torch.empty(n, n, dtype=a.dtype, device=a.device)
+    for j in range(0, n, COLUMN_BLOCK):
+        torch.mm(a[:, j : j + COLUMN_BLOCK].T, a[:, j:], out=out[j : j + COLUMN_BLOCK, j:])
+    return out
 
 
-def _add_gram_numpy(out: Tensor, block: Tensor) -> None:
-    a = block.numpy()
-    out += torch.from_numpy(a.T @ a)
+def _product_numpy(a: Tensor) -> Tensor:
+    b = a.numpy()
+    return torch.from_numpy(b.T @ b)
 
 
 def _gram_values(x: Tensor, scale: float) -> Vector | None:
