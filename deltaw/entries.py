@@ -319,10 +319,14 @@ def _matrix(x: Tensor) -> Tensor:
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
-    """On the device. To a GPU by way of pinned memory, from which it is copied while the GPU goes on computing."""
+    """On the device, row by row: a transposed view is gathered once, and not by every sum.
+
+    To a GPU it goes by way of pinned memory, from which it is copied while the GPU computes on another stream.
+    """
+    x = x.contiguous()
     if device.type == "cuda" and not x.is_cuda:
         return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device).contiguous()  # a transposed view is gathered once, not by every sum
+    return x.to(device)
 
 
 def _sums_device(device: torch.device | str) -> torch.device:

@@ -35,7 +35,7 @@ FORMATS = {
 
 
 def ulp(w: Tensor) -> Tensor:
-    """ulp(w) of every stored entry, in float64; subnormal entries and zero have that of the smallest normal number."""
+    """The ulp of every stored entry, in float64; subnormal entries and zero have that of the smallest normal number."""
     return powers_of_two(w).double().mul_(2.0 ** -FORMATS[w.dtype].fraction)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from deltaw.errors import OptionError
 from deltaw.metrics.registry import metric
-from deltaw.metrics.spectrum import descending, truncated
+from deltaw.metrics.spectrum import descending, is_zero, truncated
 from deltaw.types import Vector
 
 RANKS = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -35,7 +35,7 @@ def energy_at(s: ArrayLike, r: int, energy: float | None = None) -> float:
     if r < 1:
         raise OptionError(f"the rank is {r}; expected 1 or more")
     s = descending(s)
-    if not s.any():
+    if is_zero(s):
         return math.nan
     if energy is None or not truncated(s, energy):
         p = s / s[0]

@@ -14,7 +14,7 @@ import numpy as np
 from deltaw.errors import OptionError
 from deltaw.metrics.rank import effective_rank
 from deltaw.metrics.registry import metric
-from deltaw.metrics.spectrum import descending
+from deltaw.metrics.spectrum import descending, is_zero
 from deltaw.types import Vector
 
 RESOLVED = 0.01  # share of ‖ΔW‖F² that rounding explains: up to here it does not matter
@@ -59,7 +59,7 @@ def signal_rank(s: Vector, noise_edge: float, numerical_rank: float) -> int:
 def signal_energy(s: Vector, signal_rank: float, energy: float | None = None) -> float:
     """Share of the update's energy in the directions above the rounding noise. Empty for ΔW = 0."""
     s = descending(s)
-    if not s.any():
+    if is_zero(s):
         return math.nan
     p = s / s[0]
     total = float(p @ p) if energy is None else float(energy / s[0] / s[0])

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from deltaw.errors import OptionError
 from deltaw.metrics.registry import metric
-from deltaw.metrics.spectrum import descending, normalised, truncated
+from deltaw.metrics.spectrum import descending, is_zero, normalised, truncated
 from deltaw.types import Vector
 
 EPS = float(np.finfo(np.float64).eps)
@@ -24,7 +24,7 @@ EPS32 = float(np.finfo(np.float32).eps)
 def stable_rank(s: Vector, energy: float | None = None) -> float:
     """Energy in units of the largest direction's: 1 for a rank-one ΔW, k for k equal σ; never above the rank."""
     s = descending(s)
-    if not s.any():
+    if is_zero(s):
         return 0.0
     p = s / s[0]
     return float(p @ p) if energy is None else float(energy / s[0] / s[0])
@@ -109,7 +109,7 @@ def rank_at(s: ArrayLike, q: float, energy: float | None = None) -> float:
     if not 0 < q <= 1:
         raise OptionError(f"q is {q}; expected a share of the energy in (0, 1]")
     s = descending(s)
-    if not s.any():
+    if is_zero(s):
         return 0
     kept = np.cumsum((s / s[0]) ** 2)
     total = float(energy / s[0] / s[0]) if energy is not None and truncated(s, energy) else float(kept[-1])

@@ -44,7 +44,12 @@ def normalised(s: ArrayLike) -> Vector:
         OptionError: See `descending`.
     """
     s = descending(s)
-    return s / s[0] if s.any() else s
+    return s if is_zero(s) else s / s[0]
+
+
+def is_zero(s: Vector) -> bool:
+    """Whether `s` (descending) is the spectrum of ΔW = 0, or has no values."""
+    return not (s.size and s[0] > 0)
 
 
 def truncated(s: Vector, energy: float | None) -> bool:

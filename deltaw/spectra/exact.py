@@ -184,7 +184,8 @@ def _intel() -> bool:
     """Whether the processor is one that MKL is made for."""
     about = Path("/proc/cpuinfo")
     vendor = about.read_text(encoding="utf-8", errors="replace") if about.exists() else platform.processor()
-    return torch.backends.mkl.is_available() and ("GenuineIntel" in vendor or vendor.startswith("Intel"))
+    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return has_mkl and ("GenuineIntel" in vendor or vendor.startswith("Intel"))
 
 
 def _resolved_roots(squares: Vector) -> Vector | None:

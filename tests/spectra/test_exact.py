@@ -125,11 +125,28 @@ def test_invariances(m, n, seed, exponent):
     assert singular_values(padded).values[len(s) :].max() <= tolerance
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(exact.ROW_BLOCK + 5, 3), (7, exact.COLUMN_BLOCK + 9)])
-def test_gram_across_its_blocks(rows, columns):
-    x = random(rows, columns, dtype=torch.float64)
-    got = torch.triu(exact.gram(x))
-    np.testing.assert_allclose(got.numpy(), torch.triu(x.T @ x).numpy(), atol=1e-10)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("one_thread")
+def test_gram_across_its_blocks(rows, columns, threads):
+    """By NumPy with one thread, by torch with several."""
+    torch.set_num_threads(threads)
+    for x in (random(rows, columns, dtype=torch.float64), random(columns, rows, dtype=torch.float64).T):
+        got = torch.triu(exact.gram(x, 2.0))
+        np.testing.assert_allclose(got.numpy(), torch.triu(x.T @ x / 4).numpy(), atol=1e-10)
+
+
+def test_the_scale_does_not_matter_where_squares_are_far_from_the_ends():
+    x = random(40, 30) * 1e-4
+    np.testing.assert_allclose(singular_values(x, 1.0).values, singular_values(x).values, rtol=1e-12)
 
 
 def test_a_stack_equals_one_by_one():
@@ -152,12 +169,32 @@ def diverges_in_numpy(*_args, **_kwargs):
 
 def test_both_eigensolvers_give_the_same(monkeypatch):
     x = random(70, 50)
-    by_numpy = singular_values(x).values
-    monkeypatch.setattr(np.linalg, "eigvalsh", diverges_in_numpy)  # not asked
+    monkeypatch.setattr(exact, "_intel", lambda: False)
+    by_numpy = singular_values(x)
+    monkeypatch.setattr(np.linalg, "eigvalsh", diverges_in_numpy)  # not asked from here on
     monkeypatch.setattr(exact, "NUMPY_UP_TO", 49)
-    s = singular_values(x)
-    assert s.note == ""
-    np.testing.assert_allclose(s.values, by_numpy, rtol=1e-12)
+    larger = singular_values(x)
+    monkeypatch.setattr(exact, "NUMPY_UP_TO", 50)
+    monkeypatch.setattr(exact, "_intel", lambda: True)
+    on_intel = singular_values(x)
+    assert by_numpy.note == larger.note == on_intel.note == ""
+    for s in (larger, on_intel):
+        np.testing.assert_allclose(s.values, by_numpy.values, rtol=1e-12)
+
+
+def test_padding_leaves_the_values_as_they_are(monkeypatch, one_thread):
+    monkeypatch.setattr(exact, "_intel", lambda: True)
+    monkeypatch.setattr(exact, "PADDED_FROM", 40)
+    monkeypatch.setattr(exact, "TWO_STAGE_FROM", 64)
+    sizes = []
+    eigvalsh = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda g, **how: sizes.append(len(g)) or eigvalsh(g, **how))
+    for n in (39, 40, 63, 64):
+        x = random(80, n)
+        np.testing.assert_allclose(singular_values(x).values, oracle(x), atol=1e-12 * oracle(x)[0])
+    assert sizes == [39, 64, 64, 64]
+    singular = torch.cat([random(80, 30), torch.zeros(80, 20)], dim=1)  # its zeros among those of the padding
+    np.testing.assert_allclose(singular_values(singular).values, oracle(singular), atol=1e-6)
 
 
 def test_falls_back_when_a_driver_does_not_converge(monkeypatch):
