@@ -43,12 +43,14 @@ def merged(m: int, n: int, rank: int | None, generator: torch.Generator) -> tupl
 
 
 def write_pair(folder: Path, *, layers: int = 8, rank: int | None = None, seed: int = 0) -> tuple[Path, Path]:
-    """Write a base and its fine-tune, embeddings and norms frozen; returns their directories."""
+    """Write a base and its fine-tune; returns their directories. A LoRA leaves the embedding and the head as they are."""
     g = torch.Generator().manual_seed(seed)
     base: dict[str, Tensor] = {}
     tuned: dict[str, Tensor] = {}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        base[name] = tuned[name] = (torch.randn(VOCABULARY, HIDDEN, generator=g) * 0.02).bfloat16()
+        base[name], tuned[name] = merged(VOCABULARY, HIDDEN, None, g)
+        if rank is not None:
+            tuned[name] = base[name]
     for layer in range(layers):
         for module, (m, n) in shapes().items():
             name = f"model.layers.{layer}.{module}.weight"

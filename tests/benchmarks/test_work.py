@@ -45,10 +45,11 @@ assert abs(float(delta.norm() / old.double().norm()) - pairs.RELATIVE) < 1e-3
 s = torch.linalg.svdvals(delta)
 assert s[2] > 10 * s[3] > 0
 assert torch.linalg.matrix_rank(pairs.update(20, 30, 5, g)) == 5
-base, tuned = pairs.write_pair(Path(sys.argv[1]), layers=1)
-a, b = (load_file(p / "model.safetensors") for p in (base, tuned))
-assert a.keys() == b.keys() and len(a) == 9
-assert torch.equal(a["lm_head.weight"], b["lm_head.weight"])
-assert not torch.equal(a["model.layers.0.mlp.up_proj.weight"], b["model.layers.0.mlp.up_proj.weight"])
+for rank in (None, 2):
+    base, tuned = pairs.write_pair(Path(sys.argv[1]) / str(rank), layers=1, rank=rank)
+    a, b = (load_file(p / "model.safetensors") for p in (base, tuned))
+    assert a.keys() == b.keys() and len(a) == 9
+    frozen = {name for name in a if torch.equal(a[name], b[name])}
+    assert frozen == (set() if rank is None else {"lm_head.weight", "model.embed_tokens.weight"})
 """
     subprocess.run([sys.executable, "-c", script, tmp_path], check=True, cwd=ROOT)
