@@ -43,7 +43,7 @@ def merged(m: int, n: int, rank: int | None, generator: torch.Generator) -> tupl
 
 
 def write_pair(folder: Path, *, layers: int = 8, rank: int | None = None, seed: int = 0) -> tuple[Path, Path]:
-    """Write a base and its fine-tune; returns their directories. A LoRA leaves the embedding and the head as they are."""
+    """Write a base and its fine-tune; returns their directories. A LoRA leaves embedding and head as they are."""
     g = torch.Generator().manual_seed(seed)
     base: dict[str, Tensor] = {}
     tuned: dict[str, Tensor] = {}
