@@ -33,7 +33,7 @@ from benchmarks.pairs import demo_pair, write_pair
 WORK = Path(__file__).with_name("work.py")
 MATRICES = ((1024, 1024), (2816, 1024), (1024, 2816), (2048, 2048), (4096, 4096), (4096, 11008), (8192, 8192))
 QUICK_MATRICES = MATRICES[:4]
-MINUTES = (8192, 8192)  # where one run takes minutes, it is the only one
+LARGEST = MATRICES[-1]  # one run of it takes minutes, and is the only one
 EXACT, READING = "deltaw, exact", "reading alone"
 
 
@@ -50,7 +50,7 @@ class Section(NamedTuple):
 
     title: str
     cases: Sequence[Case]
-    most: int = 5  # runs, where one takes minutes
+    once: bool = False  # where a run takes minutes
     ratios: bool = True  # to the first case
 
 
@@ -71,11 +71,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
     runs = 1 if options.quick else options.runs
-    print(f"{machine()}; medians of {runs} (of 1 for {MINUTES[0]}×{MINUTES[1]})\n")
+    print(
+        f"{machine()}; medians of {runs}"
+        + ("" if options.quick else f" (of 1 for {'×'.join(map(str, LARGEST))})")
+        + "\n"
+    )
     with tempfile.TemporaryDirectory(prefix="deltaw-bench-") as folder:
         for section in sections(Path(folder), options):
             if not options.only or any(word in section.title for word in options.only):
-                print(table(section, measure(section.cases, min(runs, section.most))), flush=True)
+                print(table(section, measure(section.cases, 1 if section.once else runs)), flush=True)
 
 
 def sections(folder: Path, options: argparse.Namespace) -> Iterator[Section]:
@@ -87,7 +91,11 @@ def sections(folder: Path, options: argparse.Namespace) -> Iterator[Section]:
     for m, n in QUICK_MATRICES if options.quick else MATRICES:
         for rank in ("full", "16"):
             what = "full update" if rank == "full" else "merged LoRA r = 16"
-            yield Section(f"One matrix {m}×{n}, {what}", matrix_cases(m, n, rank), most=1 if (m, n) == MINUTES else 5)
+            yield Section(f"One matrix {m}×{n}, {what}", matrix_cases(m, n, rank), once=(m, n) == LARGEST)
+    for m, n in ((1024, 1024), (2816, 1024)):
+        stages = {"entries": "the pass over the entries", "gram": "Gram matrix", "eigenvalues": "its eigenvalues"}
+        cases = [Case(label, ("stage", stage, str(m), str(n))) for stage, label in stages.items()]
+        yield Section(f"Stages of a full update {m}×{n}, exactly, one thread", cases, ratios=False)
     layers = "4" if options.quick else "32"
     adapters = [Case(f"r = {r}", ("adapter", r, layers)) for r in ("16", "64")]
     yield Section(f"Adapters of a 7B Llama, {layers} layers", adapters, ratios=False)
@@ -158,7 +166,7 @@ def measure(cases: Sequence[Case], runs: int) -> list[Measurement]:
 
 def table(section: Section, measured: Sequence[Measurement]) -> str:
     """A section as Markdown."""
-    memory = section.cases[0].task[0] != "matrix"  # a matrix is made in the same process
+    memory = section.cases[0].task[0] not in {"matrix", "stage"}  # a matrix is made in the same process
     columns = ["", "seconds", "speed-up", "CPU seconds", "less by", "peak memory"]
     lines = [row(columns), "|---|" + "---:|" * 5]
     first = measured[0]

@@ -48,9 +48,10 @@ def write_pair(folder: Path, *, layers: int = 8, rank: int | None = None, seed: 
     base: dict[str, Tensor] = {}
     tuned: dict[str, Tensor] = {}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        base[name], tuned[name] = merged(VOCABULARY, HIDDEN, None, g)
-        if rank is not None:
-            tuned[name] = base[name]
+        if rank is None:
+            base[name], tuned[name] = merged(VOCABULARY, HIDDEN, None, g)
+        else:
+            base[name] = tuned[name] = (torch.randn(VOCABULARY, HIDDEN, generator=g) * 0.02).bfloat16()
     for layer in range(layers):
         for module, (m, n) in shapes().items():
             name = f"model.layers.{layer}.{module}.weight"

@@ -34,11 +34,13 @@ def loop(base: str, tuned: str) -> Work:
 
 def deltaw(base: str, tuned: str, mode: str = "exact") -> Work:
     import psutil  # noqa: F401 (what `analyze` loads when it is first called)
+    import threadpoolctl  # noqa: F401
 
     import deltaw
     import deltaw.measure  # noqa: F401
 
-    return lambda: deltaw.analyze(base, tuned, mode=mode)
+    analyze = deltaw.analyze  # loads it
+    return lambda: analyze(base, tuned, mode=mode)
 
 
 def read(base: str, tuned: str) -> Work:
@@ -98,6 +100,30 @@ def matrix(method: str, m: str, n: str, rank: str = "full", device: str = "cpu")
     return ways[method]
 
 
+def stage(name: str, m: str, n: str) -> Work:
+    """A stage of the exact analysis of a full update, with one thread, as `analyze` runs it."""
+    from threadpoolctl import threadpool_limits
+
+    from benchmarks.pairs import merged
+    from deltaw.entries import sweep
+    from deltaw.spectra.exact import eigenvalues, gram
+
+    torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
+    W0, W = merged(int(m), int(n), None, torch.Generator().manual_seed(0))
+    delta, _ = sweep(W0, W)
+    assert delta is not None
+    tall = delta if int(m) >= int(n) else delta.T
+    square = gram(tall)
+    eigenvalues(square)  # loads what the library keeps
+    ways: dict[str, Work] = {
+        "entries": lambda: sweep(W0, W),
+        "gram": lambda: gram(tall),
+        "eigenvalues": lambda: eigenvalues(square),
+    }
+    return ways[name]
+
+
 def adapter(rank: str, layers: str) -> Work:
     """The factored route on the shapes of a 7B Llama."""
     from benchmarks.pairs import LLAMA_7B, shapes
@@ -150,7 +176,7 @@ def _memory_mb(field: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
-TASKS = {f.__name__: f for f in (loop, deltaw, read, modeldelta, weightwatcher, matrix, adapter, pair_on_gpu)}
+TASKS = {f.__name__: f for f in (loop, deltaw, read, modeldelta, weightwatcher, matrix, stage, adapter, pair_on_gpu)}
 
 
 def main(name: str, *arguments: str) -> None:

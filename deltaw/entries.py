@@ -1,9 +1,8 @@
 """One pass over the entries of W0 and W, in blocks of rows, to the sums that size, precision and regularisation need.
 
 The pass also leaves ΔW, subtracted after the upcast, so that the two large arrays are read once. All sums run in
-float64, block by block: a block is small enough to stay in the CPU's cache (or to keep a GPU busy), and the sums are
-vectors of one number per row or column. The sums by row are the inner products of a row's Δ, W0 and ulps with each
-other, found in one batched product.
+float64, block by block, and are vectors of one number per row or column. The sums by row are the inner products of
+Δ, W0 and the units in the first place of W with each other, found in one batched product.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from deltaw.errors import TensorError
 from deltaw.largest import largest_product
-from deltaw.rounding import count_equal, powers_of_two, variance_scale, within_ulp
+from deltaw.rounding import count_equal, ufp, variance_scale, within_ulp
 from deltaw.types import Factors, Vector
 
-# Entries of a block: on a CPU what is made of it stays in the cache, and the threads that measure other matrices do
-# not wait for each other between many small operations (two threads: 39, 27, 24, 35 ms for 2816×1024 at 2¹⁶ … 2¹⁹);
-# on a GPU it fills the device.
+# Entries of a block. On a CPU: few enough to stay in the last cache, and enough that threads do not wait for each other
+# between many small operations (2816×1024 in each of two threads, Intel Xeon: 39, 27, 24, 35 ms at 2¹⁶ … 2¹⁹). On a
+# GPU: enough to fill it.
 CPU_BLOCK = 1 << 18
 GPU_BLOCK = 1 << 25
 
@@ -106,7 +105,6 @@ def sweep(
     *,
     device: torch.device | str = "cpu",
     keep: bool = True,
-    dtype: torch.dtype | None = None,
     block: int | None = None,
 ) -> tuple[Tensor | None, EntrySums]:
     """ΔW = W − W0 and the sums over its entries, in one pass.
@@ -116,11 +114,10 @@ def sweep(
         ft: W as stored, of the same shape.
         device: Where to compute; blocks are moved there one at a time.
         keep: Whether to return ΔW.
-        dtype: Of the subtraction and of ΔW; default `compute_dtype` of the two.
         block: Entries per block; default by device.
 
     Returns:
-        ΔW on `device`, (m, n), contiguous, or None; and the sums.
+        ΔW on `device`, (m, n), contiguous, of `compute_dtype`, or None; and the sums.
 
     Raises:
         TensorError: An entry of a side is not finite.
@@ -128,7 +125,7 @@ def sweep(
     assert base.shape == ft.shape, (base.shape, ft.shape)
     w0, w = _matrix(base), _matrix(ft)
     where = _sums_device(device)
-    dtype = dtype or compute_dtype(base.dtype, ft.dtype)
+    dtype = compute_dtype(base.dtype, ft.dtype)
     delta = torch.empty(w.shape, dtype=dtype, device=where) if keep else None
     sums = _Accumulator(w.shape, where)
     sums.within_ulp = True
@@ -255,8 +252,8 @@ class _Accumulator:
             return
         low, high = torch.aminmax(delta)
         self.largest = torch.maximum(self.largest, torch.maximum(-low, high))
-        parts = self._parts(delta, base, None if stored is None else powers_of_two(stored))
-        products = torch.bmm(parts, parts.mT)
+        parts = self._parts(delta, base, None if stored is None else ufp(stored))
+        products = torch.bmm(parts, parts.mT) if parts.shape[-1] > 1 else parts * parts.mT
         self.delta_row_sq[rows] = products[:, 0, 0]
         if base is not None:
             self.base_row_sq[rows], self.delta_base_row[rows] = products[:, 1, 1], products[:, 0, 1]
@@ -278,7 +275,7 @@ class _Accumulator:
 
     def finite(self) -> bool:
         """Whether all sums are finite, which they are only if every entry is."""
-        return bool(torch.isfinite(self.delta_row_sq.sum() + self.base_row_sq.sum()))
+        return bool(torch.isfinite(self.delta_row_sq.sum() + self.base_row_sq.sum() + self.noise_row.sum()))
 
     def result(self) -> EntrySums:
         def vector(x: Tensor) -> Vector:
@@ -325,7 +322,10 @@ def _moved(x: Tensor, device: torch.device) -> Tensor:
     """
     x = x.contiguous()
     if device.type == "cuda" and not x.is_cuda:
-        return x.pin_memory().to(device, non_blocking=True)
+        try:
+            return x.pin_memory().to(device, non_blocking=True)
+        except RuntimeError:  # the system locks no more memory: the copy waits, and is the same
+            return x.to(device)
     return x.to(device)
 
 
@@ -337,7 +337,8 @@ def _sums_device(device: torch.device | str) -> torch.device:
 
 def _blocks(shape: torch.Size, device: torch.device, block: int | None) -> Iterator[slice]:
     rows, cols = shape
-    step = max(1, (block or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)) // max(1, cols))
+    # a row has nine products, however short it is
+    step = max(1, (block or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)) // max(9, cols))
     return (slice(i, min(rows, i + step)) for i in range(0, rows, step))
 
 

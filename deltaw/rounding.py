@@ -36,13 +36,16 @@ FORMATS = {
 
 def ulp(w: Tensor) -> Tensor:
     """The ulp of every stored entry, in float64; subnormal entries and zero have that of the smallest normal number."""
-    return powers_of_two(w).double().mul_(2.0 ** -FORMATS[w.dtype].fraction)
+    return ufp(w).double().mul_(2.0 ** -FORMATS[w.dtype].fraction)
 
 
-def powers_of_two(w: Tensor) -> Tensor:
-    """2^floor(log2|w|) of every stored entry, at least the smallest normal number, in w's own dtype.
+def ufp(w: Tensor) -> Tensor:
+    """The unit in the first place, 2^floor(log2|w|), of every stored entry, in w's own dtype.
 
-    It is w without its sign and fraction bits: exact, and no logarithm is taken.
+    It is w without its sign and fraction bits, and at least the smallest normal number: exact, and no logarithm is
+    taken. ulp(w) = 2^(−p)·ufp(w).
+
+    Source: Rump, Ogita & Oishi 2008.
     """
     f = FORMATS[w.dtype]
     exponents = w.view(f.integer) & (((1 << f.exponent) - 1) << f.fraction)
@@ -50,7 +53,7 @@ def powers_of_two(w: Tensor) -> Tensor:
 
 
 def variance_scale(dtype: torch.dtype) -> float:
-    """What turns the square of `powers_of_two` into ulp²/12, the variance of the rounding error."""
+    """What turns ufp² into ulp²/12, the variance of the rounding error."""
     return 4.0 ** -FORMATS[dtype].fraction / 12
 
 

@@ -21,7 +21,6 @@ from deltaw.metrics import evaluate
 from deltaw.rounding import same_bits, ulp
 from deltaw.types import Factors
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
 FRACTION = {
     torch.float64: 52,
     torch.float32: 23,
@@ -29,7 +28,10 @@ FRACTION = {
     torch.float16: 10,
     torch.float8_e4m3fn: 3,
     torch.float8_e5m2: 2,
+    torch.float8_e4m3fnuz: 3,
+    torch.float8_e5m2fnuz: 2,
 }
+DTYPES = list(FRACTION)
 
 
 def normal(*shape, seed=0, dtype=torch.float32, scale=1.0):
@@ -45,7 +47,7 @@ def naive_variance(w):
 
 
 @pytest.mark.parametrize("ft_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("shape", [(7, 5), (1, 9), (9, 1), (33, 64)])
 def test_against_naive_sums(base_dtype, ft_dtype, shape):
     w0 = normal(*shape, dtype=base_dtype)
@@ -76,6 +78,11 @@ def test_ulp_of_hard_entries(dtype):
         values.append(float(info.max))
     w = torch.tensor(values, dtype=torch.float64).to(dtype)
     np.testing.assert_array_equal(ulp(w).square().numpy() / 12, naive_variance(w))
+    if dtype != torch.float64:
+        for x in (w[None], w[:, None]):
+            _, sums = sweep(torch.zeros_like(x), x)
+            np.testing.assert_allclose(sums.noise_row, naive_variance(x).sum(1), rtol=1e-14)
+            np.testing.assert_allclose(sums.noise_col, naive_variance(x).sum(0), rtol=1e-14)
 
 
 @settings(max_examples=200, deadline=None)
@@ -160,6 +167,8 @@ def test_non_finite_entries_are_named(dtype):
 def test_overflow_of_the_squares_is_an_error_of_its_own():
     with pytest.raises(TensorError, match="overflow"):
         sweep(torch.zeros(2, 2, dtype=torch.float64), torch.full((2, 2), 1e200, dtype=torch.float64))
+    with pytest.raises(TensorError, match="overflow"):  # only the square of a unit in the first place does
+        sweep(*(torch.full((2, 2), w, dtype=torch.float64) for w in (0.7e154, 1.35e154)))
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])

@@ -34,9 +34,9 @@ Driver = Callable[[Tensor, float], Vector | None]  # (tall x, scale) -> singular
 #   QR, then svdvals    1.3      9        15    135        168        173    849      –
 #   Gram + eigvalsh     0.7     10        11    117        145        167    527   4561
 #
-# The Gram matrix of the shorter side is level with the best or ahead at every shape, and there is no choice to make:
-# the other drivers are there for what it cannot resolve and for where it does not converge. Which library is faster
-# at it depends on the processor and the threads.
+# The two halves of the last row were timed apart, both by torch and the product in full, which is twice the work of
+# `gram`. So the Gram matrix of the shorter side is level with the best or ahead at every shape, and there is no choice
+# to make: the other drivers are there for what it cannot resolve and for where it does not converge.
 
 NOT_CONVERGED = (torch.linalg.LinAlgError, np.linalg.LinAlgError)  # type: ignore[attr-defined]
 
@@ -49,26 +49,27 @@ NOT_CONVERGED = (torch.linalg.LinAlgError, np.linalg.LinAlgError)  # type: ignor
 #   torch, 2     .4   4.5    48   310  1752      .5   8.0    53    76    71   316  1637
 #   NumPy, 2     .4   3.7    39   236  1960      .6   6.1    63    68    79   416  2949
 #
-# From 1100 on, MKL reduces a matrix to a band first, which one thread does in less time than what is a little smaller
-# in one step: with zeros around it up to that size, a matrix of 1024 takes 75.
-NUMPY_UP_TO = 2048  # where the processor is not Intel's
+# MKL 2024.2 takes another way from 1100 on (in two steps, by a band, it seems), which is the faster one with one
+# thread: with zeros around it up to that size, a matrix of 1024 takes 75.
+NUMPY_UP_TO = 2048  # where MKL is not at home
 TWO_STAGE_FROM, PADDED_FROM = 1100, 1000
 
-# The Gram matrix with one thread, by NumPy, which sees that it is symmetric, and by torch: 20 and 24 for 1024², 47
-# and 62 for 2816×1024, 1005 and 2088 for 4096²; with two threads 16 and 13, 32 and 26, 598 and 695.
+# The Gram matrix by NumPy, which sees that it is symmetric, and by torch, milliseconds on the Xeon with one thread: 20
+# and 24 for 1024², 47 and 62 for 2816×1024, 1005 and 2088 for 4096². `analyze` leaves NumPy one thread; where torch has
+# more, the matrix has the machine to itself.
 ROW_BLOCK = 4096  # rows that are converted to float64 at a time: bounds the memory of a tall matrix
-COLUMN_BLOCK = 128  # columns of a block of torch's Gram matrix: what lies above the diagonal is never computed
+COLUMN_BLOCK = 128  # columns of a block of torch's Gram matrix: what lies below the blocks is never computed
 GRAM_ERROR = 8.0  # δ = GRAM_ERROR·√k·ε·λ1; sums of rounding errors grow like √k (measured: below 2)
 UNRESOLVED = 2e-6  # share of Σσ that may be in doubt before LAPACK is asked: keeps every metric within 1e-4
 
 
-def singular_values(x: Tensor, scale: float | None = None) -> Spectrum:
+def singular_values(x: Tensor, *, moderate: bool = False) -> Spectrum:
     """All singular values of a matrix, correct to 1e-7·σ1.
 
     Args:
         x: (m, n), any floating dtype, on any device; it is not modified.
-        scale: A power of two near max|x|, or 1 where the entries are known to be finite and far from the ends of
-            float64's range, even squared; found if not given.
+        moderate: Whether the entries are known to be finite, and their squares to be far from the ends of float64's
+            range: then none of them is looked at to find out.
 
     Returns:
         A complete `Spectrum` of min(m, n) values; `note` names the drivers that did not converge, if any.
@@ -78,7 +79,7 @@ def singular_values(x: Tensor, scale: float | None = None) -> Spectrum:
     """
     rows, cols = x.shape
     x = _tall(x)
-    scale = _power_of_two(x) if scale is None else scale
+    scale = 1.0 if moderate else _power_of_two(x)
     if scale == 0:
         return _spectrum(np.zeros(x.shape[1]), rows, cols)
     failed: list[str] = []
@@ -164,28 +165,35 @@ def _product_numpy(a: Tensor) -> Tensor:
 
 def _gram_values(x: Tensor, scale: float) -> Vector | None:
     """Singular values of x/scale from its Gram matrix, or None where it cannot resolve them."""
-    return _resolved_roots(_eigenvalues(gram(x, scale)))
+    return _resolved_roots(eigenvalues(gram(x, scale)))
 
 
-def _eigenvalues(square: Tensor) -> Vector:
-    """The eigenvalues of a symmetric matrix of which the upper triangle is given, ascending, by the faster LAPACK."""
+def eigenvalues(square: Tensor) -> Vector:
+    """The eigenvalues of a symmetric matrix, ascending, by the LAPACK that was the faster one where it was measured.
+
+    Args:
+        square: (n, n) float64, of which only the upper triangle is read.
+    """
     n = len(square)
-    if not square.is_cuda and n <= NUMPY_UP_TO and not _intel():
-        return np.linalg.eigvalsh(square.numpy(), UPLO="U")
-    if not square.is_cuda and PADDED_FROM <= n < TWO_STAGE_FROM and torch.get_num_threads() == 1:
-        rest = TWO_STAGE_FROM - n
-        square = torch.nn.functional.pad(square, (rest, 0, rest, 0))
+    if not square.is_cuda:
+        if n <= NUMPY_UP_TO and not _mkl_at_home():
+            return np.linalg.eigvalsh(square.numpy(), UPLO="U")
+        if PADDED_FROM <= n < TWO_STAGE_FROM and torch.get_num_threads() == 1:
+            rest = TWO_STAGE_FROM - n
+            square = torch.nn.functional.pad(square, (rest, 0, rest, 0))
     values: Vector = torch.linalg.eigvalsh(square, UPLO="U").cpu().numpy()
     return values[len(values) - n :]  # none is below the zeros of the padding, but for rounding
 
 
 @lru_cache(maxsize=1)
-def _intel() -> bool:
-    """Whether the processor is one that MKL is made for."""
-    about = Path("/proc/cpuinfo")
-    vendor = about.read_text(encoding="utf-8", errors="replace") if about.exists() else platform.processor()
+def _mkl_at_home() -> bool:
+    """Whether torch's LAPACK is MKL and the processor Intel's, for which it is made."""
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        about = platform.processor()
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return has_mkl and ("GenuineIntel" in vendor or vendor.startswith("Intel"))
+    return has_mkl and ("GenuineIntel" in about or about.startswith("Intel"))
 
 
 def _resolved_roots(squares: Vector) -> Vector | None:

@@ -54,12 +54,12 @@ def spectrum(
         return factored_singular_values(delta)
     x = delta.cpu() if delta.device.type == "mps" else delta  # Apple's GPUs have no float64
     energy = frobenius_squared(x) if energy is None else energy
-    found, scale = None, None
+    found, moderate = None, False
     if ENERGIES[0] < energy < ENERGIES[1]:  # not for zero, and not for what is not finite
-        scale = 1.0
+        moderate = noise is not None  # then the energy is that of these very entries
         quantities = {} if noise is None else {"noise_row": noise.row, "noise_col": noise.col}
         if noise is not None:
             found = low_rank_spectrum(x, noise, energy=energy, quantities=quantities, generator=generator)
         if found is None and mode == "fast" and min(x.shape) >= FAST_FROM:
             found = estimate_spectrum(x, energy=energy, quantities=quantities, tolerance=tolerance, generator=generator)
-    return found or singular_values(x, scale)
+    return found or singular_values(x, moderate=moderate)

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
         ("matrix", "svdvals", "40", "30"),
         ("matrix", "full", "40", "30"),
         ("matrix", "fast", "30", "40", "4"),
+        ("stage", "entries", "40", "30"),
+        ("stage", "gram", "30", "40"),
+        ("stage", "eigenvalues", "40", "30"),
         ("adapter", "2", "1"),
     ],
 )
