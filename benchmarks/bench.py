@@ -71,11 +71,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
     runs = 1 if options.quick else options.runs
-    print(
-        f"{machine()}; medians of {runs}"
-        + ("" if options.quick else f" (of 1 for {'×'.join(map(str, LARGEST))})")
-        + "\n"
-    )
+    print(f"{machine()}; medians of {runs}\n")
     with tempfile.TemporaryDirectory(prefix="deltaw-bench-") as folder:
         for section in sections(Path(folder), options):
             if not options.only or any(word in section.title for word in options.only):
@@ -91,7 +87,9 @@ def sections(folder: Path, options: argparse.Namespace) -> Iterator[Section]:
     for m, n in QUICK_MATRICES if options.quick else MATRICES:
         for rank in ("full", "16"):
             what = "full update" if rank == "full" else "merged LoRA r = 16"
-            yield Section(f"One matrix {m}×{n}, {what}", matrix_cases(m, n, rank), once=(m, n) == LARGEST)
+            once = (m, n) == LARGEST
+            title = f"One matrix {m}×{n}, {what}" + (", one run" if once else "")
+            yield Section(title, matrix_cases(m, n, rank), once)
     for m, n in ((1024, 1024), (2816, 1024)):
         stages = {"entries": "the pass over the entries", "gram": "Gram matrix", "eigenvalues": "its eigenvalues"}
         cases = [Case(label, ("stage", stage, str(m), str(n))) for stage, label in stages.items()]

@@ -8,6 +8,7 @@ float64, block by block, and are vectors of one number per row or column. The su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -322,10 +323,9 @@ def _moved(x: Tensor, device: torch.device) -> Tensor:
     """
     x = x.contiguous()
     if device.type == "cuda" and not x.is_cuda:
-        try:
-            return x.pin_memory().to(device, non_blocking=True)
-        except RuntimeError:  # the system locks no more memory: the copy waits, and is the same
-            return x.to(device)
+        with suppress(RuntimeError):  # the system may lock no more memory: then the copy waits, and is the same
+            x = x.pin_memory()
+        return x.to(device, non_blocking=x.is_pinned())
     return x.to(device)
 
 

@@ -141,12 +141,11 @@ def gram(x: Tensor, scale: float = 1.0) -> Tensor:
         (n, n) float64 on x's device.
     """
     product = _product if x.is_cuda or torch.get_num_threads() > 1 else _product_numpy
-    out: Tensor | None = None
-    for i in range(0, max(1, len(x)), ROW_BLOCK):
-        block = x[i : i + ROW_BLOCK].double()
-        part = product(block if scale == 1.0 else block / scale)
-        out = part if out is None else out.add_(part)
-    assert out is not None
+    blocks = (x[i : i + ROW_BLOCK].double() for i in range(0, max(1, len(x)), ROW_BLOCK))
+    parts = (product(block if scale == 1.0 else block / scale) for block in blocks)
+    out = next(parts)
+    for part in parts:
+        out += part
     return out
 
 

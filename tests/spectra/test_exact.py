@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.errors import TensorError
-from deltaw.spectra import exact, singular_values, singular_values_batched
+from deltaw.spectra import Noise, exact, singular_values, singular_values_batched, spectrum
 
 EPS32 = float(np.finfo(np.float32).eps)
 
@@ -150,7 +150,10 @@ def test_moderate_entries_need_no_scale(energy):
     x = random(40, 30, dtype=torch.float64)
     x *= (energy / float(x.square().sum())) ** 0.5
     x[0, 0] = x[1, 1] = 0
-    np.testing.assert_allclose(singular_values(x, moderate=True).values, singular_values(x).values, rtol=1e-12)
+    expected = singular_values(x).values
+    np.testing.assert_allclose(singular_values(x, moderate=True).values, expected, rtol=1e-12)
+    unrounded = Noise(0.0, np.zeros(40), np.zeros(30))  # a stored update goes this way
+    np.testing.assert_allclose(spectrum(x, noise=unrounded).values, expected, rtol=1e-12)
 
 
 def test_a_stack_equals_one_by_one():
