@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from deltaw.alignment import align
-from deltaw.basecache import BaseCache
-from deltaw.entries import compute_dtype, sweep
+from deltaw.alignment.alignment import align
+from deltaw.alignment.cache import BaseCache
+from deltaw.delta.sums import compute_dtype, sweep
 from deltaw.metrics import evaluate
 from deltaw.spectra import singular_values
 

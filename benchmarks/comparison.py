@@ -25,7 +25,7 @@ GROUPS, SEEDS, BLOCKS = 20, 3, 32
 def write(folder: Path, run: int, width: int) -> None:
     """Synthetic results with every column of an exact analysis; singular values of full length."""
     from deltaw.metrics.registry import REGISTRY
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
     from deltaw.types import Spectrum
 
     rng = np.random.default_rng(run)

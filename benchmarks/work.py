@@ -39,7 +39,7 @@ def deltaw(base: str, tuned: str, mode: str = "exact") -> Work:
     import threadpoolctl  # noqa: F401
 
     import deltaw
-    import deltaw.measure  # noqa: F401
+    import deltaw.measurement.measure  # noqa: F401
 
     analyze = deltaw.analyze  # loads it
     return lambda: analyze(base, tuned, mode=mode)
@@ -90,7 +90,7 @@ def matrix(method: str, m: str, n: str, rank: str = "full", device: str = "cpu")
 
 def _matrix(method: str, m: int, n: int, rank: str, device: str) -> Work:
     from benchmarks.pairs import merged
-    from deltaw.entries import sweep
+    from deltaw.delta.sums import sweep
     from deltaw.spectra import Noise, singular_values, spectrum
 
     g = torch.Generator(device).manual_seed(0)
@@ -112,7 +112,7 @@ def stage(name: str, m: str, n: str) -> Work:
     from threadpoolctl import threadpool_limits
 
     from benchmarks.pairs import merged
-    from deltaw.entries import sweep
+    from deltaw.delta.sums import sweep
     from deltaw.spectra.exact import eigenvalues, gram
 
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import Names, Size, default_out, inputs, matching, verbosity
 
 if TYPE_CHECKING:
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
 
 SOME_FAILED = 3
 
@@ -105,7 +105,7 @@ def command(
             progress.say("writing the report")
             _write_report(analysis, out)
     if as_json:
-        from deltaw.results import records
+        from deltaw.results.analysis import records
 
         document = analysis.to_dict() | {"out": str(out), "layers": records(analysis.to_pandas())}
         click.echo(json.dumps(document, indent=1, allow_nan=False))

@@ -10,7 +10,7 @@ import click
 from deltaw.cli.options import console, inputs, matching, verbosity
 
 if TYPE_CHECKING:
-    from deltaw.analysis import Inspection
+    from deltaw.measurement.run import Inspection
 
 
 @click.command("inspect")

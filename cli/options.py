@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from deltaw.errors import OptionError
-from deltaw.options import parse_size
+from deltaw.files import parse_size
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from deltaw.analysis import Progress
+    from deltaw.measurement.run import Progress
 
 LINE_EVERY_SECONDS = 15.0
 

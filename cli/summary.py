@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
 
 KEPT = (8, 16, 64, 256)
 MOST = 3

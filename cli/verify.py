@@ -21,7 +21,7 @@ def command(base: str, adapter: str, merged: str, as_json: bool, quiet: bool) ->
     One line for each tensor that is not equal, then a summary. Exit code 0 if all are equal up to the rounding of
     their storage, 4 if one differs or is missing.
     """  # noqa: DOC501  (click's Exit is the exit code)
-    from deltaw.verify import verify
+    from deltaw.verification import verify
 
     hidden = quiet or not sys.stderr.isatty()
     with click.progressbar(length=1, label="verify", file=sys.stderr, hidden=hidden) as bar:

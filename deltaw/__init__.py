@@ -17,36 +17,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deltaw import metrics as metrics
     from deltaw import study as study
-    from deltaw.analysis import Inspection as Inspection
-    from deltaw.analysis import Progress as Progress
-    from deltaw.analysis import analyze as analyze
-    from deltaw.analysis import inspect as inspect
     from deltaw.comparison import Comparison as Comparison
     from deltaw.comparison import compare as compare
     from deltaw.errors import DeltaWError as DeltaWError
-    from deltaw.results import Analysis as Analysis
-    from deltaw.results import load as load
+    from deltaw.measurement.run import Inspection as Inspection
+    from deltaw.measurement.run import Progress as Progress
+    from deltaw.measurement.run import analyze as analyze
+    from deltaw.measurement.run import inspect as inspect
+    from deltaw.results.analysis import Analysis as Analysis
+    from deltaw.results.analysis import load as load
     from deltaw.types import Interval as Interval
     from deltaw.types import Skipped as Skipped
     from deltaw.types import Spectrum as Spectrum
-    from deltaw.verify import Verification as Verification
-    from deltaw.verify import verify as verify
+    from deltaw.verification import Verification as Verification
+    from deltaw.verification import verify as verify
 
 _WHERE = {
-    "Analysis": "results",
+    "Analysis": "results.analysis",
     "Comparison": "comparison",
     "DeltaWError": "errors",
-    "Inspection": "analysis",
+    "Inspection": "measurement.run",
     "Interval": "types",
-    "Progress": "analysis",
+    "Progress": "measurement.run",
     "Skipped": "types",
     "Spectrum": "types",
-    "Verification": "verify",
-    "analyze": "analysis",
+    "Verification": "verification",
+    "analyze": "measurement.run",
     "compare": "comparison",
-    "inspect": "analysis",
-    "load": "results",
-    "verify": "verify",
+    "inspect": "measurement.run",
+    "load": "results.analysis",
+    "verify": "verification",
 }
 _MODULES = ("metrics", "study")
 

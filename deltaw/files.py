@@ -1,12 +1,17 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and sizes in bytes."""
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from deltaw.errors import OptionError
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @contextmanager
@@ -26,3 +31,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `500M`, `20GB`, `1.5 GiB` or `1000` (powers of 1024).
+
+    Raises:
+        OptionError: It is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", text, flags=re.IGNORECASE)
+    if not found:
+        raise OptionError(f"size {text!r} cannot be read; expected a number and a unit, such as 500M or 20G")
+    return int(float(found[1]) * UNITS[found[2].upper()])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
 
 __all__ = ["write_analysis", "write_figures"]
 

@@ -17,10 +17,10 @@ from deltaw.reports.text import EMPTY, missing, number, percent, short, visible,
 from markupsafe import Markup, escape
 
 from deltaw.errors import OptionError
-from deltaw.results import is_whole
+from deltaw.results.analysis import is_whole
 
 if TYPE_CHECKING:
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
 
 CONTENTS = (
     ("answer", "The answer"),

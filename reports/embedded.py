@@ -10,7 +10,7 @@ from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.text import visible
 
 from deltaw.metrics.registry import REGISTRY, SECTIONS
-from deltaw.results import ADAPTER, IDENTITY, TEXT_COLUMNS, is_whole
+from deltaw.results.analysis import ADAPTER, IDENTITY, TEXT_COLUMNS, is_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
 
 DPI = 300
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
 
 EXPERT = re.compile(r"(?<=\.)\d+(?=\.)|(?<=expert )\d+")
 OUTSIDE = "not in a layer"

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from deltaw.errors import ResultsError
 from deltaw.files import replacing
 from deltaw.metrics.registry import REGISTRY, SECTIONS, Metric
-from deltaw.results import plain
+from deltaw.results.analysis import plain
 
 if TYPE_CHECKING:
     from jinja2 import Environment

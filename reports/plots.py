@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from deltaw.results import Analysis
+    from deltaw.results.analysis import Analysis
 
 MOST = 40  # lines of a strip of dots: the largest
 MANY = 60  # curves in one panel; beyond, an even selection is drawn

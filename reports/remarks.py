@@ -83,8 +83,8 @@ def _numbers(f: Facts) -> list[tuple[object, str, str, str]]:
 def decay(summary: Mapping[str, Any]) -> Finding | None:
     """Whether one weight decay shows in the whole model; `summary` is `Analysis.summary["decay"]`."""
     rule = (
-        "See deltaw.decay: one factor c > 0 in rows that training never touched, or in most tensors that could tell "
-        "it from none."
+        "See deltaw.results.decay: one factor c > 0 in rows that training never touched, or in most tensors that could "
+        "tell it from none."
     )
     if not summary:
         return None

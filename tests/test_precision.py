@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltaw.entries import sweep
+from deltaw.delta.sums import sweep
 from deltaw.metrics import effective_rank, evaluate
 from deltaw.spectra import singular_values
 

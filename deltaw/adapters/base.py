@@ -10,8 +10,8 @@ from typing import Any
 
 from deltaw.checkpoints import Checkpoint
 from deltaw.errors import AdapterError
-from deltaw.fused import inputs_first, text_config, uses_conv1d
-from deltaw.names import EMBEDDINGS, TOKEN_HEADS, unwrap
+from deltaw.tensors.layout import inputs_first, text_config, uses_conv1d
+from deltaw.tensors.names import EMBEDDINGS, TOKEN_HEADS, unwrap
 from deltaw.types import Handle
 
 # What a module's path becomes in a checkpoint; `MultiheadAttention` has no `weight` of its own.

@@ -24,7 +24,7 @@ from deltaw.adapters.skeleton import Stand, build, stand_in
 from deltaw.adapters.trained import saved_pairs, token_pairs
 from deltaw.checkpoints import Checkpoint
 from deltaw.errors import AdapterError, MissingExtraError
-from deltaw.names import unwrap
+from deltaw.tensors.names import unwrap
 from deltaw.types import Handle, Pair, Skipped, View
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from deltaw.errors import AdapterError
-from deltaw.names import unwrap
+from deltaw.tensors.names import unwrap
 from deltaw.types import Handle
 
 LEAVES = "lora_embedding_A|lora_embedding_B|lora_A|lora_B|lora_E|lora_magnitude_vector|lora_diag"

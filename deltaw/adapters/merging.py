@@ -79,7 +79,7 @@ def _block(base: Handle, updates: Sequence[Rows], expert: int | None, rows: slic
 
 def _rows(pair: Pair) -> Rows:
     """ΔW of some rows of the stored tensor, and the magnitude behind it."""
-    from deltaw.views import matrix
+    from deltaw.tensors.matrix import matrix
 
     update = cast("Update", pair.ft)
     value = update.delta(matrix(pair.base, pair.view) if update.needs_base and pair.base is not None else None)

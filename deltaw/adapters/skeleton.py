@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.base import Base
-from deltaw.names import kind as kind_of
+from deltaw.tensors.names import kind as kind_of
 from deltaw.types import Handle
 
 if TYPE_CHECKING:

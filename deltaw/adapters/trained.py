@@ -191,7 +191,7 @@ def same(a: Handle, b: Handle, block: int = 4096) -> bool:
     """Whether two tensors hold the same numbers (or bits: a NaN), compared in row blocks after a common upcast."""
     import torch
 
-    from deltaw.rounding import same_bits
+    from deltaw.tensors.bits import same_bits
 
     if a.shape != b.shape:
         return False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.comparison.runs import Run
 from deltaw.errors import DeltaWError, ManifestError
-from deltaw.pairing import is_floating, match_names
+from deltaw.pairs.plan import is_floating, match_names
 
 if TYPE_CHECKING:
     from deltaw.checkpoints import Checkpoint

@@ -14,7 +14,7 @@ from deltaw.comparison.manifest import Manifest, read_manifest
 from deltaw.comparison.naming import aligned, unshared
 from deltaw.comparison.runs import Run, Runs, runs_frame
 from deltaw.errors import ManifestError, OptionError
-from deltaw.results import plain
+from deltaw.results.analysis import plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run
 from deltaw.comparison.spectra import mean_spectra
 from deltaw.errors import ManifestError, ResultsError
-from deltaw.results import Analysis, read_layers, read_spectra
+from deltaw.results.analysis import Analysis, read_layers, read_spectra
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deltaw.comparison.runs import Run
-from deltaw.names import unwrap
-from deltaw.pairing import match_names
+from deltaw.pairs.plan import match_names
+from deltaw.tensors.names import unwrap
 
 if TYPE_CHECKING:
     import pandas as pd

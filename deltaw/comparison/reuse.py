@@ -30,12 +30,12 @@ def inspect_all(specs: Sequence[RunSpec], base: Any, options: Mapping[str, Any])
     """Open every checkpoint and pair it with the base, reading headers only: what is wrong shows before work starts.
 
     Returns:
-        `deltaw.analysis.Inspection` by run.
+        `deltaw.measurement.run.Inspection` by run.
 
     Raises:
         ManifestError: With one line per run that cannot be used.
     """
-    from deltaw.analysis import inspect
+    from deltaw.measurement.run import inspect
 
     matching = {k: options[k] for k in ("include", "exclude", "split_fused") if k in options}
     found: dict[str, Any] = {}
@@ -183,8 +183,8 @@ def analyses(
     Raises:
         DeltaWError: A run cannot be used, or the results cannot be written.
     """
-    from deltaw.analysis import analyze
     from deltaw.checkpoints import open_checkpoint
+    from deltaw.measurement.run import analyze
 
     opened = open_checkpoint(base)
     inspections = inspect_all(specs, opened, options)

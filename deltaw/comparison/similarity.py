@@ -131,7 +131,7 @@ def load(pair: Pair, rank: float) -> Loaded | None:
     """
     import torch
 
-    from deltaw.delta import difference
+    from deltaw.delta.difference import difference
     from deltaw.spectra import factored_svd
     from deltaw.spectra.krylov import top_triplets
 

@@ -11,7 +11,7 @@ import numpy as np
 from deltaw.comparison.runs import Runs
 from deltaw.errors import ResultsError
 from deltaw.files import replacing
-from deltaw.results import columns, is_whole, plain
+from deltaw.results.analysis import columns, is_whole, plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,7 +1,7 @@
 """The one registry of metrics: columns, `deltaw metrics`, the glossary and the docs are all read from it.
 
 A metric is a pure function whose parameters are named quantities: `s` (descending singular values), `rows`,
-`cols`, the sums of `deltaw.entries`, or any other metric by its name. `evaluate` calls every metric whose
+`cols`, the sums of `deltaw.delta.sums`, or any other metric by its name. `evaluate` calls every metric whose
 quantities are known; the others do not apply, and their columns stay empty.
 """
 

@@ -1,7 +1,7 @@
 """How directions lie to each other: intruders, overlaps, rotation, amplification.
 
 All functions take small arrays: a few singular vectors as columns, or tables of cosines between them. Where they
-come from, and how, is `deltaw.alignment`.
+come from, and how, is `deltaw.alignment.alignment`.
 
 Sources: Shuttleworth et al. 2024 (intruder dimensions); Hu et al. 2021, §7 (LoRA: φ and the amplification factor);
 Björck & Golub 1973 (principal angles); Mirsky 1960 (spectral shift).

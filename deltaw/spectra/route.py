@@ -21,7 +21,7 @@ from deltaw.spectra.low_rank import Noise, low_rank_spectrum
 from deltaw.types import Factors, Spectrum
 
 FAST_FROM = 1024  # k from which an estimate is cheaper than the exact spectrum (measured: 1.2 to 1.7 times)
-# k up to which a stack of equal shapes is solved in one call (`deltaw.analysis` makes the stacks). On a CPU only the
+# k up to which a stack of equal shapes is solved in one call (`measurement.run` makes them). On a CPU only the
 # overhead of a call can be gained (measured, 64 matrices, one thread: 1.4 to 2 times at k ≤ 32, .7 times from 64
 # on); on a GPU such a matrix is nothing but overhead (not measured yet).
 BATCHED_UP_TO = {"cpu": 32, "cuda": 256}

@@ -13,8 +13,8 @@ from torch import nn
 
 from deltaw.adapters import open_adapter
 from deltaw.checkpoints import open_checkpoint
+from deltaw.tensors.matrix import matrix
 from deltaw.types import Factors, is_update
-from deltaw.views import matrix
 
 torch.set_num_threads(1)
 

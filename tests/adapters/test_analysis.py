@@ -85,11 +85,11 @@ def test_fused_parts_of_an_adapter(oracle, gpt2, tmp_path):
 MEASURE = """
 import resource, sys, time
 import torch
-import deltaw.adapters, deltaw.analysis, deltaw.measure, deltaw.spectra
+import deltaw.adapters, deltaw.measurement.run, deltaw.measurement.measure, deltaw.spectra
 torch.linalg.svd(torch.randn(8, 8, dtype=torch.float64))
 megabytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, started = megabytes(), time.process_time()
-frame = deltaw.analysis.analyze(None, sys.argv[1]).to_pandas()
+frame = deltaw.measurement.run.analyze(None, sys.argv[1]).to_pandas()
 assert frame.loc[0, "rows"] == frame.loc[0, "cols"] == 200_000
 print(megabytes() - before, time.process_time() - started)
 """

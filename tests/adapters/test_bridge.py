@@ -101,7 +101,7 @@ def test_peft_s_own_merge_is_verified_in_every_dtype(kind, dtype, oracle, tmp_pa
 
     from peft import get_peft_model
 
-    from deltaw.verify import verify
+    from deltaw.verification import verify
 
     model = Layer().to(dtype)
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ import pytest
 from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.runs import Run, Runs
 from deltaw.comparison.scores import Score
-from deltaw.results import Analysis
+from deltaw.results.analysis import Analysis
 from deltaw.types import Spectrum
 
 MODULES = {

@@ -183,16 +183,16 @@ def test_similarity_is_the_definition(trained: Path, comparison: deltaw.Comparis
 def test_analyses_are_reused_by_content(
     trained: Path, comparison: deltaw.Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import deltaw.analysis
+    import deltaw.measurement.run
 
     analysed: list[str] = []
-    real = deltaw.analysis.analyze
+    real = deltaw.measurement.run.analyze
 
     def counting(base: Any, ft: Any, **options: Any) -> deltaw.Analysis:
         analysed.append(Path(ft).name)
         return real(base, ft, **options)
 
-    monkeypatch.setattr(deltaw.analysis, "analyze", counting)
+    monkeypatch.setattr(deltaw.measurement.run, "analyze", counting)
     (trained / "full-s0-t1" / "model.safetensors").touch()  # another time, the same content
     again = deltaw.compare(trained / "runs.toml", out=trained / "out", jobs=2)
     assert analysed == []

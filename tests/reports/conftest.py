@@ -13,7 +13,7 @@ import pytest
 
 import deltaw.metrics  # noqa: F401  (fills the registry)
 from deltaw.metrics.registry import evaluate
-from deltaw.results import Analysis
+from deltaw.results.analysis import Analysis
 from deltaw.types import Skipped, Spectrum
 
 Change = Callable[[np.random.Generator, np.ndarray, str], np.ndarray]

@@ -9,7 +9,7 @@ import pytest
 from deltaw.reports import analysis_page, write_analysis
 
 import deltaw
-from deltaw.results import Analysis
+from deltaw.results.analysis import Analysis
 from deltaw.types import Interval, Skipped, Spectrum
 from tests.reports.elements import Page
 

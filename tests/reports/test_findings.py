@@ -9,7 +9,7 @@ from deltaw.reports.facts import Facts, Spread, gather
 from deltaw.reports.layers import Layers
 from deltaw.reports.text import unmarked
 
-from deltaw.results import Analysis
+from deltaw.results.analysis import Analysis
 from deltaw.types import Skipped
 
 N = "\u202f"

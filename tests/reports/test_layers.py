@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from deltaw.reports.layers import OUTSIDE, Layers, slot
 
-from deltaw.results import Analysis
+from deltaw.results.analysis import Analysis
 
 
 @pytest.mark.parametrize(

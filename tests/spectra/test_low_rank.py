@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltaw.entries import sweep
+from deltaw.delta.sums import sweep
 from deltaw.metrics.registry import evaluate
 from deltaw.spectra import Noise, low_rank_spectrum, singular_values, spectrum
 from deltaw.spectra.quadrature import SECTIONS

@@ -1,0 +1,1 @@
+"""An update against the singular vectors of its base, and their cache."""

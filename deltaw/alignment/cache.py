@@ -1,0 +1,124 @@
+"""A base's singular vectors on disk, by the content of the matrix: ten fine-tunes of one base pay for them once.
+
+One file per matrix, written to a temporary name and renamed, so that concurrent runs may share the folder: a reader
+sees a whole file or none. The folder is bounded in size. Files that were used within the last hour are never
+evicted: a base that does not fit would otherwise push out, matrix by matrix, just what the next run asks for first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deltaw.files import parse_size, replacing
+
+log = logging.getLogger(__name__)
+
+VERSION = "1"  # of what a file holds; part of its name
+LIMIT = 20 * 2**30  # bytes: the bases of one 7B model, 64 MiB for each 4096×4096 matrix
+FRESH = 3600.0  # seconds
+OFF = ("", "0", "off", "none", "no", "false")
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class BaseCache:
+    """A folder of arrays by content key.
+
+    Attributes:
+        folder: Where; created when first written.
+        limit: Its largest size in bytes.
+    """
+
+    folder: Path
+    limit: int = LIMIT
+
+    def get(self, key: str) -> dict[str, NDArray[np.generic]] | None:
+        """What is stored under a key; None where there is nothing, or nothing readable."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self._path(key)
+        try:
+            found: dict[str, NDArray[np.generic]] = load_file(path)
+            os.utime(path)  # used now: the last to be evicted
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as e:
+            log.warning("%s: cached singular vectors cannot be read (%s); computing them again", path, e)
+            path.unlink(missing_ok=True)
+            return None
+        return found
+
+    def put(self, key: str, arrays: Arrays) -> bool:
+        """Store arrays under a key; False where there is no room for them or no permission."""
+        from safetensors.numpy import save_file
+
+        size = sum(a.nbytes for a in arrays.values())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._make_room(size):
+                log.info("%s is full of matrices in use; these singular vectors are not kept", self.folder)
+                return False
+            with replacing(self._path(key)) as temporary:
+                save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, temporary)
+        except OSError as e:
+            log.warning("%s: singular vectors cannot be cached (%s)", self.folder, e.strerror or e)
+            return False
+        return True
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"base-{VERSION}-{key}.safetensors"
+
+    def _make_room(self, size: int) -> bool:
+        files = sorted((s.st_mtime, s.st_size, p) for p in self.folder.glob("base-*.safetensors") if (s := _stat(p)))
+        used = sum(f[1] for f in files)
+        for stamp, freed, path in files:
+            if used + size <= self.limit or time.time() - stamp < FRESH:
+                break
+            path.unlink(missing_ok=True)  # another run may have been faster
+            used -= freed
+        return used + size <= self.limit
+
+
+def default_cache() -> BaseCache | None:
+    """The cache that the environment asks for.
+
+    `DELTAW_CACHE` names the folder, or is `off`; `DELTAW_CACHE_SIZE` is its size. Without them:
+    `$XDG_CACHE_HOME/deltaw` or `~/.cache/deltaw`, 20 GiB.
+
+    Raises:
+        OptionError: The size cannot be read.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = os.environ.get("DELTAW_CACHE", str(Path(home) / "deltaw"))
+    if folder.strip().lower() in OFF:
+        return None
+    return BaseCache(Path(folder).expanduser(), parse_size(os.environ.get("DELTAW_CACHE_SIZE", str(LIMIT))))
+
+
+def content_key(matrix: Tensor) -> str:
+    """A key of a matrix's bytes, dtype and shape; a transposed view has the key of its copy."""
+    matrix = matrix.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{matrix.dtype} {tuple(matrix.shape)}".encode(), digest_size=20)
+    if matrix.numel():
+        digest.update(matrix.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:  # evicted by another run since it was listed
+        return None

@@ -1,0 +1,1 @@
+"""A pair becomes its ΔW, dense or as its factors, and the sums over its entries."""

@@ -1,0 +1,90 @@
+"""A pair becomes its ΔW: dense, or as two thin factors, with the sums over its entries.
+
+The subtraction happens after the upcast (`entries.sweep`): in bfloat16 it would round most of a small update away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deltaw.delta.sums import EntrySums, sweep, sweep_factors, sweep_update, unchanged_sums
+from deltaw.tensors.bits import same_bits
+from deltaw.tensors.matrix import matrix, outputs
+from deltaw.types import Factors, Handle, Pair, Route, Update, View, is_handle, is_update
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The ΔW of one pair.
+
+    Attributes:
+        route: How it was obtained.
+        value: ΔW (outputs × inputs) on the device, its factors, or None where no SVD is needed.
+        sums: The sums over its entries.
+        base: W0 as a matrix on the CPU, as stored; None where it was not read whole.
+    """
+
+    route: Route
+    value: Tensor | Factors | None
+    sums: EntrySums
+    base: Tensor | None = None
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has no spectrum: a 1-D tensor, changed or not."""
+        return self.route == "vector" or (self.route == "unchanged" and self.base is not None and self.base.ndim < 2)
+
+
+def difference(pair: Pair, device: torch.device) -> Delta:
+    """Read a pair and subtract.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+        TensorError: An entry is not finite.
+    """
+    if is_update(pair.ft):
+        return _updated(pair, pair.ft, device)
+    assert pair.base is not None
+    assert is_handle(pair.ft)
+    w0, w = matrix(pair.base, pair.view), matrix(pair.ft, pair.view)
+    if same_bits(w0, w):
+        return Delta("unchanged", None, unchanged_sums(w0, device=device), w0)
+    if w.ndim < 2:
+        return Delta("vector", None, sweep(w0, w, device=device, keep=False)[1])
+    value, sums = sweep(w0, w, device=device)
+    return Delta("dense", value, sums, w0)
+
+
+def _updated(pair: Pair, update: Update, device: torch.device) -> Delta:
+    w0 = None
+    if pair.base is not None and (update.needs_base or not update.factored):
+        w0 = matrix(pair.base, replace(pair.view, rows=None))  # a part is cut from ΔW: rows may depend on each other
+    value = update.delta(w0)
+    if isinstance(value, Factors):
+        value = Factors(outputs(value.B, pair.view), value.A)
+        value = Factors(value.B.to(device), value.A.to(device))
+        read = None if pair.base is None else _reader(pair.base, pair.view)
+        transposed = pair.view.transposed and pair.base is not None and _plain(pair.base, pair.view)
+        return Delta("factored", value, sweep_factors(value, read, transposed=transposed))
+    value, w0 = outputs(value, pair.view), None if w0 is None else outputs(w0, pair.view)
+    sums = sweep_update(w0, value.to(device))
+    if value.ndim < 2:
+        return Delta("vector", None, sums)
+    return Delta("dense", value.to(device), sums, w0)
+
+
+def _plain(handle: Handle, view: View) -> bool:
+    """Whether rows of the matrix (or of its transpose) are rows of the stored tensor."""
+    return view.expert is None and view.rows is None and len(handle.shape) >= 2
+
+
+def _reader(handle: Handle, view: View) -> Callable[[slice], Tensor]:
+    """Reads blocks of rows of W0, so that the factored route never holds a whole matrix where it can be avoided."""
+    if _plain(handle, view):
+        return lambda rows: handle.read(rows).flatten(1)
+    whole = matrix(handle, view)
+    return lambda rows: whole[rows]

@@ -1,0 +1,361 @@
+"""One pass over the entries of W0 and W, in blocks of rows, to the sums that size, precision and regularisation need.
+
+The pass also leaves ΔW, subtracted after the upcast, so that the two large arrays are read once. All sums run in
+float64, block by block, and are vectors of one number per row or column. The sums by row are the inner products of
+Δ, W0 and the units in the first place of W with each other, found in one batched product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaw.delta.largest_entry import largest_product
+from deltaw.errors import TensorError
+from deltaw.tensors.bits import count_equal, ufp, variance_scale, within_ulp
+from deltaw.types import Factors, Vector
+
+# Entries of a block. On a CPU: few enough to stay in the last cache, and enough that threads do not wait for each other
+# between many small operations (2816×1024 in each of two threads, Intel Xeon: 39, 27, 24, 35 ms at 2¹⁶ … 2¹⁹). On a
+# GPU: enough to fill it.
+CPU_BLOCK = 1 << 18
+GPU_BLOCK = 1 << 25
+
+
+@dataclass(frozen=True)
+class EntrySums:
+    """The sums over the entries of one m×n ΔW and its base, in outputs × inputs orientation, in float64.
+
+    Attributes:
+        rows: m; for a 1-D tensor its length.
+        cols: n; for a 1-D tensor 1.
+        max_abs: Largest |Δ|.
+        equal: How many entries have equal stored bits in W0 and W, after a common upcast.
+        delta_row_sq: Σ_j Δ², (m,).
+        base_row_sq: Σ_j W0², (m,); None without a base.
+        delta_base_row: Σ_j Δ·W0, (m,); None without a base.
+        noise_row: Σ_j ulp(w)²/12, (m,): variances of the rounding of the stored W; zeros where W was never stored.
+        noise_col: Σ_i ulp(w)²/12, (n,).
+        within_ulp: Whether no entry moved by more than one ulp of either side together, as if W0 and W were two
+            roundings of the same numbers.
+    """
+
+    rows: int
+    cols: int
+    max_abs: float
+    equal: int
+    delta_row_sq: Vector
+    base_row_sq: Vector | None
+    delta_base_row: Vector | None
+    noise_row: Vector
+    noise_col: Vector
+    within_ulp: bool = False
+
+    def totals(self) -> dict[str, Any]:
+        """The quantities that a 1-D tensor has too: sums over all entries, how many, the largest, the equal ones."""
+        out: dict[str, Any] = {
+            "entries": self.rows * self.cols,
+            "max_abs": self.max_abs,
+            "equal": self.equal,
+            "delta_sq": float(self.delta_row_sq.sum()),
+        }
+        if self.base_row_sq is not None and self.delta_base_row is not None:
+            out |= {"base_sq": float(self.base_row_sq.sum()), "delta_base": float(self.delta_base_row.sum())}
+        return out
+
+    def quantities(self) -> dict[str, Any]:
+        """All that a matrix has: `totals`, the shape, and the sums by row and column."""
+        out = self.totals() | {
+            "rows": self.rows,
+            "cols": self.cols,
+            "delta_row_sq": self.delta_row_sq,
+            "noise_row": self.noise_row,
+            "noise_col": self.noise_col,
+            "noise_inflation": self._noise_inflation(),
+        }
+        if self.base_row_sq is not None and self.delta_base_row is not None:
+            out |= {"base_row_sq": self.base_row_sq, "delta_base_row": self.delta_base_row}
+        return out
+
+    def _noise_inflation(self) -> float:
+        """The variance of ΔW's noise in units of the predicted one, where all of ΔW may be rounding; 1 elsewhere.
+
+        An update that adds to the weights moves the small ones by many ulps. Where none moved by more than one, both
+        sides may be roundings of the same numbers (one truncated, drawn, or cast twice). Their variance is up to six
+        times that of rounding W alone, which ΔW's energy tells, and an entry may miss by a whole ulp: 4 covers the
+        one that stands alone. Over 2880 pairs of roundings, none then showed a direction above the edge.
+        """
+        noise = float(self.noise_row.sum())
+        return max(4.0, 1.2 * float(self.delta_row_sq.sum()) / noise) if self.within_ulp and noise else 1.0
+
+
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype of the subtraction: float64 where a side is float32 or wider, float32 otherwise."""
+    return torch.float64 if any(d in (torch.float32, torch.float64) for d in dtypes) else torch.float32
+
+
+def sweep(
+    base: Tensor,
+    ft: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+    keep: bool = True,
+    block: int | None = None,
+) -> tuple[Tensor | None, EntrySums]:
+    """ΔW = W − W0 and the sums over its entries, in one pass.
+
+    Args:
+        base: W0 as stored, (m, n), possibly a transposed view; or 1-D.
+        ft: W as stored, of the same shape.
+        device: Where to compute; blocks are moved there one at a time.
+        keep: Whether to return ΔW.
+        block: Entries per block; default by device.
+
+    Returns:
+        ΔW on `device`, (m, n), contiguous, of `compute_dtype`, or None; and the sums.
+
+    Raises:
+        TensorError: An entry of a side is not finite.
+    """
+    assert base.shape == ft.shape, (base.shape, ft.shape)
+    w0, w = _matrix(base), _matrix(ft)
+    where = _sums_device(device)
+    dtype = compute_dtype(base.dtype, ft.dtype)
+    delta = torch.empty(w.shape, dtype=dtype, device=where) if keep else None
+    sums = _Accumulator(w.shape, where)
+    sums.within_ulp = True
+    for rows in _blocks(w.shape, where, block):
+        old, new = _moved(w0[rows], where), _moved(w[rows], where)
+        d = torch.empty(new.shape, dtype=dtype, device=where) if delta is None else delta[rows]
+        d.copy_(new).sub_(old if old.itemsize > 1 else old.to(dtype))  # float8 is not promoted
+        sums.add(rows, d, old, new)
+        sums.equal += count_equal(old, new)
+        # one large move settles it, and is found in the first row of nearly every update
+        sums.within_ulp = sums.within_ulp and within_ulp(d[:1], old[:1], new[:1]) and within_ulp(d, old, new)
+    if not sums.finite():
+        raise TensorError(_what_is_not_finite(base, ft))
+    if delta is not None:
+        delta = delta.reshape(ft.shape).to(device)
+    return delta, sums.result()
+
+
+def sweep_update(base: Tensor | None, delta: Tensor, *, block: int | None = None) -> EntrySums:
+    """The sums for a dense ΔW that an adapter computed: W was never stored, so there is no rounding.
+
+    Args:
+        base: W0 as stored, (m, n) or 1-D; None where there is none.
+        delta: ΔW, of the same shape.
+        block: Entries per block; default by device.
+
+    Raises:
+        TensorError: An entry of W0 or of ΔW is not finite.
+    """
+    assert base is None or base.shape == delta.shape, (base, delta.shape)
+    d_all, where = _matrix(delta), _sums_device(delta.device)
+    sums = _Accumulator(d_all.shape, where, has_base=base is not None)
+    for rows in _blocks(d_all.shape, where, block):
+        d = _moved(d_all[rows], where)
+        sums.add(rows, d, None if base is None else _moved(_matrix(base)[rows], where))
+        sums.equal += int(d.numel() - torch.count_nonzero(d))
+    if not sums.finite():
+        raise TensorError(_what_is_not_finite(base, delta))
+    return sums.result()
+
+
+def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: int | None = None) -> EntrySums:
+    """The sums for a tensor that is bit-identical on both sides: only the base's norms are left to find.
+
+    Args:
+        base: W0 as stored, (m, n) or 1-D.
+        device: Where to compute.
+        block: Entries per block; default by device.
+
+    Raises:
+        TensorError: An entry is not finite.
+    """
+    w0, where = _matrix(base), _sums_device(device)
+    sums = _Accumulator(w0.shape, where)
+    for rows in _blocks(w0.shape, where, block):
+        old = _moved(w0[rows], where).double()
+        sums.base_row_sq[rows] = torch.linalg.vecdot(old, old)
+    if not sums.finite():
+        raise TensorError(_what_is_not_finite(base, base))
+    sums.equal = w0.numel()
+    return sums.result()
+
+
+def sweep_factors(
+    factors: Factors,
+    read: Callable[[slice], Tensor] | None = None,
+    *,
+    transposed: bool = False,
+    block: int | None = None,
+) -> EntrySums:
+    """The sums for ΔW = B·A, without forming it: O((m + n)·r) memory beside one block of W0.
+
+    Args:
+        factors: B (m, r) with the scaling folded in, and A (r, n).
+        read: Reads rows of W0 as stored (2-D); None where there is no base.
+        transposed: Whether W0 is stored inputs × outputs, so that `read` yields columns of the m×n matrix.
+        block: Entries of W0 per block.
+
+    Returns:
+        The sums; `equal` counts the entries that are structurally zero (a zero row of B or a zero column of A), and
+        the noise is zero, since W was never stored.
+
+    Raises:
+        TensorError: An entry of W0 or of a factor is not finite.
+    """
+    B, A = factors.B.double(), factors.A.double()
+    (m, _), (_, n) = B.shape, A.shape
+    if not (torch.isfinite(B).all() and torch.isfinite(A).all()):
+        raise TensorError("not finite: the adapter's factors; look for a diverged or damaged adapter")
+    sums = _Accumulator((m, n), B.device, has_base=read is not None)
+    # ‖b_i A‖² = ‖b_i Rᵀ‖² with Aᵀ = QR: a Gram matrix would square the condition of A
+    spread = B @ torch.linalg.qr(A.T, mode="r").R.T
+    sums.delta_row_sq = torch.linalg.vecdot(spread, spread)
+    del spread  # as large as a factor
+    sums.largest = torch.tensor(largest_product(B, A), dtype=torch.float64)
+    touched_rows, touched_cols = int(B.any(dim=1).sum()), int(A.any(dim=0).sum())
+    sums.equal = m * n - touched_rows * touched_cols
+    if read is not None:
+        _add_base(sums, B, A, read, transposed, block)
+    if not sums.finite():
+        raise TensorError("not finite: entries of the base, or of the product of the adapter's factors")
+    return sums.result()
+
+
+class _Accumulator:
+    """The growing sums, on the device of the computation."""
+
+    def __init__(self, shape: Sequence[int], device: torch.device, has_base: bool = True) -> None:
+        def zeros(n: int) -> Tensor:
+            return torch.zeros(n, dtype=torch.float64, device=device)
+
+        rows, cols = self.shape = shape[0], shape[1]
+        self.has_base = has_base
+        self.equal = 0
+        self.within_ulp = False
+        self.largest = zeros(1)
+        self.delta_row_sq, self.base_row_sq, self.delta_base_row = zeros(rows), zeros(rows), zeros(rows)
+        self.noise_row, self.noise_col = zeros(rows), zeros(cols)
+        self._buffer = zeros(0)
+
+    def add(self, rows: slice, delta: Tensor, base: Tensor | None, stored: Tensor | None = None) -> None:
+        """Add a block of rows of ΔW, of W0, and of W where it was stored and so was rounded."""
+        if not delta.numel():
+            return
+        low, high = torch.aminmax(delta)
+        self.largest = torch.maximum(self.largest, torch.maximum(-low, high))
+        parts = self._parts(delta, base, None if stored is None else ufp(stored))
+        products = torch.bmm(parts, parts.mT) if parts.shape[-1] > 1 else parts * parts.mT
+        self.delta_row_sq[rows] = products[:, 0, 0]
+        if base is not None:
+            self.base_row_sq[rows], self.delta_base_row[rows] = products[:, 1, 1], products[:, 0, 1]
+        if stored is not None:
+            scale = variance_scale(stored.dtype)
+            self.noise_row[rows] = products[:, -1, -1] * scale
+            self.noise_col.add_(parts[:, -1].square_().sum(0), alpha=scale)
+
+    def _parts(self, *parts: Tensor | None) -> Tensor:
+        """The parts that there are, row by row side by side in float64: (rows, parts, cols), in memory kept for it."""
+        there = [part for part in parts if part is not None]
+        shape = (len(there[0]), len(there), self.shape[1])
+        if self._buffer.numel() < prod(shape):
+            self._buffer = self._buffer.new_empty(prod(shape))
+        out = self._buffer[: prod(shape)].view(shape)
+        for i, part in enumerate(there):
+            out[:, i].copy_(part)
+        return out
+
+    def finite(self) -> bool:
+        """Whether all sums are finite, which they are only if every entry is."""
+        return bool(torch.isfinite(self.delta_row_sq.sum() + self.base_row_sq.sum() + self.noise_row.sum()))
+
+    def result(self) -> EntrySums:
+        def vector(x: Tensor) -> Vector:
+            out: Vector = x.cpu().numpy()
+            return out
+
+        return EntrySums(
+            *self.shape,
+            float(self.largest),
+            self.equal,
+            vector(self.delta_row_sq),
+            vector(self.base_row_sq) if self.has_base else None,
+            vector(self.delta_base_row) if self.has_base else None,
+            vector(self.noise_row),
+            vector(self.noise_col),
+            self.within_ulp,
+        )
+
+
+def _add_base(
+    sums: _Accumulator, B: Tensor, A: Tensor, read: Callable[[slice], Tensor], transposed: bool, block: int | None
+) -> None:
+    """Add Σ_j W0² and Σ_j Δ·W0 = b_i·(W0 Aᵀ)_i, reading W0 once in blocks of its stored rows."""
+    m, n = sums.shape
+    stored = torch.Size((n, m) if transposed else (m, n))
+    for part in _blocks(stored, B.device, block):
+        w0 = _moved(read(part), B.device).double()
+        if transposed:  # w0 holds columns `part` of the matrix, as rows
+            sums.base_row_sq += (w0 * w0).sum(0)
+            sums.delta_base_row += torch.linalg.vecdot(B, w0.T @ A[:, part].T)
+        else:
+            sums.base_row_sq[part] = torch.linalg.vecdot(w0, w0)
+            sums.delta_base_row[part] = torch.linalg.vecdot(B[part], w0 @ A.T)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    return x if x.ndim == 2 else x.reshape(-1, 1)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """On the device, row by row: a transposed view is gathered once, and not by every sum.
+
+    To a GPU it goes by way of pinned memory, from which it is copied while the GPU computes on another stream.
+    """
+    x = x.contiguous()
+    if device.type == "cuda" and not x.is_cuda:
+        with suppress(RuntimeError):  # the system may lock no more memory: then the copy waits, and is the same
+            x = x.pin_memory()
+        return x.to(device, non_blocking=x.is_pinned())
+    return x.to(device)
+
+
+def _sums_device(device: torch.device | str) -> torch.device:
+    """Where the sums run: MPS has no float64, and a pass over the entries is cheap enough for the CPU."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _blocks(shape: torch.Size, device: torch.device, block: int | None) -> Iterator[slice]:
+    rows, cols = shape
+    # a row has nine products, however short it is
+    step = max(1, (block or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)) // max(9, cols))
+    return (slice(i, min(rows, i + step)) for i in range(0, rows, step))
+
+
+def _what_is_not_finite(base: Tensor | None, ft: Tensor) -> str:
+    """What is wrong with a tensor whose sums are not finite."""
+    found = []
+    for side, x in (("base", base), ("fine-tuned", ft)):
+        if x is None:
+            continue
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        bad = ~torch.isfinite(wide)
+        if bad.any():
+            where = tuple(torch.nonzero(bad)[0].tolist())
+            nan = int(torch.isnan(wide).sum())
+            found.append(
+                f"{side}: {nan} NaN and {int(bad.sum()) - nan} infinite of {x.numel()} entries, first at {where}"
+            )
+    if not found:
+        return "entries are so large that their squares overflow float64; rescale the checkpoint to measure this tensor"
+    return "not finite: " + "; ".join(found) + "; expected finite weights, look for a diverged or damaged checkpoint"

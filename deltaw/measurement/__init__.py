@@ -1,0 +1,1 @@
+"""The loop: pairs in, rows out."""

@@ -1,0 +1,1 @@
+"""Where the loop runs: a map over independent units of work."""

@@ -1,0 +1,1 @@
+"""An analysis, its summary, and the files that keep it."""

@@ -1,0 +1,1 @@
+"""What a stored tensor is: its name, its layout, the matrix that is analysed, its bits."""

@@ -1,0 +1,63 @@
+"""Which outputs of a fused tensor are q, k and v, against the modules of transformers' own reshapes."""
+
+import pytest
+import torch
+
+from deltaw.tensors.layout import parts
+
+
+def rows(ranges: tuple[tuple[int, int], ...]) -> list[int]:
+    return [i for start, stop in ranges for i in range(start, stop)]
+
+
+def test_gpt2_thirds():
+    found = parts("h.0.attn.c_attn.weight", 12, 4, {"model_type": "gpt2"})
+    assert {p: rows(r) for p, r in found.items()} == {"q": [0, 1, 2, 3], "k": [4, 5, 6, 7], "v": [8, 9, 10, 11]}
+
+
+def test_phi3_grouped_heads():
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 8}
+    found = parts("layers.0.self_attn.qkv_proj.weight", 16, 8, config)
+    assert [len(rows(found[p])) for p in "qkv"] == [8, 4, 4]
+    assert parts("layers.0.self_attn.qkv_proj.weight", 17, 8, config) is None
+
+
+def test_neox_and_bloom_interleave_by_head():
+    heads, size, hidden = 3, 2, 6
+    found = parts(
+        "layers.0.attention.query_key_value.weight", 18, hidden, {"num_attention_heads": heads, "hidden_size": hidden}
+    )
+    expected = torch.arange(18).view(heads, 3, size)  # what the modules do
+    for i, part in enumerate("qkv"):
+        assert rows(found[part]) == expected[:, i].flatten().tolist()
+    assert parts("layers.0.attention.query_key_value.weight", 18, hidden, {}) is None
+
+
+def test_falcon_groups():
+    config = {
+        "model_type": "falcon",
+        "new_decoder_architecture": True,
+        "num_attention_heads": 4,
+        "num_kv_heads": 2,
+        "hidden_size": 8,
+    }
+    found = parts("h.0.self_attention.query_key_value.weight", 16, 8, config)
+    expected = torch.arange(16).view(2, 4, 2)  # (groups, q q k v, head)
+    assert rows(found["q"]) == expected[:, :2].flatten().tolist()
+    assert rows(found["k"]) == expected[:, 2].flatten().tolist()
+    assert rows(found["v"]) == expected[:, 3].flatten().tolist()
+    multi = {"model_type": "falcon", "multi_query": True, "num_attention_heads": 4, "hidden_size": 8}
+    found = parts("h.0.self_attention.query_key_value.weight", 12, 8, multi)
+    assert [len(rows(found[p])) for p in "qkv"] == [8, 2, 2]
+
+
+@pytest.mark.parametrize(("model", "gate"), [("phi3", [0, 1, 2]), ("gpt_oss", [0, 2, 4])])
+def test_gate_and_up(model: str, gate: list[int]):
+    found = parts("layers.0.mlp.gate_up_proj.weight", 6, 4, {"model_type": model})
+    assert rows(found["gate"]) == gate
+    assert sorted(rows(found["gate"]) + rows(found["up"])) == list(range(6))
+
+
+def test_what_is_not_fused():
+    assert parts("layers.0.self_attn.q_proj.weight", 8, 8, {}) is None
+    assert parts("layers.0.mlp.gate_up_proj.weight", 7, 4, {}) is None
