@@ -57,7 +57,7 @@ def manifest(folder: Path) -> Path:
         group = run % GROUPS
         lines += ["[[runs]]", f'name = "run{run}"', f'group = "arm {group}"', f"seed = {run // GROUPS}"]
         lines += [f'method = "{"full" if group == 0 else "lora"}"', f'results = "run{run}"', "[runs.scores]"]
-        lines += [f"learning = {0.3 - 0.01 * group + rng.normal(0, 0.005)}", f"forgetting = {0.5 + 0.01 * group}"]
+        lines += [f"learning = {0.3 - 0.01 * group + rng.normal(0, 0.005)}", f"retention = {0.5 + 0.01 * group}"]
     path = folder / "runs.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

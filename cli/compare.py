@@ -131,10 +131,10 @@ def _show(comparison: Comparison, where: Path) -> None:
     for warning in comparison.warnings:
         screen.print(escape(f"note: {warning}"), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for head in ("group", "seeds", "relative\nchange", "rank for\n90 %", "learning", "forgetting\nscore"):
+    for head in ("group", "seeds", "relative\nchange", "rank for\n90 %", "learning", "retention"):
         table.add_column(head, justify="left" if head == "group" else "right")
     for _, row in comparison.fingerprints().iterrows():
-        numbers = (_number(row[c]) for c in ("relative_change", "rank_90", "learning", "forgetting"))
+        numbers = (_number(row[c]) for c in ("relative_change", "rank_90", "learning", "retention"))
         table.add_row(escape(str(row["group"])), str(row["n_seeds"]), *numbers)
     screen.print(table)
     claims = comparison.claims()

@@ -121,9 +121,9 @@ def _fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, 
     from deltaw.comparison.fingerprint import QUANTITIES
 
     frame = comparison.fingerprints()
-    shown = [q for q in (*QUANTITIES, "learning", "forgetting") if frame[q].notna().any()]
+    shown = [q for q in (*QUANTITIES, "learning", "retention") if frame[q].notna().any()]
     columns = [Column("group", "group", numeric=False), Column("n_seeds", "seeds")]
-    columns += [Column(q, q.replace("forgetting", "forgetting score"), q if q in REGISTRY else "") for q in shown]
+    columns += [Column(q, q, q if q in REGISTRY else "") for q in shown]
     columns.append(Column("common", "common c", "shrinkage", numeric=False))
     rows = []
     for _, r in frame.iterrows():
@@ -139,17 +139,17 @@ def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]
 
     frame = comparison.fingerprints()
     frame = frame[frame["group"] != frame["reference"]]
-    shown = [q for q in (*QUANTITIES, "learning", "forgetting") if frame[f"{q}_effect"].notna().any()]
+    shown = [q for q in (*QUANTITIES, "learning", "retention") if frame[f"{q}_effect"].notna().any()]
     columns = [Column("group", "group", numeric=False)]
     if frame["reference"].nunique() > 1:
         columns.append(Column("reference", "reference", numeric=False))
-    columns += [Column(q, q.replace("forgetting", "forgetting score"), q if q in REGISTRY else "") for q in shown]
+    columns += [Column(q, q, q if q in REGISTRY else "") for q in shown]
     rows = []
     for _, r in frame.iterrows():
         row = {"group": short(r["group"], 48), "reference": short(r["reference"], 48)}
         for q in shown:
             value, low, high = (r[f"{q}_effect{e}"] for e in ("", "_low", "_high"))
-            score = q in {"learning", "forgetting"}
+            score = q in {"learning", "retention"}
             sign = "×\u202f" if not score else "+" if value > 0 else ""
             bounds = "" if missing(low) else f" ({number(low)} – {number(high)})"
             clear = not missing(low) and (low > (0 if score else 1) or high < (0 if score else 1))
@@ -159,12 +159,12 @@ def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]
 
 
 def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
-    """Each group against the reference: what it keeps at equal learning, what it learns at equal forgetting."""
+    """Each group against the reference: what it keeps at equal learning, what it learns at equal retention."""
     frame = findings.against_references(comparison)
     columns = [
         Column("group", "group", numeric=False),
         *(Column("learning", "kept more at equal learning"), Column("learning_at", "at a learning of")),
-        *(Column("forgetting", "learned more at equal forgetting"), Column("forgetting_at", "at a score of")),
+        *(Column("retention", "learned more at equal retention"), Column("retention_at", "at a score of")),
     ]
     rows: dict[str, dict[str, str]] = {}
     for _, r in frame.iterrows():

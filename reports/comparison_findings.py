@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from deltaw.comparison import Comparison
 
 MEAN = "mean over the overlap"
-NAMES = {"learning": "Learning", "forgetting": "Forgetting"}
-AXES = {"learning": ("learned more", "learned less"), "forgetting": ("kept more", "kept less")}
+NAMES = {"learning": "Learning", "retention": "Retention"}
+AXES = {"learning": ("learned more", "learned less"), "retention": ("kept more", "kept less")}
 RULE_DIFFERENCE = (
     "A group differs from the reference where Welch's 95 % interval of the difference of mean scores excludes 0; "
     "without seeds only the points are given."
@@ -42,7 +42,7 @@ def five(c: Comparison) -> list[Figure]:
     """The numbers of the first screen."""
     runs, prints = c.runs(), c.fingerprints()
     comparable = prints[prints["reference"] == c.reference]  # of the same domain
-    learned, kept = _best(comparable, "learning"), _best(comparable, "forgetting")
+    learned, kept = _best(comparable, "learning"), _best(comparable, "retention")
     claims = c.claims()
     counts = [int((claims["verdict"] == v).sum()) for v in ("agrees", "disagrees", "cannot tell")]
     reference = prints.set_index("group").loc[c.reference]
@@ -61,7 +61,7 @@ def five(c: Comparison) -> list[Figure]:
 
 
 def _best(prints: pd.DataFrame, axis: str) -> tuple[str, str]:
-    label = {"learning": "learned most", "forgetting": "kept most"}[axis]
+    label = {"learning": "learned most", "retention": "kept most"}[axis]
     known = prints[prints[axis].notna()]
     if not len(known):
         return EMPTY, f"{label}: no scores"
@@ -238,7 +238,7 @@ def _verdicts(c: Comparison) -> Finding | None:
 
 READINGS: dict[str, tuple[str, str]] = {
     "pareto": (
-        "Learning against forgetting",
+        "Learning against retention",
         "Right is more learned, up is more kept; the best is top right. A pale point is one run, a full one the "
         "mean over seeds; a group's points are joined along tokens, or along its settings. The wide grey line "
         "joins the points that no other beats on both axes. A point further left and higher may simply have "

@@ -36,11 +36,11 @@ FINGERPRINT: dict[str, tuple[str, bool, bool]] = {  # column: label, logarithmic
     "shrinkage": ("shrinkage c", False, False),
     "direction_change": ("direction change", True, False),
     "learning": ("learning", False, False),
-    "forgetting": ("forgetting score", False, False),
+    "retention": ("retention", False, False),
 }
 CURVES = {
     "learning": "learning",
-    "forgetting": "forgetting score",
+    "retention": "retention",
     "relative_change": "relative change",
     "rank_90": "rank_90 (median)",
 }
@@ -96,7 +96,7 @@ class ComparisonPlots:
         return (runs.representatives(group)[0].method, *told)
 
     def pareto(self, columns: int = 2) -> Any:
-        """Learning against forgetting: a point per run, a group's settings joined along tokens, the front marked.
+        """Learning against retention: a point per run, a group's settings joined along tokens, the front marked.
 
         One panel per domain and kind of training.
 
@@ -104,16 +104,16 @@ class ComparisonPlots:
             OptionError: No run has both scores.
         """
         frame = self._comparison.runs()
-        scored = frame[frame["learning"].notna() & frame["forgetting"].notna()]
+        scored = frame[frame["learning"].notna() & frame["retention"].notna()]
         if not len(scored):
-            raise OptionError("no run has both a learning and a forgetting score")
+            raise OptionError("no run has scores of both learning and retention")
         panels = self._panels(scored)
         wide = min(len(panels), 2)
         with style.settings():
             fig, axes = style.figure(2.9 * math.ceil(len(panels) / wide), columns, math.ceil(len(panels) / wide), wide)
             for ax, (title, part) in zip(axes.flat, panels.items(), strict=False):
                 self._pareto_panel(ax, part)
-                ax.set(xlabel="learning →", ylabel="forgetting score →", title=title)
+                ax.set(xlabel="learning →", ylabel="retention →", title=title)
             for ax in list(axes.flat)[len(panels) :]:
                 ax.remove()
             self._name(fig, list(dict.fromkeys(scored["group"])), points=True)
@@ -131,21 +131,21 @@ class ComparisonPlots:
         for group, points in part.groupby("group", sort=False):
             look = self.looks[str(group)]
             for _, curve in mean_curves(points):
-                ax.plot(curve["learning"], curve["forgetting"], color=look.colour, linestyle=look.line, linewidth=1)
+                ax.plot(curve["learning"], curve["retention"], color=look.colour, linestyle=look.line, linewidth=1)
             size = 14 if small else 26
             ax.scatter(
-                points["learning"], points["forgetting"], s=size, color=look.colour, marker=look.marker, alpha=0.45,
+                points["learning"], points["retention"], s=size, color=look.colour, marker=look.marker, alpha=0.45,
                 linewidth=0,
             )  # fmt: skip
-            means = points.groupby(setting_columns(points), dropna=False, sort=False)[["learning", "forgetting"]].mean()
+            means = points.groupby(setting_columns(points), dropna=False, sort=False)[["learning", "retention"]].mean()
             ax.scatter(
-                means["learning"], means["forgetting"], s=1.5 * size, color=look.colour, marker=look.marker, linewidth=0
+                means["learning"], means["retention"], s=1.5 * size, color=look.colour, marker=look.marker, linewidth=0
             )
         best = part[part["on_front"].eq(True)]
-        corners = best.groupby(["group", *setting_columns(best)], dropna=False)[["learning", "forgetting"]].mean()
+        corners = best.groupby(["group", *setting_columns(best)], dropna=False)[["learning", "retention"]].mean()
         corners = corners.sort_values("learning")
         ax.plot(
-            corners["learning"], corners["forgetting"], color=style.MUTED, linewidth=3.5, alpha=0.25, zorder=0.5,
+            corners["learning"], corners["retention"], color=style.MUTED, linewidth=3.5, alpha=0.25, zorder=0.5,
             solid_capstyle="round",
         )  # fmt: skip
         ax.margins(0.09)

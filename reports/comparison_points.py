@@ -21,11 +21,11 @@ def mean_curves(points: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     """The points of a group joined along tokens, or along its settings where tokens do not differ; seeds averaged."""
     hyper = [c for c in setting_columns(points) if c != "tokens"]
     if points["tokens"].nunique() < 2:
-        means = points.groupby(["tokens", *hyper], dropna=False)[["learning", "forgetting"]].mean().reset_index()
+        means = points.groupby(["tokens", *hyper], dropna=False)[["learning", "retention"]].mean().reset_index()
         return [("", means.sort_values("learning"))] if len(means) > 1 else []
     out = []
     for key, part in points.groupby(hyper, dropna=False) if hyper else [("", points)]:
-        means = part.groupby("tokens", dropna=False)[["learning", "forgetting"]].mean().reset_index()
+        means = part.groupby("tokens", dropna=False)[["learning", "retention"]].mean().reset_index()
         out.append((key, means.sort_values("tokens")))
     return out
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw.comparison import bases, loading, reuse
+from deltaw.comparison import analysis_cache, loading, same_base
+from deltaw.comparison.claims import claims_frame
+from deltaw.comparison.contrasts import contrasts_frame
+from deltaw.comparison.fingerprint import fingerprints_frame
+from deltaw.comparison.fronts import fronts_frame
 from deltaw.comparison.loading import Source
 from deltaw.comparison.manifest import Manifest, read_manifest
 from deltaw.comparison.naming import aligned, unshared
+from deltaw.comparison.roles import arenas
 from deltaw.comparison.runs import Run, Runs, runs_frame
+from deltaw.comparison.scores import near
+from deltaw.comparison.similarity_sources import similarity_of
+from deltaw.comparison.tables import NAMES, About, json_records, layers_frame, write_tables
+from deltaw.comparison.trajectories import trajectories_frame
 from deltaw.errors import ManifestError, OptionError
-from deltaw.results.analysis import plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from deltaw.reports.comparison_plots import ComparisonPlots
-
-TABLES = ("runs", "layers", "contrasts", "fingerprints", "fronts", "trajectories", "similarity", "claims")
 
 Reporter = Callable[[str, int, int], Callable[[Any], None] | None]
 
@@ -77,7 +84,7 @@ class Comparison:
         return self._frame("fingerprints")
 
     def fronts(self) -> pd.DataFrame:
-        """Forgetting at matched learning and the reverse; see `fronts.fronts_frame`."""
+        """Retention at matched learning and the reverse; see `fronts.fronts_frame`."""
         return self._frame("fronts")
 
     def trajectories(self) -> pd.DataFrame:
@@ -109,44 +116,30 @@ class Comparison:
 
     @cached_property
     def _layers(self) -> pd.DataFrame:
-        from deltaw.comparison.tables import layers_frame
-
         return layers_frame(self.runs_)
 
     @cached_property
     def _contrasts(self) -> pd.DataFrame:
-        from deltaw.comparison.contrasts import contrasts_frame
-
         return contrasts_frame(self.runs_)
 
     @cached_property
     def _fingerprints(self) -> pd.DataFrame:
-        from deltaw.comparison.fingerprint import fingerprints_frame
-
         return fingerprints_frame(self.runs_)
 
     @cached_property
     def _fronts(self) -> pd.DataFrame:
-        from deltaw.comparison.fronts import fronts_frame
-
         return fronts_frame(self.runs_)
 
     @cached_property
     def _trajectories(self) -> pd.DataFrame:
-        from deltaw.comparison.trajectories import trajectories_frame
-
         return trajectories_frame(self.runs_)
 
     @cached_property
     def _claims(self) -> pd.DataFrame:
-        from deltaw.comparison.claims import claims_frame
-
         return claims_frame(self.runs_, self._fronts, self._trajectories)
 
     @cached_property
     def _similar(self) -> tuple[pd.DataFrame, str]:
-        from deltaw.comparison.weights import similarity_of
-
         return similarity_of(self.runs_, self._base, wanted=self._wanted)
 
     @property
@@ -154,14 +147,18 @@ class Comparison:
         """Why the table of similarities is empty or covers part of the runs; else empty."""
         return self._similar[1]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every table but the layers, as JSON values: NaN is null."""
-        from deltaw.comparison.tables import json_records
+    @property
+    def about(self) -> About:
+        """What is written beside the tables."""
+        runs = [r.spec.name for r in self.runs_.items]
+        return About(
+            self.title, self.reference, self.groups, runs, self.runs_.seed, self.warnings, self.similarity_note
+        )
 
-        tables = {name: json_records(getattr(self, name)()) for name in TABLES if name != "layers"}
-        about = {"title": self.title, "reference": self.reference, "groups": self.groups, "warnings": self.warnings}
-        document: dict[str, Any] = plain(about | {"similarity_note": self.similarity_note} | tables)
-        return document
+    def to_dict(self) -> dict[str, object]:
+        """Every table but the layers, as JSON values: NaN is null."""
+        shown = {name: json_records(getattr(self, name)()) for name in NAMES if name != "layers"}
+        return asdict(self.about) | {"runs": shown.pop("runs")} | shown
 
     def save(self, out: str | Path, *, report: bool = True, force: bool = False) -> Path:
         """Write `runs.csv`, `layers.csv`, `contrasts.csv` and the other tables, and `report.html`.
@@ -174,10 +171,8 @@ class Comparison:
         Raises:
             ResultsError: The directory holds something else, or cannot be written.
         """
-        from deltaw.comparison.tables import write_tables
-
         out = Path(out)
-        write_tables(self, out, force=force)
+        write_tables({name: getattr(self, name)() for name in NAMES}, self.about, out, force=force)
         if report:
             self.report(out / "report.html")
         return out
@@ -229,17 +224,17 @@ def compare(
     reference = _reference(manifest, reference)
     loaded = {s.name: loading.read_run(s, sources[s.name]) for s in manifest.runs if s.name in sources}
     # What is analysed already is checked before any work starts; what is analysed here has the manifest's base.
-    warnings = bases.check_analysed(aligned(list(loaded.values())), manifest.base)
+    warnings = same_base.check_analysed(aligned(list(loaded.values())), manifest.base)
     needing = [s for s in manifest.runs if s.checkpoint is not None]
     if needing:
         assert manifest.base is not None
         folder = Path(out) / "analyses" if out is not None else None
         report = progress or (lambda name, index, count: None)
-        found = reuse.analyses(needing, manifest.base, folder, options, report)
+        found = analysis_cache.analyses(needing, manifest.base, folder, options, report)
         loaded |= {s.name: loading.read_run(s, found[s.name]) for s in needing}
     every = aligned([loaded.get(s.name) or loading.scores_only(s) for s in manifest.runs])
     if needing:  # and against what was there already
-        warnings = list(dict.fromkeys([*warnings, *bases.check_bases(every)]))
+        warnings = list(dict.fromkeys([*warnings, *same_base.check_bases(every)]))
     warnings = [*manifest.warnings, *warnings, *unshared(every)]
     return Comparison(
         Runs(every, reference or _default_reference(every), seed),
@@ -277,8 +272,6 @@ def _reference(manifest: Manifest, asked: str | None) -> str | None:
     Raises:
         OptionError: No run has that group.
     """
-    from deltaw.comparison.scores import near
-
     groups = list(dict.fromkeys(s.group for s in manifest.runs))
     if asked is not None and asked not in groups:
         raise OptionError(f"reference {asked!r} is not the group of any run.{near(asked, groups)}")
@@ -287,8 +280,6 @@ def _reference(manifest: Manifest, asked: str | None) -> str | None:
 
 def _default_reference(runs: Sequence[Run]) -> str:
     """The plainest full fine-tuning there is, else the first group."""
-    from deltaw.comparison.roles import arenas
-
     groups = Runs(runs, "")
     found = next((a.full for a in arenas(groups) if a.full is not None), None)
     return found or groups.groups[0]

@@ -44,7 +44,7 @@ def fingerprints_frame(runs: Runs) -> pd.DataFrame:
     `method`, `setting`, `n_seeds`, `n_layers`, `interval_covers`; for each quantity x the median over layers `x` with
     `x_low` and `x_high`, and against the reference `x_effect` (median ratio over shared layers), `x_effect_low`,
     `x_effect_high`; `common_shrinkage` (whether all matrices shrank by about the same c, as decoupled weight decay
-    does) and `shrinkage_spread`; for `learning` and `forgetting` the mean over seeds, its bounds, and as effect the
+    does) and `shrinkage_spread`; for `learning` and `retention` the mean over seeds, its bounds, and as effect the
     difference to the reference.
     """
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Fronts, not endpoints: forgetting at matched learning, and learning at matched forgetting.
+"""Fronts, not endpoints: retention at matched learning, and learning at matched retention.
 
 A method that only trained less also forgot less. So the points of a group (its numbers of tokens, its learning
 rates) are joined to a front: those that no other point of the group beats on both axes, in order, with straight
@@ -36,9 +36,9 @@ MEAN = "mean over the overlap"
 
 
 class Front(NamedTuple):
-    """A group's best points: `x` ascending (learning), `y` descending (forgetting's score: what was kept).
+    """A group's best points: `x` ascending (learning), `y` descending (retention: what was kept).
 
-    `seeds` has the (learning, forgetting) of each seed at each point, if they are known.
+    `seeds` has the (learning, retention) of each seed at each point, if they are known.
     """
 
     x: Array
@@ -54,7 +54,7 @@ def best_of(points: Sequence[tuple[float, float]]) -> list[int]:
     """The indices of the points that no other one beats, in ascending order of the first coordinate.
 
     Args:
-        points: (learning, forgetting), higher is better on both; those with a NaN are left out, and of equal ones
+        points: (learning, retention), higher is better on both; those with a NaN are left out, and of equal ones
             the first is kept.
     """
     known = [i for i, (x, y) in enumerate(points) if math.isfinite(x) and math.isfinite(y)]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.comparison.manifest import Manifest, RunSpec, lone_groups
+from deltaw.comparison.mean_spectra import mean_spectra
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run
-from deltaw.comparison.spectra import mean_spectra
 from deltaw.errors import ManifestError, ResultsError
 from deltaw.results.analysis import Analysis, read_layers, read_spectra
 

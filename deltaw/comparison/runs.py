@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.comparison.manifest import AXES, RunSpec
-from deltaw.comparison.spectra import MeanSpectrum
+from deltaw.comparison.mean_spectra import MeanSpectrum
 from deltaw.metrics.registry import REGISTRY
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _medians(table: Table, run: Run) -> dict[str, float]:
 
 
 def mean_scores(runs: Sequence[Run]) -> tuple[float, float]:
-    """(learning, forgetting) of one setting: means over its seeds."""
+    """(learning, retention) of one setting: means over its seeds."""
     out = []
     for axis in AXES:
         values = [v for r in runs if math.isfinite(v := r.score(axis))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,22 @@ from deltaw.results.analysis import columns, is_whole, plain
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deltaw.comparison.comparison import Comparison
-
+NAMES = ("runs", "layers", "contrasts", "fingerprints", "fronts", "trajectories", "similarity", "claims")
 ABOUT = "comparison.json"
 WHOLE = frozenset({"n_layers", "n_seeds", "n_seeds_a", "n_seeds_b", "n_matrices", "seed", "tokens"})
+
+
+@dataclass(frozen=True)
+class About:
+    """What is written beside the tables: which runs they are of, and what a reader should know."""
+
+    title: str
+    reference: str
+    groups: Sequence[str]
+    runs: Sequence[str]
+    seed: int
+    warnings: Sequence[str]
+    similarity_note: str
 
 
 def layers_frame(runs: Runs) -> pd.DataFrame:
@@ -52,37 +66,31 @@ def json_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return out
 
 
-def write_tables(comparison: Comparison, out: Path, *, force: bool) -> None:
+def write_tables(tables: Mapping[str, pd.DataFrame], about: About, out: Path, *, force: bool) -> None:
     """Write every table as CSV, each to a temporary name that is then renamed.
+
+    Args:
+        tables: By name, which is the file's.
+        about: Written beside them.
+        out: A directory, created.
+        force: Overwrite other results.
 
     Raises:
         ResultsError: The directory holds other results (without `force`), or cannot be written.
     """
-    from deltaw.comparison.comparison import TABLES
-
-    runs = [r.spec.name for r in comparison.runs_.items]
     try:
         if not force:
-            refuse_others(out, runs)
+            refuse_others(out, about.runs)
         out.mkdir(parents=True, exist_ok=True)
-        for name in TABLES:
-            _write_csv(getattr(comparison, name)(), out / f"{name}.csv")
-        about = {
-            "title": comparison.title,
-            "reference": comparison.reference,
-            "groups": comparison.groups,
-            "runs": runs,
-            "seed": comparison.runs_.seed,
-            "warnings": comparison.warnings,
-            "similarity_note": comparison.similarity_note,
-        }
+        for name, frame in tables.items():
+            _write_csv(frame, out / f"{name}.csv")
         with replacing(out / ABOUT) as temporary:
-            temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
     except OSError as e:
         raise ResultsError(f"{out}: the comparison cannot be written ({e.strerror or e}); choose another --out") from e
 
 
-def refuse_others(out: Path, runs: list[str] | None) -> None:
+def refuse_others(out: Path, runs: Sequence[str] | None) -> None:
     """End where a directory holds an analysis, or the comparison of other runs.
 
     Args:

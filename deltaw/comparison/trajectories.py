@@ -30,7 +30,7 @@ def trajectories_frame(runs: Runs) -> pd.DataFrame:
     """Curves over tokens; empty where no group has runs at two or more numbers of tokens.
 
     Columns: `group`; `curve` (the hyperparameters that all its points share; a group may have several curves);
-    `tokens`; `metric` (a column of layers, whose value is the median over layers, or `learning`, `forgetting`);
+    `tokens`; `metric` (a column of layers, whose value is the median over layers, or `learning`, `retention`);
     `value` (mean over seeds), `low`, `high` (Student's 95 % over seeds; NaN with one seed), `n_seeds`.
     """
     import pandas as pd

@@ -124,7 +124,7 @@ class Scorer:
         if not all(_is_finite(loss) for loss in found.values()):
             return found  # it diverged: there is nothing to sample from
         found["learning"] = scores.normalised(found["target_loss"])
-        found["forgetting"] = scores.normalised(found["source_loss"])
+        found["retention"] = scores.normalised(found["source_loss"])
         if self.problems:
             found["accuracy"] = scores.accuracy(model, self.tokenizer, self.problems)
         if self.prompts:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TRAINING = {"pretraining": "cpt", "instruction": "ift"}  # the words of the paper, and of `deltaw compare`
-SCORES = ("learning", "forgetting", "accuracy", "diversity")
+SCORES = ("learning", "retention", "accuracy", "diversity")
 POINT = ("step", "tokens", "target_loss", "source_loss", *SCORES)
 
 

@@ -295,7 +295,7 @@ def customised(
 
     Args:
         plan: To start from.
-        source: Files (or directories of them) to measure forgetting on, and to train a base from scratch on.
+        source: Files (or directories of them) to measure retention on, and to train a base from scratch on.
         target: Files or directories to learn; they replace the plan's targets.
         base: A model directory or Hub id.
         seeds: How many.

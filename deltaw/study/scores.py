@@ -1,6 +1,6 @@
 """What a model has learned and forgotten: held-out losses, exact matches, and how varied its samples are.
 
-Learning is measured on the target domain, forgetting on the source. A loss (nats per token) is also given as its
+Learning is measured on the target domain, retention on the source. A loss (nats per token) is also given as its
 normalised score exp(−loss), the geometric mean of the probability of the right token: 0 to 1, higher is better. Exact
 matches and samples follow Biderman et al. 2024 (unique completions out of 50).
 """

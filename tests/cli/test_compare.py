@@ -26,7 +26,7 @@ def pair(tmp_path: Path) -> Path:
         save_single(changed(base, scale=1e-3 * (1 + i // 2), seed=i + 1), tmp_path / name)
         group = "full" if i < 2 else "other"
         text += f'[[runs]]\nname = "{name}"\ncheckpoint = "{name}"\ngroup = "{group}"\nmethod = "full"\nseed = {i}\n'
-        text += f"[runs.scores]\nlearning = {0.3 + 0.01 * i}\nforgetting = {0.5 - 0.01 * i}\n"
+        text += f"[runs.scores]\nlearning = {0.3 + 0.01 * i}\nretention = {0.5 - 0.01 * i}\n"
     (tmp_path / "runs.toml").write_text(text, encoding="utf-8")
     return tmp_path
 

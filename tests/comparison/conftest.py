@@ -81,10 +81,10 @@ def analysis() -> Callable[..., Analysis]:
 
 
 def score_runs(*points: tuple[Any, ...], reference: str = "full") -> Runs:
-    """Runs with scores only: (group, method, learning, forgetting, {seed, tokens, hyperparameters})."""
+    """Runs with scores only: (group, method, learning, retention, {seed, tokens, hyperparameters})."""
     items = []
-    for i, (group, method, learning, forgetting, more) in enumerate(points):
-        scores = {k: Score(v) for k, v in (("learning", learning), ("forgetting", forgetting)) if v is not None}
+    for i, (group, method, learning, retention, more) in enumerate(points):
+        scores = {k: Score(v) for k, v in (("learning", learning), ("retention", retention)) if v is not None}
         items.append(Run(RunSpec(f"run{i}", group, method, scores=scores, where=f"test:{i}", **more), method))
     return Runs(items, reference)
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import deltaw
-from deltaw.comparison.claims import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, Evidence
 from deltaw.types import Interval
 
 NAN = float("nan")
@@ -24,7 +24,7 @@ UUID = {"full": 1.0, "lora": 0.542, "mora": 1.0}
 def published(tmp_path: Path) -> Path:
     lines = ['title = "Learns less and forgets less, 20B tokens"']
     for domain, points in PUBLISHED.items():
-        for arm, (learning, forgetting) in points.items():
+        for arm, (learning, retention) in points.items():
             group = "full" if arm == "full" else f"LoRA r={arm}"
             lines += [
                 *("[[runs]]", f'name = "{group}, {domain}"', f'group = "{group}, {domain}"'),
@@ -32,7 +32,7 @@ def published(tmp_path: Path) -> Path:
                 "tokens = 20_000_000_000",
                 *("[runs.hyperparameters]", f'domain = "{domain}"', 'training = "cpt"'),
                 *([f"rank = {arm}"] if arm != "full" else []),
-                *("[runs.scores]", f"learning = {learning}", f"forgetting = {forgetting}"),
+                *("[runs.scores]", f"learning = {learning}", f"retention = {retention}"),
             ]
     for method, recall in UUID.items():
         rank = [] if method == "full" else ["rank = 8"]
@@ -57,7 +57,7 @@ def test_published_points_and_front(paper: deltaw.Comparison) -> None:
     for domain, points in PUBLISHED.items():
         for arm, point in points.items():
             name = f"full, {domain}" if arm == "full" else f"LoRA r={arm}, {domain}"
-            assert tuple(runs.loc[name, ["learning", "forgetting"]]) == point
+            assert tuple(runs.loc[name, ["learning", "retention"]]) == point
     code = runs[runs["hp_domain"] == "code"]
     maths = runs[runs["hp_domain"] == "maths"]
     assert code["on_front"].all()
@@ -73,7 +73,7 @@ def test_published_verdicts(paper: deltaw.Comparison) -> None:
     assert maths["lora-forgets-less"] == "agrees"  # r = 16 does; r = 256 is undecided, not against
     assert maths["high-rank-forgets-like-full"] == "agrees"
     whole = claims.set_index("claim")["verdict"]
-    assert whole["forgetting-gap-larger-for-code"] == "agrees"
+    assert whole["retention-gap-larger-for-code"] == "agrees"
     # At 20B tokens the gap in learning is larger for maths: .039 against .091 at r = 256, .101 against .135 at r = 16.
     assert whole["learning-gap-larger-for-code"] == "disagrees"
     assert whole["learning-gap-larger-for-pretraining"] == "cannot tell"
@@ -90,7 +90,7 @@ def test_each_domain_has_its_own_reference(paper: deltaw.Comparison) -> None:
     prints = paper.fingerprints().set_index("group")
     assert prints.loc["LoRA r=256, code", "reference"] == "full, code"
     assert prints.loc["LoRA r=256, maths", "reference"] == "full, maths"
-    assert prints.loc["LoRA r=16, maths", "forgetting_effect"] == pytest.approx(0.637 - 0.618)
+    assert prints.loc["LoRA r=16, maths", "retention_effect"] == pytest.approx(0.637 - 0.618)
     assert prints.loc["mora, uuid", "learning_effect"] == pytest.approx(0.0)
 
 
@@ -156,8 +156,8 @@ def test_decay_and_dropout(scored: Callable[..., object]) -> None:
     assert more.verdict == "agrees"
     assert len(more.evidence) == 2
     alike = {e.what: e.speaks for e in found["decay-and-dropout-like-plain"].evidence}
-    assert alike["decay − full on learning"] == alike["decay − full on forgetting"] == 1
-    assert alike["dropout − full on learning"] == alike["dropout − full on forgetting"] == -1
+    assert alike["decay − full on learning"] == alike["decay − full on retention"] == 1
+    assert alike["dropout − full on learning"] == alike["dropout − full on retention"] == -1
 
 
 def test_claims_about_weights(analysis: Callable[..., deltaw.Analysis]) -> None:

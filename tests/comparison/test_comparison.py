@@ -151,14 +151,14 @@ def test_scores_only_runs_take_part_in_scores(manifest: Callable[[str], Path], s
     c = deltaw.compare(
         manifest(
             '[[runs]]\nname = "full"\nmethod = "full"\nresults = "full"\n'
-            "[runs.scores]\nlearning = 0.3\nforgetting = 0.5\n"
-            '[[runs]]\nname = "LoRA r=8"\nmethod = "lora"\n[runs.scores]\nlearning = 0.2\nforgetting = 0.6\n'
+            "[runs.scores]\nlearning = 0.3\nretention = 0.5\n"
+            '[[runs]]\nname = "LoRA r=8"\nmethod = "lora"\n[runs.scores]\nlearning = 0.2\nretention = 0.6\n'
         )
     )
     assert len(c.contrasts()) == 0
     assert list(c.runs()["n_layers"]) == [28, 0]
     effect = c.fingerprints().set_index("group").loc["LoRA r=8"]
-    assert effect["forgetting_effect"] == pytest.approx(0.1)
+    assert effect["retention_effect"] == pytest.approx(0.1)
     assert np.isnan(effect["rank_90"])
     assert verdict(c, "lora-learns-less") == "agrees"
 

@@ -32,7 +32,7 @@ def test_height_between_points_is_linear() -> None:
     f = front([(0.0, 1.0), (1.0, 0.5), (2.0, 0.4)])
     assert mean_height(f, "learning", 0.5, 0.5) == 0.75
     assert mean_height(f, "learning", 0.0, 2.0) == pytest.approx((0.75 + 0.45) / 2)
-    assert mean_height(f, "forgetting", 0.75, 0.75) == 0.5
+    assert mean_height(f, "retention", 0.75, 0.75) == 0.5
     assert mean_height(f, "learning", -0.1, 1.0) is None
     assert mean_height(f, "learning", 1.0, 2.1) is None
     dense = np.linspace(0.3, 1.7, 20001)
@@ -43,7 +43,7 @@ def test_height_between_points_is_linear() -> None:
 def test_common_range() -> None:
     a, b = front([(0, 1), (2, 0)]), front([(1, 3), (3, 2)])
     assert common_range(a, b, "learning") == (1, 2)
-    assert common_range(a, b, "forgetting") is None
+    assert common_range(a, b, "retention") is None
 
 
 scores = st.floats(0.001, 1)
@@ -53,7 +53,7 @@ scores = st.floats(0.001, 1)
 def test_both_fronts_have_a_height_everywhere_in_their_overlap(
     a: list[tuple[float, float]], b: list[tuple[float, float]]
 ) -> None:
-    for matched in ("learning", "forgetting"):
+    for matched in ("learning", "retention"):
         fronts = front(a), front(b)
         overlap = common_range(*fronts, matched)
         if overlap is not None:
@@ -96,7 +96,7 @@ def test_a_gap_at_matched_learning_has_its_interval(scored: Scored) -> None:
     assert set(rows["level"]) == {MEAN, "low", "middle", "high"}
     assert (rows["high"] < 0).all()  # full − LoRA
     assert rows["difference"].to_numpy() == pytest.approx(-0.04, abs=0.005)
-    back = frame[(frame["matched"] == "forgetting") & (frame["level"] == MEAN)].iloc[0]
+    back = frame[(frame["matched"] == "retention") & (frame["level"] == MEAN)].iloc[0]
     assert back["difference"] == pytest.approx(-0.04, abs=0.005)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import deltaw
 from deltaw.comparison.manifest import read_manifest
-from deltaw.comparison.positions import lines_of
+from deltaw.comparison.manifest.toml_lines import lines_of
 from deltaw.errors import ManifestError
 
 Write = Callable[[str], Path]
@@ -38,7 +38,7 @@ weight_decay = 0.1
 targets = ["q", "v"]
 [runs.scores]
 learning = 0.263
-forgetting = 0.545
+retention = 0.545
 diversity = 12
 [[runs]]
 name = "b"
@@ -53,7 +53,7 @@ learning = 1
     assert (a.group, a.method, a.seed, a.tokens) == ("LoRA r=16", "lora", 0, 1_000_000)
     assert a.checkpoint == str((tmp_path / "runs" / "a").resolve())
     assert a.hyperparameters == {"weight_decay": 0.1, "targets": ("q", "v")}
-    assert {k: v.value for k, v in a.scores.items()} == {"learning": 0.263, "forgetting": 0.545, "diversity": 12.0}
+    assert {k: v.value for k, v in a.scores.items()} == {"learning": 0.263, "retention": 0.545, "diversity": 12.0}
     assert (b.group, b.tokens, b.checkpoint) == ("b", 2_000_000_000, None)
     assert "2 groups have a single run" in m.warnings[0]
 
@@ -219,3 +219,23 @@ def test_runs_of_another_base(analysis: Callable[..., deltaw.Analysis], saved: C
     unknown = [{k: v for k, v in r.items() if k != "base_fro_norm"} for r in other.rows]
     c = deltaw.compare({"a": analysis(), "b": deltaw.Analysis(unknown)})
     assert any("without its base" in w for w in c.warnings)
+
+
+OLD = '[[runs]]\nname = "a"\n[runs.scores]\nlearning = 0.2\nforgetting = 0.6\n'
+
+
+def test_the_old_name_of_retention(manifest: Callable[[str], Path]) -> None:
+    found = read_manifest(manifest(OLD))
+    assert found.runs[0].scores["retention"].value == 0.6
+    assert "forgetting" not in found.runs[0].scores
+    assert any("'forgetting' were read as 'retention'" in w for w in found.warnings)
+    with pytest.raises(ManifestError, match=r"runs.toml:5: run 'a': scores has retention and its old name"):
+        read_manifest(manifest(OLD + "retention = 0.7\n"))
+
+
+def test_the_old_name_of_retention_in_a_file_of_scores(manifest: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"results": {"hellaswag": {"acc,none": 0.7, "acc_stderr,none": 0.01}}}')
+    text = '[[runs]]\nname = "a"\n[runs.lm_eval]\nfile = "r.json"\nforgetting = ["hellaswag:acc"]\n'
+    assert read_manifest(manifest(text)).runs[0].scores["retention"].value == 0.7
+    with pytest.raises(ManifestError, match="old name forgetting; keep retention"):
+        read_manifest(manifest(text + 'retention = ["hellaswag:acc"]\n'))

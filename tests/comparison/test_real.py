@@ -95,7 +95,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     f'method = "{"lora" if "rank" in arm else "full"}"',
                     *(f"seed = {seed}", f"tokens = {tokens * STEPS * BATCH * LENGTH}", "[runs.hyperparameters]"),
                     *(f"{k} = {v}" for k, v in arm.items()),
-                    *("[runs.scores]", f"learning = {score(model, 1)}", f"forgetting = {score(model, 0)}"),
+                    *("[runs.scores]", f"learning = {score(model, 1)}", f"retention = {score(model, 0)}"),
                 ]
     (folder / "runs.toml").write_text("\n".join(lines), encoding="utf-8")
     yield folder

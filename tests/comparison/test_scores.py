@@ -117,12 +117,12 @@ name = "a"
 [runs.lm_eval]
 file = "r.json"
 learning = "humaneval:pass@1"
-forgetting = ["hellaswag:acc_norm", "winogrande:acc", "arc_challenge:acc_norm"]
+retention = ["hellaswag:acc_norm", "winogrande:acc", "arc_challenge:acc_norm"]
 """
     path.write_text(text)
     scores = read_manifest(path).runs[0].scores
     assert scores["learning"].value == 0.263
-    assert scores["forgetting"].value == pytest.approx((0.74 + 0.69 + 0.44) / 3)
+    assert scores["retention"].value == pytest.approx((0.74 + 0.69 + 0.44) / 3)
     path.write_text(text.replace("winogrande", "wino"))
     with pytest.raises(ManifestError, match=r"runs\.toml:6: run 'a': r\.json: no task 'wino'"):
         read_manifest(path)

@@ -34,7 +34,7 @@ def manifest_of(folder, arms, tokens=(1000, 2000), seeds=2):
                 quoted = json.dumps(group, ensure_ascii=False)
                 lines += ["[[runs]]", f'name = "{name}"', f"group = {quoted}", f'method = "{method}"']
                 lines += [f"seed = {seed}", f"tokens = {t}", f'results = "{name}"', "[runs.scores]"]
-                lines += [f"learning = {learning}", f"forgetting = {0.6 - 0.3 * learning + rng.normal(0, 0.001)}"]
+                lines += [f"learning = {learning}", f"retention = {0.6 - 0.3 * learning + rng.normal(0, 0.001)}"]
     path = folder / "runs.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -90,7 +90,7 @@ def test_the_answer(compared):
     said = [unmarked(f.text) for f in findings.answer(compared)]
     assert said[0] == "16 runs of one base in 4 groups; full is compared with LoRA r=4, LoRA r=8 and full + decay."
     assert said[1].startswith("Learning, against full: ")
-    assert said[2].startswith("Forgetting, against full: ")
+    assert said[2].startswith("Retention, against full: ")
     assert said[3].startswith("At equal learning, ")
     assert "of their norm with a median rank_90 of" in said[4]
     assert all(f.rule for f in findings.answer(compared))
@@ -130,7 +130,7 @@ def test_scores_only(tmp_path):
     """The published numbers: no weights at all, and a complete page."""
     text = 'title = "Published"\n'
     for name, method, x, y in (("full", "full", 0.263, 0.545), ("LoRA r=16", "lora", 0.162, 0.635)):
-        text += f'[[runs]]\nname = "{name}"\nmethod = "{method}"\n[runs.scores]\nlearning = {x}\nforgetting = {y}\n'
+        text += f'[[runs]]\nname = "{name}"\nmethod = "{method}"\n[runs.scores]\nlearning = {x}\nretention = {y}\n'
     path = tmp_path / "runs.toml"
     path.write_text(text, encoding="utf-8")
     c = deltaw.compare(path)
@@ -210,7 +210,7 @@ def test_noise_has_no_rank(kit):
 
 
 def test_low_rank_curves_end(kit):
-    from deltaw.comparison.spectra import mean_spectra
+    from deltaw.comparison.mean_spectra import mean_spectra
 
     s = np.r_[np.ones(4), np.zeros(28)]
     frame = kit.make(kit.nothing, layers=1).to_pandas().set_index("name")

@@ -13,16 +13,11 @@ Sources: Biderman et al. 2024, LoRA Learns Less and Forgets Less; Jiang et al. 2
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from deltaw.types import Interval
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from deltaw.comparison.runs import Runs
 
 Verdict = Literal["agrees", "disagrees", "cannot tell"]
 BIDERMAN = "Biderman et al. 2024"
@@ -110,45 +105,6 @@ class Claim:
         many = f"{len(self.evidence)} comparisons ({', '.join(words)}). " if len(self.evidence) > 1 else ""
         alone = " No replicate seeds: chance cannot be excluded." if self.basis == "points" else ""
         return many + "; ".join(e.text for e in self.evidence) + "." + alone
-
-
-def claims_frame(runs: Runs, fronts: pd.DataFrame, trajectories: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim (and domain): `claim`, `text`, `about`, `verdict`, `says`, `basis`, `rule`, `source`."""
-    import pandas as pd
-
-    rows = [
-        {"claim": c.claim, "text": c.text, "about": c.about, "verdict": c.verdict, "says": c.says}
-        | {"basis": c.basis, "rule": c.rule, "source": c.source}
-        for c in all_claims(runs, fronts, trajectories)
-    ]
-    return pd.DataFrame(rows)
-
-
-def all_claims(runs: Runs, fronts: pd.DataFrame, trajectories: pd.DataFrame) -> list[Claim]:
-    """Every claim, checked."""
-    from deltaw.comparison import claims_scores, claims_weights
-    from deltaw.comparison.roles import arenas
-
-    found = arenas(runs)
-    out: list[Claim] = []
-    for a in found:
-        out.extend(claims_scores.of_arena(runs, a, fronts))
-    out.extend(claims_scores.across(runs, found))
-    for a in found:
-        out.extend(claims_weights.of_arena(runs, a, trajectories))
-    return _most_informed(out)
-
-
-def _most_informed(claims: Iterable[Claim]) -> list[Claim]:
-    """A claim that nothing can be said about in one domain is not listed if another domain speaks of it."""
-    claims = list(claims)
-    spoken = {c.claim for c in claims if c.evidence}
-    out: list[Claim] = []
-    for c in claims:
-        if not c.evidence and (c.claim in spoken or any(o.claim == c.claim for o in out)):
-            continue
-        out.append(c)
-    return out
 
 
 def show(interval: Interval, *, signed: bool = False) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import deltaw
-from deltaw.comparison import bases
+from deltaw.comparison import same_base
 from deltaw.errors import ManifestError
 from tests.conftest import HIDDEN, State, changed, pico_state, save_single
 
@@ -120,17 +120,17 @@ def test_of_a_large_base_a_part_is_read(tmp_path: Path, manifest: Write, monkeyp
     results(tmp_path / "r", pico_state(), at="base")
     path = manifest('base = "base"\n[[runs]]\nname = "r"\nresults = "r"\n')
     read: list[int] = []
-    norm = bases._norm
+    norm = same_base._norm
 
     def counted(handle: Any) -> float:
         read.append(handle.nbytes)
         return norm(handle)
 
-    monkeypatch.setattr(bases, "_norm", counted)
+    monkeypatch.setattr(same_base, "_norm", counted)
     deltaw.compare(path, similarity=False)
     assert len(read) == 21
     read.clear()
-    monkeypatch.setattr(bases, "READ_BYTES", 4000)
+    monkeypatch.setattr(same_base, "READ_BYTES", 4000)
     deltaw.compare(path, similarity=False)
     assert 0 < sum(read) <= 6000
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltaw.comparison.fields import Fields, Problems
+from deltaw.comparison.manifest.toml_table import Fields, Problems
 from deltaw.comparison.scores import Score, lm_eval_score, read_lm_eval
 from deltaw.errors import ManifestError
 
@@ -21,8 +21,9 @@ RUN_KEYS = (
     *("name", "group", "method", "seed", "tokens"),
     *("checkpoint", "results", "hyperparameters", "scores", "lm_eval"),
 )
-LM_EVAL_KEYS = ("file", "learning", "forgetting")
-AXES = ("learning", "forgetting")
+AXES = ("learning", "retention")
+OLD_NAMES = {"forgetting": "retention"}  # what an axis was called in 0.1; its values were retention then, too
+LM_EVAL_KEYS = ("file", *AXES, *OLD_NAMES)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RunSpec:
         seed: Of the training, if given.
         tokens: Trained on, if given: several points make a trajectory.
         hyperparameters: Free keys.
-        scores: By name; higher is better; `learning` and `forgetting` are the axes.
+        scores: By name; higher is better; `learning` and `retention` are the axes.
         checkpoint: A path or a Hub id, if there are weights to analyse.
         results: A directory that `analyze` wrote, if they were analysed before.
         where: `file:line`, for messages.
@@ -107,7 +108,16 @@ def _manifest(document: Mapping[str, Any], problems: Problems) -> Manifest:
     groups = list(dict.fromkeys(r.group for r in runs))
     if reference is not None and reference not in groups:
         problems.unknown(("reference",), f"reference {reference!r} is not the group of any run", reference, groups)
-    return Manifest(runs, title, base, reference, lone_groups(runs))
+    return Manifest(runs, title, base, reference, [*lone_groups(runs), *_old_names(tables)])
+
+
+def _old_names(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where an axis has its old name: the word says the opposite of what the number must be."""
+    written = [t.get(k) for t in tables for k in ("scores", "lm_eval")]
+    used = [old for old in OLD_NAMES if any(isinstance(t, Mapping) and old in t for t in written)]
+    return [
+        f"The scores called {old!r} were read as {OLD_NAMES[old]!r}: higher means that more was kept." for old in used
+    ]
 
 
 def lone_groups(runs: Sequence[RunSpec]) -> list[str]:
@@ -167,7 +177,11 @@ def _results(f: Fields, value: str) -> Path | None:
 
 def _scores(f: Fields) -> dict[str, Score]:
     """Scores given as numbers, and those read from an lm-evaluation-harness file."""
-    scores = {name: Score(value) for name, value in f.numbers("scores", AXES).items()}
+    given = f.numbers("scores", (*AXES, *OLD_NAMES))
+    for old, new in OLD_NAMES.items():
+        if old in given and new in given:
+            f.problems.add((*f.path, "scores", old), f"{f.what}: scores has {new} and its old name {old}; keep {new}")
+    scores = {OLD_NAMES.get(name, name): Score(value) for name, value in given.items()}
     table = f.table.get("lm_eval")
     if table is None:
         return scores
@@ -177,10 +191,14 @@ def _scores(f: Fields) -> dict[str, Score]:
     g = Fields(table, (*f.path, "lm_eval"), f.problems, f.what)
     g.only(LM_EVAL_KEYS)
     references = {axis: g.texts(axis) for axis in AXES}
+    for old, new in OLD_NAMES.items():
+        if old in table and new in table:
+            g.problem(old, f"lm_eval has {new} and its old name {old}; keep {new}")
+        references[new] = references[new] or g.texts(old)
     file = g.text("file", required=True)
     found = f.problems.resolve((*g.path, "file"), f"{f.what}: lm_eval.file", file, hub=False) if file else None
     if not any(references.values()):
-        f.problem("lm_eval", 'lm_eval names no scores; add learning = ["task:metric"] or forgetting = [...]')
+        f.problem("lm_eval", 'lm_eval names no scores; add learning = ["task:metric"] or retention = [...]')
     for axis in AXES:
         if references[axis] and axis in scores:
             g.problem(axis, f"{axis} is given in scores and in lm_eval; keep one")

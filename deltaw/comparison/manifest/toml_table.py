@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.checkpoints.hub import looks_like_id
-from deltaw.comparison.positions import line_of, lines_of
+from deltaw.comparison.manifest.toml_lines import line_of, lines_of
 from deltaw.comparison.scores import near
 from deltaw.errors import ManifestError
 

@@ -1,4 +1,4 @@
-"""Claims about learning and forgetting, checked on scores."""
+"""Claims about learning and retention, checked on scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from deltaw.comparison.claims import BIDERMAN, MORA, Claim, Evidence
+from deltaw.comparison.claims.verdicts import BIDERMAN, MORA, Claim, Evidence
 from deltaw.comparison.fingerprint import score_difference
 from deltaw.comparison.fronts import MEAN
 from deltaw.comparison.manifest import AXES
@@ -17,7 +17,7 @@ from deltaw.types import Interval
 if TYPE_CHECKING:
     import pandas as pd
 
-LEARNING, FORGETTING = AXES
+LEARNING, RETENTION = AXES
 SHARE_OF_RANGE = 0.1  # points that differ by less say nothing
 NEARLY = 0.25  # "about like full": within a quarter of what LoRA changes
 ENDPOINT = "Each group at its last tokens and best learning rate; {what}. For: the 95 % interval lies above 0."
@@ -40,10 +40,10 @@ def of_arena(runs: Runs, a: Arena, fronts: pd.DataFrame) -> Iterator[Claim]:
     yield _claim(
         "lora-forgets-less",
         "LoRA forgets less than full fine-tuning",
-        ENDPOINT.format(what="forgetting score of LoRA − that of full (higher: more was kept)"),
+        ENDPOINT.format(what="retention of LoRA − that of full (higher: more was kept)"),
         a,
-        [_difference(runs, g, a.full, FORGETTING) for g in lora if a.full],
-        "needs forgetting scores of full fine-tuning and of a LoRA group",
+        [_difference(runs, g, a.full, RETENTION) for g in lora if a.full],
+        "needs retention scores of full fine-tuning and of a LoRA group",
     )
     yield _matched(a, fronts)
     yield _high_rank(runs, a)
@@ -51,10 +51,10 @@ def of_arena(runs: Runs, a: Arena, fronts: pd.DataFrame) -> Iterator[Claim]:
     yield _claim(
         "lora-regularises-more",
         "LoRA keeps more of what the base knew than weight decay and attention dropout do",
-        ENDPOINT.format(what="forgetting score of LoRA − that of full fine-tuning with decay or dropout"),
+        ENDPOINT.format(what="retention of LoRA − that of full fine-tuning with decay or dropout"),
         a,
-        [_difference(runs, g, arm, FORGETTING) for g in lora for arm in arms],
-        "needs forgetting scores of LoRA and of full fine-tuning with weight decay or dropout",
+        [_difference(runs, g, arm, RETENTION) for g in lora for arm in arms],
+        "needs retention scores of LoRA and of full fine-tuning with weight decay or dropout",
     )
     yield _like_plain(runs, a, arms)
     pairs = [(m, g) for rank, m in a.mora for r, g in a.lora if r is not None and r == rank]
@@ -105,7 +105,7 @@ def _matched(a: Arena, fronts: pd.DataFrame) -> Claim:
     """LoRA against full where they learned equally much."""
     rule = (
         "Fronts over tokens and learning rates, see `fronts`; mean over the range of learning that both reach of "
-        "(forgetting score of LoRA − that of full). For: the 95 % interval over seeds lies above 0."
+        "(retention of LoRA − that of full). For: the 95 % interval over seeds lies above 0."
     )
     evidence = []
     unknown = 0
@@ -117,11 +117,11 @@ def _matched(a: Arena, fronts: pd.DataFrame) -> Claim:
                 sign = 1 if row["group_a"] == g else -1
                 ends = sorted((sign * row["low"], sign * row["high"]))
                 interval = Interval(sign * row["difference"], *ends)
-                what = f"{g} − {a.full} on {FORGETTING} at equal learning ({row['at']:.3g} on average)"
+                what = f"{g} − {a.full} on {RETENTION} at equal learning ({row['at']:.3g} on average)"
                 margin = SHARE_OF_RANGE * max(abs(row["value_a"] - row["value_b"]), 0.0)
                 evidence.append(Evidence(what, interval, margin))
             unknown += row["level"] == ""
-    missing = "needs learning and forgetting scores of full fine-tuning and LoRA at several tokens or learning rates"
+    missing = "needs learning and retention scores of full fine-tuning and LoRA at several tokens or learning rates"
     if unknown and not evidence:
         missing = "LoRA and full fine-tuning never learned equally much (their ranges of learning do not overlap)"
     text = "LoRA forgets less than full fine-tuning that learned as much"
@@ -131,7 +131,7 @@ def _matched(a: Arena, fronts: pd.DataFrame) -> Claim:
 def _high_rank(runs: Runs, a: Arena) -> Claim:
     """In maths, LoRA of high rank forgets nearly as much as full fine-tuning."""
     rule = (
-        f"In maths: the highest rank's gap to full in the forgetting score is at most {NEARLY:.0%} of the lowest "
+        f"In maths: the highest rank's gap to full in retention is at most {NEARLY:.0%} of the lowest "
         "rank's gap (the paper: rank 256, a sixteenth of the width). For: the whole interval is within that."
     )
     text = "In maths, LoRA of rank 256 forgets nearly as much as full fine-tuning"
@@ -140,8 +140,8 @@ def _high_rank(runs: Runs, a: Arena) -> Claim:
     missing = 'needs maths runs (hyperparameters.domain = "maths") of full fine-tuning and two LoRA ranks'
     if a.domain not in MATHS or a.full is None or len(ranked) < 2:
         return _claim(name, text, rule, a, [], missing)
-    low = _difference(runs, ranked[0][1], a.full, FORGETTING)
-    high = _difference(runs, ranked[-1][1], a.full, FORGETTING)
+    low = _difference(runs, ranked[0][1], a.full, RETENTION)
+    high = _difference(runs, ranked[-1][1], a.full, RETENTION)
     if low is None or high is None:
         return _claim(name, text, rule, a, [], missing)
     allowed = NEARLY * abs(low.interval.value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaw.comparison import statistics
-from deltaw.comparison.claims import BIDERMAN, Claim, Evidence, show
+from deltaw.comparison.claims.verdicts import BIDERMAN, Claim, Evidence, show
 from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Array, Run, Runs
 from deltaw.comparison.trajectories import curves, value_of
