@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import Names, Size, default_out, inputs, matching, verbosity
 
@@ -91,9 +92,8 @@ def command(
     Each is a directory or file (safetensors, PyTorch), or a Hugging Face Hub id (org/name, org/name@revision); FT may
     be an adapter. Writes layers.csv, spectra.safetensors, analysis.json, report.html and figures/ to --out.
     """
-    from deltaw.cli.progress import reporting
-
     import deltaw
+    from deltaw.cli.progress import reporting
 
     base, ft = inputs(base, ft, no_base)
     out = out or default_out(ft)

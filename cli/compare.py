@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import Size, console, matching, verbosity
-
 from deltaw.errors import ManifestError
 
 if TYPE_CHECKING:
     from deltaw.cli.progress import Reporter
-
     from deltaw.comparison import Comparison
 
 MOST_CLAIMS = 12
@@ -57,11 +56,10 @@ def command(
     Writes runs.csv, layers.csv, contrasts.csv, report.html and figures/ to --out. Analyses are kept there and found
     again.
     """
-    from deltaw.cli.progress import reporting
-    from deltaw.reports.comparison import write_figures
-
     import deltaw
+    from deltaw.cli.progress import reporting
     from deltaw.comparison.tables import refuse_others
+    from deltaw.reports.comparison import write_figures
 
     out = out or Path("deltaw-results") / _name(runs)
     if runs[0].endswith(".toml"):  # result directories are analysed already

@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 import click
-from deltaw.cli.options import verbosity
 
+from deltaw.cli.options import verbosity
 from deltaw.errors import CheckpointError
 
 # (package on the index, module, the file in it): all-MiniLM-L6-v2, and a full fine-tune of it.

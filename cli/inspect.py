@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from deltaw.cli.options import console, inputs, matching, verbosity
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import traceback
 from typing import Any
 
 import click
-from deltaw.cli import interrupt
 
+from deltaw.cli import interrupt
 from deltaw.errors import DeltaWError, OptionError
 
 COMMANDS = ("analyze", "inspect", "compare", "study", "report", "verify", "metrics", "demo")

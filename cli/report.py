@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from deltaw.cli.options import verbosity
 
 
@@ -15,9 +16,8 @@ from deltaw.cli.options import verbosity
 @verbosity
 def command(results: Path, out: Path | None, figures: bool, quiet: bool) -> None:
     """Render the report of RESULT_DIR again, without measuring anything."""
-    from deltaw.reports import write_figures
-
     import deltaw
+    from deltaw.reports import write_figures
 
     analysis = deltaw.load(results)
     path = analysis.report(out or results / "report.html")

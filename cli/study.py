@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import verbosity
 

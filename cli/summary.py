@@ -22,11 +22,12 @@ MOST = 3
 
 def show(analysis: Analysis, out: Path, *, report: bool) -> None:
     """Print the report's own sentences, a table by kind of module, and the tensors that changed most."""
+    from rich.markup import escape
+
     from deltaw.reports.facts import gather
     from deltaw.reports.findings import answer
     from deltaw.reports.layers import Layers
     from deltaw.reports.text import unmarked
-    from rich.markup import escape
 
     screen = console()
     frame = analysis.to_pandas()

@@ -6,6 +6,7 @@ import json
 import sys
 
 import click
+
 from deltaw.cli.options import verbosity
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup, escape
+
+from deltaw.errors import OptionError
 from deltaw.reports import adapter_ranks, figures, findings, heatmaps, page, readings, remarks, svg
 from deltaw.reports.embedded import embedded, sections
 from deltaw.reports.facts import Facts, gather
@@ -14,9 +17,6 @@ from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.page import Column, Picture
 from deltaw.reports.plots import AnalysisPlots
 from deltaw.reports.text import EMPTY, missing, number, percent, short, visible, whole
-from markupsafe import Markup, escape
-
-from deltaw.errors import OptionError
 from deltaw.results.analysis import is_whole
 
 if TYPE_CHECKING:

@@ -7,14 +7,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltaw.errors import OptionError
+from deltaw.metrics.registry import REGISTRY
 from deltaw.reports import comparison_findings as findings
 from deltaw.reports import figures, page, svg
 from deltaw.reports.comparison_plots import ComparisonPlots
 from deltaw.reports.page import Column, Picture
 from deltaw.reports.text import EMPTY, missing, number, percent, short, unmarked, visible, whole
-
-from deltaw.errors import OptionError
-from deltaw.metrics.registry import REGISTRY
 
 if TYPE_CHECKING:
     from deltaw.comparison import Comparison

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from deltaw.errors import OptionError
 from deltaw.reports import style
 from deltaw.reports.comparison_points import by_block, mean_curves, mean_of, seed_average, setting_columns, tokens_label
 from deltaw.reports.curves import noise_curve
 from deltaw.reports.text import number
-
-from deltaw.errors import OptionError
 
 if TYPE_CHECKING:
     import pandas as pd

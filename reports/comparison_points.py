@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from deltaw.reports.text import number
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from deltaw.metrics.registry import REGISTRY, SECTIONS
 from deltaw.reports.curves import POINTS, curve, log_spaced, noise_curve
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.text import visible
-
-from deltaw.metrics.registry import REGISTRY, SECTIONS
 from deltaw.results.analysis import ADAPTER, IDENTITY, TEXT_COLUMNS, is_whole
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw.reports import style
-from deltaw.reports.plots import AnalysisPlots
-
 from deltaw.errors import OptionError, ResultsError
 from deltaw.files import replacing
+from deltaw.reports import style
+from deltaw.reports.plots import AnalysisPlots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

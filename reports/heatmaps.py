@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from deltaw.reports import style
 from deltaw.reports.layers import CLEAR, Grid, Layers
 from deltaw.reports.text import number, percent
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from deltaw.reports.style import KINDS
 from numpy.typing import NDArray
+
+from deltaw.reports.style import KINDS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,12 +18,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw.reports import style, text
 from markupsafe import Markup, escape
 
 from deltaw.errors import ResultsError
 from deltaw.files import replacing
 from deltaw.metrics.registry import REGISTRY, SECTIONS, Metric
+from deltaw.reports import style, text
 from deltaw.results.analysis import plain
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from deltaw.errors import OptionError
+from deltaw.metrics.precision import NOISY, RESOLVED
 from deltaw.reports import heatmaps, style
 from deltaw.reports.curves import curve, noise_curve
 from deltaw.reports.facts import ADAPTER_RANKS
 from deltaw.reports.layers import Layers
 from deltaw.reports.text import short
-
-from deltaw.errors import OptionError
-from deltaw.metrics.precision import NOISY, RESOLVED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,29 +29,29 @@ TITLES = {
         "Where it changed, layer by layer",
         "Each cell is one weight matrix: its row says which module, its column which layer (the first "
         "column holds what is outside of layers). Darker means that it moved further from the base: ‖ΔW‖ / "
-        "‖W0‖, or ‖ΔW‖ where the base is not known." + CELLS,
+        f"‖W0‖, or ‖ΔW‖ where the base is not known. {CELLS}",
     ),
     "vectors": (
         "Norms and biases",
         "The same picture for 1-D tensors. They have no rank; an adapter of matrices does not touch them "
-        "unless it is told to." + CELLS,
+        f"unless it is told to. {CELLS}",
     ),
     "ratio": (
         "Rank against noise",
         "rank_90 (how many directions hold 90 % of the energy) divided by what noise of the same shape "
         "would have. 1 means: as spread out as noise. Small means genuinely low-rank. The ratio removes the "
-        "effect of a matrix' shape, which the plain rank carries." + CELLS,
+        f"effect of a matrix' shape, which the plain rank carries. {CELLS}",
     ),
     "effective": (
         "Effective rank",
         "exp of the entropy of the singular values: over how many directions the update spreads, tail "
-        "included. It depends on the shape of the matrix, so compare along a row." + CELLS,
+        f"included. It depends on the shape of the matrix, so compare along a row. {CELLS}",
     ),
     "intruders": (
         "Intruder dimensions",
         "How many of the leading singular directions of the fine-tuned matrix are nearly orthogonal to "
         "every direction of the base (Shuttleworth 2024). A random direction always counts as one, so "
-        "compare with the null in the table below." + CELLS,
+        f"compare with the null in the table below. {CELLS}",
     ),
     "change": (
         "Relative change by module",

@@ -143,8 +143,9 @@ def log_scale(axis: Axis, share: bool = False) -> None:
 
 def ticks(axis: Axis, share: bool = False) -> None:
     """Ticks as plain text: 0.01, 10, 10⁻⁷, or 1 %; matplotlib's own logarithmic ones are formulas, which are off."""
-    from deltaw.reports.text import NARROW, number
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+
+    from deltaw.reports.text import NARROW, number
 
     unit = f"{NARROW}%" if share else ""
     if axis.get_scale() == "linear":
@@ -161,8 +162,9 @@ def ticks(axis: Axis, share: bool = False) -> None:
 
 def label(text: str, limit: int = 34) -> str:
     """A name as a label of a figure: short, and without characters that the figure's font lacks."""
-    from deltaw.reports.text import short
     from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    from deltaw.reports.text import short
 
     font = get_font(findfont(FontProperties(family=SETTINGS["font.family"])))
     return "".join(c if font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in short(text, limit))

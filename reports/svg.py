@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from deltaw.reports import style
 from markupsafe import Markup
+
+from deltaw.reports import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from deltaw.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent

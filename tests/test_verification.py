@@ -10,11 +10,11 @@ import warnings
 import pytest
 import torch
 from click.testing import CliRunner
-from deltaw.cli.main import main
 from safetensors.torch import load_file, save_file
 
 import deltaw.checkpoints
 from deltaw.adapters import open_adapter
+from deltaw.cli.main import main
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.verification import verify
 

@@ -30,9 +30,6 @@ NO_DELTA = {
 # Methods whose merge changes the bias of a layer as well.
 CHANGES_BIAS = frozenset({"IA3", "ROAD", "BEFT", "GLORA", "ADAMSS", "LN_TUNING"})
 
-# Around the table in docs/adapters.md.
-BEGIN, END = "<!-- methods of the installed peft: begin -->", "<!-- methods of the installed peft: end -->"
-
 
 class Method(NamedTuple):
     """One method: peft's name, how its ΔW is obtained, or why there is none."""

@@ -83,15 +83,15 @@ def test_fused_parts_of_an_adapter(oracle, gpt2, tmp_path):
 
 
 MEASURE = """
-import resource, sys, time
+import resource, sys
 import torch
 import deltaw.adapters, deltaw.measurement.run, deltaw.measurement.measure, deltaw.spectra
 torch.linalg.svd(torch.randn(8, 8, dtype=torch.float64))
 megabytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, started = megabytes(), time.process_time()
+before = megabytes()
 frame = deltaw.measurement.run.analyze(None, sys.argv[1]).to_pandas()
 assert frame.loc[0, "rows"] == frame.loc[0, "cols"] == 200_000
-print(megabytes() - before, time.process_time() - started)
+print(megabytes() - before)
 """
 
 
@@ -104,9 +104,7 @@ def test_no_array_of_the_matrix_s_size_is_formed(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 32}))
     run = partial(subprocess.run, capture_output=True, text=True, check=True)
     done = run([sys.executable, "-c", MEASURE, str(tmp_path)], env={"OMP_NUM_THREADS": "1", "PATH": ""})
-    megabytes, seconds = map(float, done.stdout.split())
-    assert megabytes < 300
-    assert seconds < 2  # of the processor: a busy machine is no failure
+    assert float(done.stdout) < 300
 
 
 @pytest.mark.parametrize("modules", [("model.embed_tokens", "lm_head"), ("lm_head",)])

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from deltaw.cli import main
 from safetensors.numpy import load_file
 
 import deltaw
+from deltaw.cli import main
 from tests.conftest import FORMATS, State, changed, pico_state, save_single
 
 CONTRACT = [

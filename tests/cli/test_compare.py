@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from deltaw.cli import main
 
 import deltaw
+from deltaw.cli import main
 from tests.conftest import changed, pico_state, save_single
 
 

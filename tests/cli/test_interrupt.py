@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from deltaw.cli import main
 
 import deltaw
+from deltaw.cli import main
 from tests.conftest import changed, save_single
 
 ARGUMENTS = {

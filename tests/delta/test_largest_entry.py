@@ -1,11 +1,10 @@
 """The largest entry of a product, against the product."""
 
-import time
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from deltaw.delta.largest_entry import largest_product
 
@@ -40,10 +39,10 @@ def test_nothing_to_multiply():
     assert largest_product(torch.zeros(3, 2).double(), torch.zeros(2, 4).double()) == 0
 
 
-def test_a_vocabulary_squared_is_a_matter_of_seconds():
+def test_a_vocabulary_squared_is_hardly_multiplied():
     """4·10¹⁰ entries: multiplied out they would take minutes, and 300 GB."""
     B, A = normal(200_000, 16), normal(16, 200_000, seed=1)
-    start = time.perf_counter()
-    found = largest_product(B, A)
-    assert time.perf_counter() - start < 10
+    with FlopCounterMode(display=False) as counter:
+        found = largest_product(B, A)
+    assert counter.get_total_flops() < 0.001 * 2 * 16 * 200_000**2
     assert found >= float((B[:2000] @ A[:, :2000]).abs().max())

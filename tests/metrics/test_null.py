@@ -1,7 +1,6 @@
 """The Marchenko–Pastur law against its reference values, quadrature and real Gaussian matrices."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -80,11 +79,9 @@ def test_one_direction_is_the_null_of_a_vector(shape):
     assert metrics.rank_90_ratio(metrics.rank_90([3.0]), metrics.rank_90_null(*shape)) == 1
 
 
-def test_it_is_fast():
-    start = time.perf_counter()
-    for n in range(1, 2001):
-        metrics.rank_90_null(n, 3000)
-    assert time.perf_counter() - start < 0.5
+def test_a_larger_matrix_has_a_larger_null():
+    nulls = [metrics.rank_90_null(n, 3000) for n in range(1, 2001)]
+    assert nulls == sorted(nulls)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (-1, 3)])

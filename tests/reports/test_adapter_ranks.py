@@ -3,6 +3,7 @@ import json
 import math
 
 import pytest
+
 from deltaw.reports.adapter_ranks import Need, adapter_size, needs, rank_pattern
 from deltaw.reports.layers import Layers
 

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from deltaw.reports import analysis_page, write_analysis
 
 import deltaw
+from deltaw.reports import analysis_page, write_analysis
 from deltaw.results.analysis import Analysis
 from deltaw.types import Interval, Skipped, Spectrum
 from tests.reports.elements import Page

@@ -260,14 +260,10 @@ def test_hostile_names_in_a_browser(kit, visit, tmp_path):
     assert [r["name"] for r in rows] == analysis.to_pandas()["name"].tolist()
 
 
-def test_224_matrices_are_interactive_in_two_seconds(kit, visit, tmp_path):
-    path = kit.many(224).report(tmp_path / "report.html")
-
-    def seconds():
-        page = visit(path).ready()
-        return page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd") / 1000
-
-    assert min(seconds() for _ in range(3)) <= 2
+def test_the_page_of_224_matrices_is_small(kit, visit, tmp_path):
+    """What a browser has to lay out before a reader can click: the table draws one page of its rows."""
+    page = visit(kit.many(224).report(tmp_path / "report.html")).ready()
+    assert page.evaluate("document.getElementsByTagName('*').length") < 15_000
 
 
 def test_2000_matrices_are_usable(kit, visit, tmp_path):

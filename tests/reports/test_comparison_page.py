@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from deltaw.reports import comparison as page
-from deltaw.reports import comparison_findings as findings
-from deltaw.reports.text import unmarked, visible
 
 import deltaw
 from deltaw.errors import OptionError
+from deltaw.reports import comparison as page
+from deltaw.reports import comparison_findings as findings
+from deltaw.reports.text import unmarked, visible
 from deltaw.types import Spectrum
 from tests.reports.elements import Page
 

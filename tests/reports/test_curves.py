@@ -2,12 +2,12 @@ import math
 
 import numpy as np
 import pytest
-from deltaw.reports.curves import curve, log_spaced, noise_curve, rank_above_noise
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaw.metrics.null import marchenko_pastur_rank
 from deltaw.metrics.rank import rank_at
+from deltaw.reports.curves import curve, log_spaced, noise_curve, rank_above_noise
 from deltaw.types import Spectrum
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import math
 
 import pytest
+
 from deltaw.reports import findings, remarks
 from deltaw.reports.facts import Facts, Spread, gather
 from deltaw.reports.layers import Layers
 from deltaw.reports.text import unmarked
-
 from deltaw.results.analysis import Analysis
 from deltaw.types import Skipped
 

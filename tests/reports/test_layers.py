@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from deltaw.reports.layers import OUTSIDE, Layers, slot
 
+from deltaw.reports.layers import OUTSIDE, Layers, slot
 from deltaw.results.analysis import Analysis
 
 

@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-from deltaw.reports import page
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaw.errors import ResultsError
+from deltaw.reports import page
 
 
 @given(

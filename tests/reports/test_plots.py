@@ -3,12 +3,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from deltaw.reports import figures, style
-from deltaw.reports.plots import AnalysisPlots, endings
 
 import deltaw
 from deltaw.errors import OptionError
 from deltaw.metrics.null import rank_90_null
+from deltaw.reports import figures, style
+from deltaw.reports.plots import AnalysisPlots, endings
 
 FIGURES = ("heatmap", "spectra", "energy", "kept", "ranks", "precision", "change", "shrinkage")
 
