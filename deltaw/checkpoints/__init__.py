@@ -14,9 +14,10 @@ from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.folder import open_file, open_folder
 from deltaw.checkpoints.memory import open_memory
 from deltaw.checkpoints.stored import StoredHandle
+from deltaw.checkpoints.unread import UnreadHandle, unread, without_codes
 from deltaw.errors import CheckpointError
 
-__all__ = ["Checkpoint", "StoredHandle", "locate", "open_checkpoint"]
+__all__ = ["Checkpoint", "StoredHandle", "UnreadHandle", "locate", "open_checkpoint", "unread"]
 
 
 def locate(source: str | Path) -> tuple[Path, str | None]:
@@ -44,11 +45,13 @@ def open_checkpoint(source: Any) -> Checkpoint:
     Raises:
         CheckpointError: It cannot be found or opened.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if not isinstance(source, (str, Path)):
-        return source if isinstance(source, Checkpoint) else open_memory(source)
+        return without_codes(open_memory(source))
     path, revision = locate(source)
     try:
         opened = open_folder(path) if path.is_dir() else open_file(path)
     except OSError as e:
         raise CheckpointError(f"{source}: cannot be read ({e.strerror or e})") from e
-    return replace(opened, source=str(source), revision=revision)
+    return replace(without_codes(opened), source=str(source), revision=revision)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltaw.types import Handle
+from deltaw.types import Handle, Skipped
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Checkpoint:
         revision: The Hub commit, if it came from the Hub.
         notes: What a reader should know: a stray shard that was ignored, a wrapper that was removed.
         identity: Changes when the stored bytes may have changed (paths, sizes and times of the files).
+        companions: Stored tensors that are no weights of the model but belong to codes (scales, zero points), by
+            name, with their reason. They are not in `tensors`.
     """
 
     source: str
@@ -30,6 +32,7 @@ class Checkpoint:
     revision: str | None = None
     notes: tuple[str, ...] = ()
     identity: tuple[str, ...] = ()
+    companions: Mapping[str, Skipped] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

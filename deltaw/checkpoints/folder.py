@@ -10,8 +10,9 @@ from deltaw.checkpoints import pickles, safetensors
 from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.memory import MemoryHandle
 from deltaw.checkpoints.stored import StoredHandle, file_identity, read_json
+from deltaw.checkpoints.unread import UnreadHandle, renamed, without_codes
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle
+from deltaw.types import Handle, Skipped
 
 INDEX_FIRST = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 FILE_FIRST = (
@@ -165,6 +166,7 @@ def _open_pipeline(folder: Path) -> Checkpoint:
     notes: list[str] = []
     identity: list[str] = []
     parts: dict[str, object] = {}
+    companions: dict[str, Skipped] = {}
     for component, value in read_json(folder / "model_index.json").items():
         place = folder / component
         if component.startswith("_") or not isinstance(value, list) or value[:1] == [None]:
@@ -173,18 +175,21 @@ def _open_pipeline(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{folder}/model_index.json: component {component!r} is no plain name; correct it")
         if not place.is_dir() or not any(_is_part(p) for p in place.iterdir()):
             continue  # a scheduler or a tokenizer: nothing trained
-        found = open_folder(place)
+        found = without_codes(open_folder(place))
         tensors.update({f"{component}.{name}": _renamed(h, f"{component}.{name}") for name, h in found.tensors.items()})
         notes.extend(f"{component}: {note}" for note in found.notes)
         identity.extend(found.identity)
+        companions.update(renamed(found.companions, f"{component}."))
         parts[component] = dict(found.config)
     if not tensors:
         raise CheckpointError(
             f"{folder}: model_index.json names no component with weights; download the pipeline whole"
         )
-    return Checkpoint(str(folder), "diffusers", tensors, parts, notes=tuple(notes), identity=tuple(identity))
+    return Checkpoint(
+        str(folder), "diffusers", tensors, parts, None, tuple(notes), tuple(identity), companions=companions
+    )
 
 
 def _renamed(handle: Handle, name: str) -> Handle:
-    assert isinstance(handle, (StoredHandle, MemoryHandle))
+    assert isinstance(handle, (StoredHandle, MemoryHandle, UnreadHandle))
     return replace(handle, name=name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from deltaw.adapters import Adapter
-from deltaw.checkpoints import Checkpoint
+from deltaw.checkpoints import Checkpoint, unread
 from deltaw.errors import OptionError, PairingError
 from deltaw.tensors.layout import inputs_first, is_fused, parts, text_config, uses_conv1d
 from deltaw.tensors.names import has_vocabulary, is_expert_stack, kind, natural, place, unwrap
@@ -54,6 +54,7 @@ def plan(
     wanted = name_filter(include, exclude)
     matched, only_base, only_ft, notes = match_names(base.tensors, ft.tensors)
     skipped = [*_one_sided(base, ft, matched, only_base, only_ft, wanted)]
+    skipped.extend({**base.companions, **ft.companions}.values())
     pairs: list[Pair] = []
     config = ft.config or base.config
     conv1d = uses_conv1d(config, ((n, h.shape) for n, h in ft.tensors.items()))
@@ -173,6 +174,8 @@ def _one_sided(
             tied = storages.get(handle.storage) or _tied_by_config(name, own, other, (pair[1] for pair in matched))
             if not wanted(name):
                 yield Skipped(name, "excluded", "by --include or --exclude")
+            elif (why := unread(handle)) is not None:
+                yield why
             elif tied:
                 yield Skipped(name, f"tied_to {tied}", "stored by one side only")
             elif not is_floating(handle):
@@ -203,6 +206,9 @@ def is_floating(handle: Handle) -> bool:
 
 def _view(b: Handle, f: Handle) -> tuple[View | None, Skipped | None]:
     """How two tensors of one name are compared, or why they are not."""
+    for handle in (f, b):
+        if (why := unread(handle)) is not None:
+            return None, replace(why, name=f.name)
     if not (is_floating(b) and is_floating(f)):
         dtypes = b.dtype if b.dtype == f.dtype else f"{b.dtype} in the base, {f.dtype} in the fine-tuned checkpoint"
         return None, Skipped(f.name, "not_floating", dtypes)

@@ -1,0 +1,130 @@
+"""Which tensors of a checkpoint are codes, which belong to codes, and which are weights as they are.
+
+Told from names, dtypes and shapes in the headers and from the config, never from values. A module (`…q_proj`) is
+offered to each scheme; the first that knows its tensors has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from deltaw.checkpoints.quantised import bitsandbytes, gptq, microscaling, mlx, others, packed, scaled
+from deltaw.checkpoints.quantised.module import CODES, Codes, Module, Quantisation
+from deltaw.types import Handle, Skipped
+
+SCHEMES: tuple[Callable[[Module], Iterator[Codes]], ...] = (
+    bitsandbytes.claims,
+    gptq.claims,
+    packed.claims,
+    microscaling.claims,
+    mlx.claims,
+    scaled.claims,
+    others.claims,
+)
+# A scale of activations or of the cache, a marker: beside codes, or in a quantised checkpoint, never a weight.
+ACTIVATIONS = re.compile(
+    r"^(input|output|activation|act|prob_output|q|k|v|kv_cache|key|value)_?(global_)?scales?(_inv|_2)?$"
+    r"|^(scale_input|weight_format|comfy_quant|input_zero_point|output_zero_point|scaled_fp8)$"
+)
+# A scale by its name alone, wherever it stands; with a config that says quantised also the second kind.
+STRAY = re.compile(r"_scale_inv$|^SCB$|^qzeros$|^weight\.(nested_)?(absmax|quant_map)$|\.quant_state\.|^scaled_fp8$")
+STRAY_IF_QUANTISED = re.compile(
+    r"^(weight|(gate_up|gate|up|down)_proj|w[123]|w13)_(scales?|zero_point|global_scale|scale_2|shape|g_idx|blocks)$"
+    r"|^(g_idx|scales)$"
+)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What of a checkpoint is quantised.
+
+    Attributes:
+        weights: Codes by the name of the weight that they stand for.
+        codes: The same by the stored name of the tensor of codes.
+        companions: Stored tensors that are no weights, by name, with what they belong to: scales, zero points, …
+    """
+
+    weights: Mapping[str, Codes] = field(default_factory=dict)
+    codes: Mapping[str, Codes] = field(default_factory=dict)
+    companions: Mapping[str, Skipped] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.weights or self.companions)
+
+
+def detect(tensors: Mapping[str, Handle], config: Mapping[str, object]) -> Detection:
+    """What of a checkpoint's tensors is codes, and what belongs to them; every other tensor is what it seems.
+
+    Args:
+        tensors: Handles by stored name.
+        config: The model's config.json.
+
+    Raises:
+        CheckpointError: A shape that only a stored tensor tells cannot be read.
+    """
+    settings = Quantisation.of(config)
+    if not settings and not any(h.dtype in CODES for h in tensors.values()):
+        return Detection()
+    weights: dict[str, Codes] = {}
+    codes: dict[str, Codes] = {}
+    companions: dict[str, Skipped] = {}
+    for module in _modules(tensors, settings):
+        found = _claimed(module)
+        for claim in found:
+            weights[claim.name] = claim
+            codes[claim.parts["codes"].name] = claim
+        for claim in found:
+            for role, part in claim.parts.items():
+                if part.name not in codes:
+                    companions[part.name] = Skipped(part.name, f"quantised: {claim.format}", f"{role} of {claim.name}")
+        for leaf, handle in module.leaves.items():
+            if handle.name in codes or handle.name in companions:
+                continue
+            if (found or settings) and ACTIVATIONS.search(leaf):
+                label = found[0].format if found else settings.method or "unknown"
+                companions[handle.name] = Skipped(
+                    handle.name, f"quantised: {label}", "no weight: the scale of activations"
+                )
+            elif found and others.COMPANION.search(leaf):
+                companions[handle.name] = Skipped(
+                    handle.name, f"quantised: {found[0].format}", "beside codes; what it is for is not known"
+                )
+            elif STRAY.search(leaf) or (settings and STRAY_IF_QUANTISED.search(leaf)):
+                label = settings.method or "unknown"
+                companions[handle.name] = Skipped(handle.name, f"quantised: {label}", "a scale without codes beside it")
+    return Detection(weights, codes, companions)
+
+
+def _claimed(module: Module) -> list[Codes]:
+    """The codes of one module; a tensor belongs to the first scheme that knows it."""
+    found: list[Codes] = []
+    taken: set[str] = set()
+    for scheme in SCHEMES:
+        for claim in scheme(module):
+            if claim.parts["codes"].name not in taken:
+                found.append(claim)
+                taken.update(h.name for h in claim.parts.values())
+    return found
+
+
+def _modules(tensors: Mapping[str, Handle], settings: Quantisation) -> Iterator[Module]:
+    grouped: dict[str, dict[str, Handle]] = {}
+    for name, handle in tensors.items():
+        path, leaf = _split(name)
+        grouped.setdefault(path, {})[leaf] = handle
+    for path, leaves in grouped.items():
+        if settings or any(h.dtype in CODES for h in leaves.values()):
+            yield Module(path, leaves, settings)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A module and the rest of a tensor's name; what stands below a `weight` belongs to it."""
+    head, below, rest = name.partition(".weight.")
+    if below:
+        return head, f"weight.{rest}"
+    if name.startswith("weight."):
+        return "", name
+    path, _, leaf = name.rpartition(".")
+    return path, leaf

@@ -1,0 +1,34 @@
+"""MLX: `weight` as 32-bit words of b-bit codes along the inputs, `scales` and `biases` per group; W = q·scale + bias.
+
+The mode `mxfp4` has power-of-two scales as bytes and no biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deltaw.checkpoints.quantised.module import Codes, Module, shown
+
+
+def claims(module: Module) -> Iterator[Codes]:
+    """The weight of a module that MLX stored."""
+    weight, scales = module.get("weight"), module.get("scales")
+    if weight is None or weight.dtype != "uint32" or scales is None or len(weight.shape) < 2:
+        return
+    parts = module.parts(codes="weight", scale="scales", bias="biases")
+    name = module.named("weight")
+    config = module.config.of_module(module.path)
+    group, bits = config.integer("group_size"), config.integer("bits")
+    affine = "bias" in parts
+    if not affine:
+        group, bits = group or 32, bits or 4
+    if group is None or bits is None or not 1 <= bits <= 8:
+        problem = "config.json does not say its group_size and bits (quantization)"
+        yield Codes(name, "mlx", None, parts, problem)
+        return
+    columns = weight.shape[-1] * 32 // bits
+    label = f"mlx_int{bits}_g{group}" if affine else config.text("mode") or "mxfp4"
+    problem = ""
+    if scales.shape != (*weight.shape[:-1], columns // group) or (affine and parts["bias"].shape != scales.shape):
+        problem = f"its scales are {shown(scales)}, which does not fit {shown(weight)} words of {bits} bits by {group}"
+    yield Codes(name, label, (*weight.shape[:-1], columns), parts, problem, (1, group), bits)

@@ -1,0 +1,49 @@
+"""Formats that are not read: known ones by the names of their tensors, and everything else that looks like codes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from deltaw.checkpoints.quantised.module import FLOAT8, INTEGERS, Codes, Module
+
+# A format by the tensors that only it has, all of which a module must hold.
+MARKS = (
+    ("aqlm", ("codes", "codebooks")),
+    ("vptq", ("indices", "centroids.weight")),
+    ("vptq", ("indices", "centroids")),
+    ("hqq", ("W_q",)),
+    ("exl2", ("q_weight", "q_scale")),
+    ("exl3", ("trellis", "suh")),
+    ("quip", ("Qidxs",)),
+    ("quanto", ("weight._data",)),
+    ("torchao", ("_weight_qdata",)),
+    ("eetq", ("weight", "weight_scales")),
+    ("gguf", ("weight", "weight.quant_type")),
+)
+# What is called so beside codes belongs to them.
+COMPANION = re.compile(
+    r"scale|absmax|zero|codebook|quant|centroid|lut|table|SCB|biases|g_idx|perm|qmap|^s[uv]", re.IGNORECASE
+)
+
+
+def claims(module: Module) -> Iterator[Codes]:
+    """The weight of a module in a format that is not read."""
+    for label, marks in MARKS:
+        if all(m in module.leaves for m in marks) and any(True for _ in module.coded()):
+            yield _whole(module, label, marks[0])
+            return
+    for leaf, handle in module.coded():
+        own = [other for other in module.leaves if other.startswith((f"{leaf}_", f"{leaf}."))]
+        beside = [other for other in module.leaves if other != leaf and COMPANION.search(other)]
+        siblings = own if own and (module.config.method or set(own) & set(beside)) else beside
+        buffer = leaf in {"bias", "masked_bias"}  # GPT-2's causal mask is stored as bytes
+        if len(handle.shape) >= 2 and not buffer and (siblings or module.config.method):
+            parts = {"codes": handle, **{s: module.leaves[s] for s in siblings}}
+            kind = "fp8" if handle.dtype in FLOAT8 else "integer codes" if handle.dtype in INTEGERS else handle.dtype
+            yield Codes(module.weight(leaf), module.config.method or kind, None, parts, "its layout is not known")
+
+
+def _whole(module: Module, label: str, first: str) -> Codes:
+    rest = {leaf: h for leaf, h in module.leaves.items() if leaf not in {first, "bias"}}
+    return Codes(module.named("weight"), label, None, {"codes": module.leaves[first], **rest}, "its layout is not read")

@@ -1,0 +1,55 @@
+"""compressed-tensors' integers, several in a 32-bit word: `weight_packed`, `weight_scale`, `weight_shape`.
+
+W = (u − 2^(b−1) − zero)·scale, u the b-bit fields of a row from the lowest bits up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deltaw.checkpoints.quantised.module import Codes, Module, shown
+from deltaw.types import Handle
+
+
+def claims(module: Module) -> Iterator[Codes]:
+    """The weight of a module that is stored as packed integers."""
+    packed = module.get("weight_packed")
+    if packed is None or packed.dtype != "int32":
+        return
+    parts = module.parts(
+        codes="weight_packed",
+        scale="weight_scale",
+        zero="weight_zero_point",
+        size="weight_shape",
+        group_index="weight_g_idx",
+    )
+    name = module.named("weight")
+    scale = parts.get("scale")
+    if scale is None or len(packed.shape) < 2:
+        yield Codes(name, "int4", None, parts, "its weight_scale is missing")
+        return
+    bits, columns = _bits(module, packed, parts.get("size"))
+    if not bits:
+        yield Codes(name, "int4", None, parts, "config.json does not say how many bits a code has (num_bits)")
+        return
+    shape = (*packed.shape[:-1], columns)
+    groups = scale.shape[-1] if len(scale.shape) == len(packed.shape) else 1
+    group = -(-columns // groups) if groups else 0
+    problem = ""
+    if not group or scale.shape[: len(packed.shape) - 1] not in {packed.shape[:-1], (1,)}:
+        problem = f"its scale {scale.name} is {shown(scale)}, which does not fit"
+    suffix = f"g{group}" if groups > 1 else "row"
+    yield Codes(name, f"int{bits}_{suffix}", shape, parts, problem, (1, group), bits)
+
+
+def _bits(module: Module, packed: Handle, size: Handle | None) -> tuple[int, int]:
+    """Bits per code and columns of the weight; (0, 0) where they are not known."""
+    said = {w.get("num_bits") for w in module.config.groups}
+    known = [b for b in said if isinstance(b, int) and 0 < b <= 8]
+    words = packed.shape[-1]
+    if size is not None and size.shape == (2,):
+        # Two numbers, read at opening: a row's last word may be partly empty, and only they say how far it goes.
+        columns = int(size.read()[1])
+        fits = [b for b in (*known, 4, 8, 2, 3, 5, 6, 7, 1) if columns > 0 and -(-columns // (32 // b)) == words]
+        return (fits[0], columns) if fits else (0, 0)
+    return (known[0], words * (32 // known[0])) if len(known) == 1 else (0, 0)

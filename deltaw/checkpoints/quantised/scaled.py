@@ -1,0 +1,83 @@
+"""One stored number per weight, times a scale: FP8 and int8 with a scale per tensor, row, group or block; MXFP8.
+
+W = q·scale, the scale of entry (i, j) at (i // b0, j // b1) of its tensor. DeepSeek V3, Qwen3-FP8 (`weight_scale_inv`,
+which is multiplied, too), compressed-tensors (`float-quantized`, `int-quantized`, `mxfp8-quantized`), fbgemm,
+ModelOpt, ComfyUI (`scale_weight`), LLM.int8 (`SCB`, divided by 127), plain `.qweight` and `.scale`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, count, shown
+from deltaw.types import Handle
+
+# Every spelling of the scale of `{0}`, the most particular first.
+SCALES = ("{0}_scale_inv", "{0}_scale", "scale_{0}", "{0}_scales")
+FP8_METHODS = frozenset({"fp8", "fbgemm-fp8", "modelopt", "compressed-tensors"})
+
+
+def claims(module: Module) -> Iterator[Codes]:
+    """The weights of a module that are stored as numbers to be scaled."""
+    for leaf, handle in module.coded():
+        if handle.dtype not in FLOAT8 and handle.dtype != "int8":
+            continue
+        name = module.weight(leaf)
+        scale = _scale(module, leaf)
+        if handle.dtype == "int8" and leaf == "weight" and "SCB" in module.leaves:
+            parts = module.parts(codes="weight", scale="SCB", layout="weight_format")
+            fits = module.leaves["SCB"].shape == handle.shape[:1]
+            yield Codes(name, "bnb_int8", handle.shape, parts, "" if fits else _unfit(module.leaves["SCB"]))
+        elif scale is not None:
+            parts = {"codes": handle, "scale": scale, **module.parts(zero=f"{leaf}_zero_point")}
+            yield _scaled(module, name, handle, scale, parts)
+        elif handle.dtype in FLOAT8 and module.config.method in FP8_METHODS and len(handle.shape) >= 2:
+            yield Codes(name, "fp8", handle.shape, {"codes": handle}, "its scale is missing")
+
+
+def _scale(module: Module, leaf: str) -> Handle | None:
+    names = [s.format(leaf) for s in SCALES]
+    return module.get(*names, *(("scale",) if leaf in {"weight", "qweight"} else ()))
+
+
+def _scaled(module: Module, name: str, q: Handle, scale: Handle, parts: dict[str, Handle]) -> Codes:
+    kind = "fp8" if q.dtype in FLOAT8 else "int8"
+    if len(q.shape) < 2:
+        return Codes(name, f"{kind}_tensor", q.shape, parts, "" if count(scale) == 1 else _unfit(scale))
+    n = q.shape[-1]
+    if scale.dtype in EXPONENTS and kind == "int8" and scale.shape == (*q.shape[:-1], n // 16):
+        return Codes(name, "mxfp4", (*q.shape[:-1], 2 * n), parts, block=(1, 32))  # DeepSeek-V4: two codes a byte
+    if scale.dtype in EXPONENTS and n % 32 == 0 and scale.shape == (*q.shape[:-1], n // 32):
+        return Codes(name, "mxfp8", q.shape, parts, block=(1, 32))
+    label, block = _layout(q.shape, scale.shape, module.config.block)
+    return Codes(name, f"{kind}_{label}", q.shape, parts, "" if block else _unfit(scale), block)
+
+
+def _layout(
+    shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None
+) -> tuple[str, tuple[int, int] | None]:
+    """What shares a scale: its name, and its rows and columns; None where the two shapes do not fit."""
+    *stack, m, n = shape
+    groups = scale[-1] if scale and scale[:-1] == shape[:-1] else 0
+    group = n // groups if groups and n % groups == 0 else 0
+    per_tensor = prod(scale) == 1 or (stack and scale in {(*stack,), (*stack, 1), (*stack, 1, 1)})
+    # The config decides where it speaks: a block may be as large as the matrix, or as long as a row.
+    layouts: tuple[tuple[str, tuple[int, int], bool], ...] = (
+        ("block", block or (128, 128), block is not None and scale == _blocks(shape, block)),
+        ("tensor", (m, n), bool(per_tensor)),
+        ("row", (1, n), scale in {(*stack, m), (*stack, m, 1)}),
+        ("row", (m, 1), scale == (*stack, 1, n)),  # experts that are stored inputs × outputs (Llama 4)
+        ("block", (128, 128), block is None and scale == _blocks(shape, (128, 128))),
+        (f"g{group}", (1, group), group > 0),
+    )
+    return next(((label, size) for label, size, fits in layouts if fits), ("block", None))
+
+
+def _blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    # The last block of a row or column may be partial.
+    return (*shape[:-2], -(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
+
+
+def _unfit(scale: Handle) -> str:
+    return f"its scale {scale.name} is {shown(scale)}, which does not fit"

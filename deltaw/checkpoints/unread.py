@@ -1,0 +1,81 @@
+"""Tensors that are there and are not read, each with its reason: codes of a quantised format, a sparse layout."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from deltaw.checkpoints.checkpoint import Checkpoint
+from deltaw.checkpoints.quantised import Codes, detect
+from deltaw.errors import CheckpointError
+from deltaw.types import Handle, Skipped
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class UnreadHandle:
+    """A tensor that has a name, a shape and a reason why nothing of it is measured.
+
+    Attributes:
+        reason: `quantised: FORMAT`, `unsupported: KIND` or `failed: …`, as the plan reports it.
+        detail: What was found, and the way out.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    reason: str
+    detail: str = ""
+
+    @property
+    def storage(self) -> Hashable:
+        """It is tied to nothing."""
+        return (self.name, self.reason)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """Never returns.
+
+        Raises:
+            CheckpointError: Always, with the reason.
+        """
+        raise CheckpointError(f"{self.name!r} is not read ({self.reason}; {self.detail})")
+
+
+def unread(handle: Handle) -> Skipped | None:
+    """Why a tensor is not read, as the plan reports it; None for every tensor that can be read."""
+    return Skipped(handle.name, handle.reason, handle.detail) if isinstance(handle, UnreadHandle) else None
+
+
+def without_codes(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with codes under the name and shape of the weight they stand for, and without their companions.
+
+    Raises:
+        CheckpointError: A shape that only a stored tensor tells cannot be read.
+    """
+    found = detect(checkpoint.tensors, checkpoint.config)
+    if not found:
+        return checkpoint
+    tensors: dict[str, Handle] = {}
+    for name, handle in checkpoint.tensors.items():
+        if name in found.codes:
+            codes = found.codes[name]
+            tensors[codes.name] = _unread_codes(codes)
+        elif name not in found.companions:
+            tensors[name] = handle
+    return replace(checkpoint, tensors=tensors, companions={**checkpoint.companions, **found.companions})
+
+
+def _unread_codes(codes: Codes) -> UnreadHandle:
+    shape = codes.shape if codes.shape is not None else codes.parts["codes"].shape
+    why = codes.problem or "this format is not read yet"
+    detail = f"{why}; load it with its own library and save it as bfloat16 (transformers: model.dequantize())"
+    return UnreadHandle(codes.name, shape, codes.format, codes.nbytes, f"quantised: {codes.format}", detail)
+
+
+def renamed(companions: Mapping[str, Skipped], prefix: str) -> dict[str, Skipped]:
+    """Companions of one component of a pipeline, by their names in the whole."""
+    return {f"{prefix}{name}": replace(why, name=f"{prefix}{name}") for name, why in companions.items()}
