@@ -20,7 +20,8 @@ pytestmark = [
 ]
 
 SHAPES = ((300, 200), (200, 300), (512, 512), (64, 2000), (1, 50), (50, 1))
-LARGE = ((1100, 1024), (1024, 1300))  # large enough for certified low rank and for estimates
+LARGE = ((2200, 2048), (2048, 2300))  # large enough for certified low rank on a GPU
+LARGEST = ((4300, 4096),)  # … and for estimates
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 
@@ -89,7 +90,7 @@ def test_dense_rows_agree_with_the_cpu(dtype: torch.dtype, mode: str):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_large_dense_rows_agree_with_the_cpu(dtype: torch.dtype, mode: str):
-    base = normal(LARGE, dtype)
+    base = normal(LARGEST, dtype)
     cpu, gpu = both(base, changed(base, 1e-3), mode=mode)
     assert set(gpu["method"]) == {"exact" if mode == "exact" else "estimate"}
     assert_close(cpu, gpu)
@@ -105,7 +106,7 @@ def test_certified_low_rank_agrees_with_the_cpu(mode: str):
 
 
 def test_estimates_cover_the_exact_spectrum():
-    base = normal(LARGE, torch.bfloat16)
+    base = normal(LARGEST, torch.bfloat16)
     ft = changed(base, 1e-3)
     exact = deltaw.analyze(base, ft, device="cpu", cache=False).to_pandas()
     fast = deltaw.analyze(base, ft, device="cuda", mode="fast", cache=False).to_pandas()
@@ -206,7 +207,7 @@ def test_what_does_not_fit_is_measured_on_the_cpu(little_memory: None, caplog: p
 
 def test_tf32_does_not_reach_the_numbers():
     """A user who allowed TF32 for a training gets the same spectra."""
-    base = normal(LARGE, torch.bfloat16)
+    base = normal(LARGEST, torch.bfloat16)
     ft = changed(base, 1e-3)
     before = torch.get_float32_matmul_precision()
     plain = deltaw.analyze(base, ft, device="cuda", mode="fast", cache=False).to_pandas()

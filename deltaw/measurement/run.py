@@ -250,6 +250,11 @@ def _run(
     if measured:
         log.info("%d of %d matrices were finished by an earlier run", len(measured), total)
 
+    if devices[0].type == "cuda":
+        for device in devices:
+            # torch loads its linear algebra at the first call, and fails where two threads make that call together
+            torch.linalg.eigvalsh(torch.eye(2, device=device))
+
     def prepare(number: int) -> torch.device:
         device = devices[number % len(devices)]
         if device.type == "cuda":  # its own stream: copies of one thread overlap the arithmetic of another

@@ -20,10 +20,12 @@ from deltaw.spectra.factored import factored_singular_values
 from deltaw.spectra.low_rank import Noise, low_rank_spectrum
 from deltaw.types import Factors, Spectrum
 
-FAST_FROM = 1024  # k from which an estimate is cheaper than the exact spectrum (measured: 1.2 to 1.7 times)
-# k up to which a stack of equal shapes is solved in one call (`measurement.run` makes them). On a CPU only the
-# overhead of a call can be gained (measured, 64 matrices, one thread: 1.4 to 2 times at k ≤ 32, .7 times from 64
-# on); on a GPU such a matrix is nothing but overhead (not measured yet).
+# k from which an estimate is cheaper than the exact spectrum (measured: 1.2 to 1.7 times on a CPU; on an H100 3 times
+# slower at 1024², as fast at 4096², 2.5 times faster at 11008×4096).
+FAST_FROM = {"cpu": 1024, "cuda": 4096}
+# k up to which a stack of equal shapes is solved in one call (`measurement.run` makes them). Measured, against one by
+# one: on a CPU with one thread 1.4 to 2 times faster at k ≤ 32, and slower from 64 on; on an H100 8 times at 32, 1.5
+# times at 64, 1.1 times at 256.
 BATCHED_UP_TO = {"cpu": 32, "cuda": 256}
 ENERGIES = (1e-60, 1e60)  # between which float32 products neither underflow nor overflow; nor do float64 squares
 
@@ -60,6 +62,6 @@ def spectrum(
         quantities = {} if noise is None else {"noise_row": noise.row, "noise_col": noise.col}
         if noise is not None:
             found = low_rank_spectrum(x, noise, energy=energy, quantities=quantities, generator=generator)
-        if found is None and mode == "fast" and min(x.shape) >= FAST_FROM:
+        if found is None and mode == "fast" and min(x.shape) >= FAST_FROM[x.device.type]:
             found = estimate_spectrum(x, energy=energy, quantities=quantities, tolerance=tolerance, generator=generator)
     return found or singular_values(x, moderate=moderate)
