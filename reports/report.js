@@ -8,28 +8,47 @@
   let opener = null;
 
   const title = (row) => labels[row._i] ?? (row.part ? `${row.name}[${row.part}]` : row.name);
-  const place = (row) => [row.kind, row.layer === null ? null : `layer ${row.layer}`, row.ndim === 1 ? `${row.rows}` : `${row.rows} × ${row.cols}`];
+  const place = (row) => [
+    row.kind,
+    row.layer === null ? null : `layer ${row.layer}`,
+    row.ndim === 1 ? `${row.rows}` : `${row.rows} × ${row.cols}`,
+  ];
 
   function describe(cell) {
     const row = rows[Number(cell.dataset.m)];
     const more = Number(cell.dataset.n || 1);
-    const lines = [["relative_change", 3], ["rank_90", 3], ["rank_90_ratio", 3], ["signal_rank", 3], ["energy_at_16", 3]];
+    const lines = [
+      ["relative_change", 3],
+      ["rank_90", 3],
+      ["rank_90_ratio", 3],
+      ["signal_rank", 3],
+      ["energy_at_16", 3],
+    ];
     const list = make("dl");
     for (const [name, digits] of lines) {
-      if (row[name] !== null && row[name] !== undefined) list.append(make("dt", {}, name), make("dd", {}, interval(row, name, digits)));
+      if (row[name] !== null && row[name] !== undefined)
+        list.append(make("dt", {}, name), make("dd", {}, interval(row, name, digits)));
     }
     if (row.resolution) list.append(make("dt", {}, "resolution"), make("dd", {}, row.resolution.replace("_", " ")));
     return [
       make("p", { className: "tip-name" }, make("bdi", {}, title(row))),
-      make("p", { className: "tip-place" }, place(row).filter(Boolean).join(" · ") + (more > 1 ? ` · one of ${more} matrices in this cell, at their median` : "")),
+      make(
+        "p",
+        { className: "tip-place" },
+        place(row).filter(Boolean).join(" · ") +
+          (more > 1 ? ` · one of ${more} matrices in this cell, at their median` : ""),
+      ),
       row.route === "unchanged" ? make("p", {}, "unchanged") : list,
     ];
   }
 
   function interval(row, name, digits = 4) {
-    const low = row[`${name}_low`], high = row[`${name}_high`];
+    const low = row[`${name}_low`],
+      high = row[`${name}_high`];
     const value = number(row[name], digits);
-    return low === null || low === undefined || low === high ? value : `${value} (${number(low, digits)} – ${number(high, digits)})`;
+    return low === null || low === undefined || low === high
+      ? value
+      : `${value} (${number(low, digits)} – ${number(high, digits)})`;
   }
 
   // ── one matrix ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -41,8 +60,8 @@
   }
 
   function noiseOf(row, norm) {
-    const curve = noise[`${row.rows}x${row.cols}`];
-    return curve ? curve.i.map((i, j) => ({ i, sigma: curve.s[j] * norm, energy: curve.e[j] })) : [];
+    const law = noise[`${row.rows}x${row.cols}`];
+    return law ? law.i.map((i, j) => ({ i, sigma: law.s[j] * norm, energy: law.e[j] })) : [];
   }
 
   function spectrumChart(row, points, width) {
@@ -57,60 +76,140 @@
       Plot.areaY(rounding, { x: "i", y1: bottom, y2: "sigma", fill: "var(--c59636e)", fillOpacity: 0.22 }),
       Plot.line(same, { x: "i", y: "sigma", stroke: "var(--c59636e)", strokeDasharray: "5 4" }),
       edge ? Plot.ruleY([edge], { stroke: "var(--cd55e00)", strokeWidth: 1.25 }) : null,
-      edge ? Plot.text([edge], { y: (d) => d, text: ["noise edge"], frameAnchor: "right", dy: -7, textAnchor: "end", fill: "var(--cd55e00)" }) : null,
+      edge
+        ? Plot.text([edge], {
+            y: (d) => d,
+            text: ["noise edge"],
+            frameAnchor: "right",
+            dy: -7,
+            textAnchor: "end",
+            fill: "var(--cd55e00)",
+          })
+        : null,
       Plot.line(positive, { x: "i", y: "sigma", stroke: "var(--c0072b2)", strokeWidth: 1.75 }),
       positive.length <= 80 ? Plot.dot(positive, { x: "i", y: "sigma", r: 2.2, fill: "var(--c0072b2)" }) : null,
-      Plot.tip(positive, Plot.pointerX({ x: "i", y: "sigma", fill: "var(--page)", title: (p) => `i = ${p.i}\nσ = ${number(p.sigma)}` })),
+      Plot.tip(
+        positive,
+        Plot.pointerX({ x: "i", y: "sigma", fill: "var(--page)", title: (p) => `i = ${p.i}\nσ = ${number(p.sigma)}` }),
+      ),
     ];
     return chart({
-      width, marks: marks.filter(Boolean), ariaLabel: `Singular values of ${title(row)} on logarithmic axes`,
-      x: { type: "log", label: "i", ticks: 5, tickFormat: (d) => number(d) }, y: { type: "log", label: "σᵢ", domain: [bottom, top * 1.6], ticks: 5, tickFormat: (d) => number(d, 2), grid: true },
+      width,
+      marks: marks.filter(Boolean),
+      ariaLabel: `Singular values of ${title(row)} on logarithmic axes`,
+      x: { type: "log", label: "i", ticks: 5, tickFormat: (d) => number(d) },
+      y: {
+        type: "log",
+        label: "σᵢ",
+        domain: [bottom, top * 1.6],
+        ticks: 5,
+        tickFormat: (d) => number(d, 2),
+        grid: true,
+      },
     });
   }
 
   function energyChart(row, points, width) {
-    const ranks = ["rank_50", "rank_90", "rank_95", "rank_99"].map((name) => ({ name, rank: row[name], share: Number(name.slice(5)) / 100 })).filter((d) => d.rank >= 1);
+    const ranks = ["rank_50", "rank_90", "rank_95", "rank_99"]
+      .map((name) => ({ name, rank: row[name], share: Number(name.slice(5)) / 100 }))
+      .filter((d) => d.rank >= 1);
     const marks = [
       Plot.line(noiseOf(row, 1), { x: "i", y: "energy", stroke: "var(--c59636e)", strokeDasharray: "5 4" }),
       Plot.line(points, { x: "i", y: "energy", stroke: "var(--c0072b2)", strokeWidth: 1.75 }),
       Plot.ruleX(ranks, { x: "rank", y1: 0, y2: "share", stroke: "var(--c9a7500)", strokeWidth: 1 }),
       Plot.dot(ranks, { x: "rank", y: "share", r: 3, fill: "var(--c9a7500)" }),
-      Plot.text(separate(ranks), { x: "rank", y: "share", text: (d) => d.label, textAnchor: "end", dx: -7, dy: -6, fill: "currentColor", fontSize: 11 }),
-      Plot.tip(points, Plot.pointerX({ x: "i", y: "energy", fill: "var(--page)", title: (p) => `r = ${p.i}\n${number(100 * p.energy)} % of the energy` })),
+      Plot.text(separate(ranks), {
+        x: "rank",
+        y: "share",
+        text: (d) => d.label,
+        textAnchor: "end",
+        dx: -7,
+        dy: -6,
+        fill: "currentColor",
+        fontSize: 11,
+      }),
+      Plot.tip(
+        points,
+        Plot.pointerX({
+          x: "i",
+          y: "energy",
+          fill: "var(--page)",
+          title: (p) => `r = ${p.i}\n${number(100 * p.energy)} % of the energy`,
+        }),
+      ),
     ];
     return chart({
-      width, marks, ariaLabel: `Cumulative energy of ${title(row)} against rank`,
-      x: { type: "log", label: "rank r", ticks: 5, tickFormat: (d) => number(d) }, y: { label: "energy of the first r", domain: [0, 1], tickFormat: (d) => `${Math.round(100 * d)} %`, grid: true },
+      width,
+      marks,
+      ariaLabel: `Cumulative energy of ${title(row)} against rank`,
+      x: { type: "log", label: "rank r", ticks: 5, tickFormat: (d) => number(d) },
+      y: { label: "energy of the first r", domain: [0, 1], tickFormat: (d) => `${Math.round(100 * d)} %`, grid: true },
     });
   }
 
   // Ranks that coincide share one label, at the highest of their shares.
   function separate(ranks) {
     const out = new Map();
-    for (const d of ranks) out.set(d.rank, { ...d, label: [...(out.get(d.rank)?.label.replace(/:.*/, "").split(", ") ?? []), `${Math.round(100 * d.share)} %`].join(", ") + `: ${number(d.rank)}` });
+    for (const d of ranks)
+      out.set(d.rank, {
+        ...d,
+        label:
+          [...(out.get(d.rank)?.label.replace(/:.*/, "").split(", ") ?? []), `${Math.round(100 * d.share)} %`].join(
+            ", ",
+          ) + `: ${number(d.rank)}`,
+      });
     return [...out.values()];
   }
 
   function charts(row) {
     const points = curve(row._i);
     if (!points || !points.some((p) => p.sigma > 0)) {
-      return [make("p", { className: "absent" }, row.route === "unchanged" ? "This tensor is the same on both sides: there is no update to draw." : "A vector has no spectrum.")];
+      return [
+        make(
+          "p",
+          { className: "absent" },
+          row.route === "unchanged"
+            ? "This tensor is the same on both sides: there is no update to draw."
+            : "A vector has no spectrum.",
+        ),
+      ];
     }
-    const width = Math.min(520, Math.max(300, Math.floor((dialog.clientWidth || innerWidth) / (innerWidth > 900 ? 2 : 1)) - 48));
-    const figure = (heading, note, svg) => make("figure", {}, make("figcaption", {}, make("h3", {}, heading), make("p", {}, note)), svg);
-    const seen = points.filter((p) => p.sigma > points[0].sigma * 1e-6).at(-1).sigma;
-    const rounding = !(row.rounding_noise > 0) ? "" : row.noise_edge > seen * 0.02
-      ? " Grey: the Marchenko–Pastur bulk of its rounding."
-      : ` Its rounding lies below the picture: noise edge ${number(row.noise_edge)}.`;
-    return [make("div", { className: "charts" },
-      figure("Singular values", `Dashed: noise with the norm of this update.${rounding}`, spectrumChart(row, points, width)),
-      figure("Cumulative energy", "Dashed: noise of this shape. Dots: ranks that hold 50, 90, 95 and 99 %.", energyChart(row, points, width)))];
+    const width = Math.min(
+      520,
+      Math.max(300, Math.floor((dialog.clientWidth || innerWidth) / (innerWidth > 900 ? 2 : 1)) - 48),
+    );
+    const figure = (heading, note, svg) =>
+      make("figure", {}, make("figcaption", {}, make("h3", {}, heading), make("p", {}, note)), svg);
+    const seen = points.findLast((p) => p.sigma > points[0].sigma * 1e-6).sigma;
+    const rounding = !(row.rounding_noise > 0)
+      ? ""
+      : row.noise_edge > seen * 0.02
+        ? " Grey: the Marchenko–Pastur bulk of its rounding."
+        : ` Its rounding lies below the picture: noise edge ${number(row.noise_edge)}.`;
+    return [
+      make(
+        "div",
+        { className: "charts" },
+        figure(
+          "Singular values",
+          `Dashed: noise with the norm of this update.${rounding}`,
+          spectrumChart(row, points, width),
+        ),
+        figure(
+          "Cumulative energy",
+          "Dashed: noise of this shape. Dots: ranks that hold 50, 90, 95 and 99 %.",
+          energyChart(row, points, width),
+        ),
+      ),
+    ];
   }
 
   function warning(row) {
     const text = {
-      noisy: "Rounding explains 1–50 % of this update's energy: its ranks and its spectrum mix the update with rounding. Only what stands above the noise edge is the update's own.",
-      below_precision: "Rounding explains more than half of what is stored here: neither the rank nor the spectrum of the update can be read.",
+      noisy:
+        "Rounding explains 1–50 % of this update's energy: its ranks and its spectrum mix the update with rounding. Only what stands above the noise edge is the update's own.",
+      below_precision:
+        "Rounding explains more than half of what is stored here: neither the rank nor the spectrum of the update can be read.",
     }[row.resolution];
     return text ? make("p", { className: "caution" }, text) : null;
   }
@@ -118,15 +217,36 @@
   function neighbours(row) {
     const same = (other) => slots[other._i] === slots[row._i] && other.stack === row.stack;
     const twins = rows.filter((r) => same(r) && r.layer === row.layer && r._i !== row._i);
-    const column = rows.filter((r) => same(r) && r.layer !== row.layer && r.layer !== null).sort((a, b) => a.layer - b.layer);
-    const before = column.filter((r) => r.layer < row.layer).at(-1), after = column.find((r) => r.layer > row.layer);
-    const layer = rows.filter((r) => r.layer === row.layer && r.stack === row.stack && r._i !== row._i && !same(r) && r.ndim !== 1);
-    const button = (r, text) => make("button", { type: "button", className: "chip", onclick: () => open(r._i) }, make("bdi", {}, text));
-    const line = (heading, buttons) => buttons.length ? make("p", { className: "chips" }, make("span", {}, heading), ...buttons) : null;
-    return make("nav", { "aria-label": "Neighbours" },
-      line("Same module", [before && button(before, `← layer ${before.layer}`), after && button(after, `layer ${after.layer} →`)].filter(Boolean)),
-      line("Same layer", layer.slice(0, 24).map((r) => button(r, r.part ? `${r.module}[${r.part}]` : r.module))),
-      line("Same cell", twins.slice(0, 64).map((r) => button(r, r.part || r.module))));
+    const column = rows
+      .filter((r) => same(r) && r.layer !== row.layer && r.layer !== null)
+      .sort((a, b) => a.layer - b.layer);
+    const before = column.findLast((r) => r.layer < row.layer),
+      after = column.find((r) => r.layer > row.layer);
+    const layer = rows.filter(
+      (r) => r.layer === row.layer && r.stack === row.stack && r._i !== row._i && !same(r) && r.ndim !== 1,
+    );
+    const button = (r, text) =>
+      make("button", { type: "button", className: "chip", onclick: () => open(r._i) }, make("bdi", {}, text));
+    const line = (heading, buttons) =>
+      buttons.length ? make("p", { className: "chips" }, make("span", {}, heading), ...buttons) : null;
+    return make(
+      "nav",
+      { "aria-label": "Neighbours" },
+      line(
+        "Same module",
+        [before && button(before, `← layer ${before.layer}`), after && button(after, `layer ${after.layer} →`)].filter(
+          Boolean,
+        ),
+      ),
+      line(
+        "Same layer",
+        layer.slice(0, 24).map((r) => button(r, r.part ? `${r.module}[${r.part}]` : r.module)),
+      ),
+      line(
+        "Same cell",
+        twins.slice(0, 64).map((r) => button(r, r.part || r.module)),
+      ),
+    );
   }
 
   function facts(row) {
@@ -134,29 +254,53 @@
       const known = names.filter((n) => row[n] !== null && row[n] !== undefined && row[n] !== "");
       if (!known.length) return null;
       const list = make("dl");
-      known.forEach((n) => list.append(make("div", {}, make("dt", {}, term(n)), make("dd", {}, make("bdi", {}, interval(row, n, 6))))));
+      known.forEach((n) =>
+        list.append(make("div", {}, make("dt", {}, term(n)), make("dd", {}, make("bdi", {}, interval(row, n, 6))))),
+      );
       return make("section", {}, make("h3", {}, heading), list);
     };
-    return make("div", { className: "columns" }, ...[...Object.entries(sections).slice(1), ["identity", sections.identity]].map(([heading, names]) => block(heading, names)).filter(Boolean));
+    return make(
+      "div",
+      { className: "columns" },
+      ...[...Object.entries(sections).slice(1), ["identity", sections.identity]]
+        .map(([heading, names]) => block(heading, names))
+        .filter(Boolean),
+    );
   }
 
   function open(i, from = null) {
     const row = rows[i];
     if (from) opener = from;
     if (!dialog.open) dialog.showModal();
-    const close = make("button", { type: "button", className: "close", "aria-label": "Close", onclick: () => dialog.close() }, "✕");
+    const close = make(
+      "button",
+      { type: "button", className: "close", "aria-label": "Close", onclick: () => dialog.close() },
+      "✕",
+    );
     const heading = make("h2", { id: "detail-title", tabIndex: -1 }, make("code", {}, make("bdi", {}, title(row))));
-    dialog.replaceChildren(...[
-      make("header", {}, heading, close),
-      make("p", { className: "place" }, place(row).filter(Boolean).join(" · "), ` · ${row.base_dtype || "no base"} → ${row.ft_dtype} · ${row.route}, ${row.method}`),
-      warning(row), ...charts(row), neighbours(row), facts(row),
-    ].filter(Boolean));
+    dialog.replaceChildren(
+      ...[
+        make("header", {}, heading, close),
+        make(
+          "p",
+          { className: "place" },
+          place(row).filter(Boolean).join(" · "),
+          ` · ${row.base_dtype || "no base"} → ${row.ft_dtype} · ${row.route}, ${row.method}`,
+        ),
+        warning(row),
+        ...charts(row),
+        neighbours(row),
+        facts(row),
+      ].filter(Boolean),
+    );
     dialog.scrollTop = 0;
     heading.focus();
   }
 
   dialog.addEventListener("close", () => opener?.focus?.());
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
   dialog.addEventListener("keydown", (event) => {
     const chips = [...dialog.querySelectorAll(".chip")];
     if (event.key === "ArrowLeft" && event.altKey) chips.find((c) => c.textContent.startsWith("←"))?.click();
@@ -164,28 +308,56 @@
   });
 
   // ── the table of layers ───────────────────────────────────────────────────────────────────────────────────────
-  const overview = ["name", "kind", "layer", "relative_change", "rank_90", "rank_90_ratio", "signal_rank", "energy_at_16", "resolution"];
+  const overview = [
+    "name",
+    "kind",
+    "layer",
+    "relative_change",
+    "rank_90",
+    "rank_90_ratio",
+    "signal_rank",
+    "energy_at_16",
+    "resolution",
+  ];
   const text = new Set(data.text_columns);
 
   function layers() {
     const element = byId("layers-table");
     if (!element || !rows.length) return;
-    const all = columns.map((field) => ({ field, title: field, numeric: !text.has(field), frozen: field === "name" && innerWidth > 900, width: { name: 256, layer: 70, kind: 96, resolution: 104 }[field] ?? (text.has(field) ? undefined : 92) }));
+    const all = columns.map((field) => ({
+      field,
+      title: field,
+      numeric: !text.has(field),
+      frozen: field === "name" && innerWidth > 900,
+      width: { name: 256, layer: 70, kind: 96, resolution: 104 }[field] ?? (text.has(field) ? undefined : 92),
+    }));
     const used = new Set(columns.filter((c) => rows.some((r) => r[c] !== null && r[c] !== "")));
     const choose = (names) => names.map((n) => all.find((c) => c.field === n)).filter((c) => c && used.has(c.field));
     const toolbar = byId("layers-tools");
-    const choice = make("select", { id: "layers-columns" }, ...["overview", ...Object.keys(sections), "all columns"].map((v) => make("option", { value: v }, v)));
+    const choice = make(
+      "select",
+      { id: "layers-columns" },
+      ...["overview", ...Object.keys(sections), "all columns"].map((v) => make("option", { value: v }, v)),
+    );
     toolbar.append(make("label", {}, "Columns ", choice));
     const grid = deltaw.table(element, choose(overview), rows, { open, file: "layers.csv", toolbar, saved: all });
     choice.addEventListener("change", () => {
       const head = ["name", "kind", "layer"];
-      const named = { overview, "all columns": columns }[choice.value] ?? [...head, ...sections[choice.value].filter((c) => !head.includes(c))];
+      const named = { overview, "all columns": columns }[choice.value] ?? [
+        ...head,
+        ...sections[choice.value].filter((c) => !head.includes(c)),
+      ];
       grid.showColumns(choose(named));
     });
   }
 
   layers();
   document.querySelectorAll("figure[data-live]").forEach((figure) => deltaw.heatmap(figure, open, describe));
-  document.querySelectorAll("a[data-open]").forEach((a) => a.addEventListener("click", (event) => { event.preventDefault(); open(Number(a.dataset.open), a); }));
+  document.querySelectorAll("a[data-open]").forEach((a) =>
+    a.addEventListener("click", (event) => {
+      event.preventDefault();
+      open(Number(a.dataset.open), a);
+    }),
+  );
   document.documentElement.dataset.ready = "true";
 })();

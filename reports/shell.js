@@ -22,7 +22,8 @@ const deltaw = (() => {
     if (typeof value === "string") return value;
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en").replaceAll(",", "\u202f").replace("-", "−");
+    if (Number.isInteger(value) && size < 1e6)
+      return value.toLocaleString("en").replaceAll(",", "\u202f").replace("-", "−");
     if (size >= 1e-4 && size < 1e6) {
       const text = Number(value.toPrecision(digits)).toString();
       return text.replace("-", "−");
@@ -48,7 +49,8 @@ const deltaw = (() => {
   }
 
   function placeTip(tip, box) {
-    const width = tip.offsetWidth, height = tip.offsetHeight;
+    const width = tip.offsetWidth,
+      height = tip.offsetHeight;
     const left = Math.min(Math.max(8, box.left + box.width / 2 - width / 2), innerWidth - width - 8);
     const top = box.top - height - 8 > 8 ? box.top - height - 8 : box.bottom + 8;
     tip.style.left = `${left}px`;
@@ -62,7 +64,10 @@ const deltaw = (() => {
     if (!cells.length) return;
     const at = new Map(cells.map((cell) => [`${cell.dataset.r},${cell.dataset.c}`, cell]));
     let shown = null;
-    const hide = () => { tip.hidden = true; shown = null; };
+    const hide = () => {
+      tip.hidden = true;
+      shown = null;
+    };
     const show = (cell) => {
       shown = cell;
       tip.replaceChildren(...describe(cell));
@@ -77,9 +82,17 @@ const deltaw = (() => {
       cell.addEventListener("pointerleave", hide);
       cell.addEventListener("focus", () => show(cell));
       cell.addEventListener("blur", hide);
-      cell.addEventListener("click", (event) => { event.preventDefault(); hide(); open(Number(cell.dataset.m), cell); });
+      cell.addEventListener("click", (event) => {
+        event.preventDefault();
+        hide();
+        open(Number(cell.dataset.m), cell);
+      });
       cell.addEventListener("keydown", (event) => {
-        if (event.key === " ") { event.preventDefault(); hide(); open(Number(cell.dataset.m), cell); }
+        if (event.key === " ") {
+          event.preventDefault();
+          hide();
+          open(Number(cell.dataset.m), cell);
+        }
         if (event.key === "Escape") hide();
         if (!step[event.key]) return;
         event.preventDefault();
@@ -94,7 +107,10 @@ const deltaw = (() => {
         }
       });
     });
-    addEventListener("scroll", () => shown && placeTip(tip, shown.getBoundingClientRect()), { passive: true, capture: true });
+    addEventListener("scroll", () => shown && placeTip(tip, shown.getBoundingClientRect()), {
+      passive: true,
+      capture: true,
+    });
   }
 
   // A name that may break after its dots and underscores.
@@ -105,32 +121,38 @@ const deltaw = (() => {
   // A table that sorts, filters and pages. columns: {field, title, numeric, frozen, width}; rows: objects; saved: the
   // columns of the CSV. `showColumns` of what is returned exchanges the columns.
   // Tabulator draws it; its roles are put right where a grid may only hold rows.
-  function table(element, columns, rows, { open = null, file = "table.csv", size = 20, toolbar = null, saved = columns } = {}) {
+  function table(
+    element,
+    columns,
+    rows,
+    { open = null, file = "table.csv", size = 20, toolbar = null, saved = columns } = {},
+  ) {
     const format = (cell) => {
       return make("span", {}, ...breaking(number(cell.getValue())));
     };
     const head = (cell) => make("span", {}, ...breaking(cell.getValue()));
-    const define = (some) => some.map((c) => ({
-      field: c.field,
-      title: c.title,
-      titleFormatter: head,
-      visible: c.visible !== false,
-      frozen: Boolean(c.frozen),
-      width: c.width,
-      variableHeight: !c.numeric, // a long name wraps: its end tells it from its neighbours
-      minWidth: c.width ?? (c.numeric ? 84 : 100),
-      hozAlign: c.numeric ? "right" : "left",
-      headerHozAlign: c.numeric ? "right" : "left",
-      sorter: c.numeric ? "number" : "alphanum",
-      sorterParams: { alignEmptyValues: "bottom" },
-      headerSortStartingDir: c.numeric ? "desc" : "asc",
-      headerFilter: "input",
-      headerFilterPlaceholder: c.numeric ? "e.g. > 10" : "contains",
-      headerFilterFunc: c.numeric ? compare : "like",
-      headerTooltip: data.metrics[c.field]?.description || c.title,
-      formatter: format,
-      accessorDownload: (value) => value ?? "",
-    }));
+    const define = (some) =>
+      some.map((c) => ({
+        field: c.field,
+        title: c.title,
+        titleFormatter: head,
+        visible: c.visible !== false,
+        frozen: Boolean(c.frozen),
+        width: c.width,
+        variableHeight: !c.numeric, // a long name wraps: its end tells it from its neighbours
+        minWidth: c.width ?? (c.numeric ? 84 : 100),
+        hozAlign: c.numeric ? "right" : "left",
+        headerHozAlign: c.numeric ? "right" : "left",
+        sorter: c.numeric ? "number" : "alphanum",
+        sorterParams: { alignEmptyValues: "bottom" },
+        headerSortStartingDir: c.numeric ? "desc" : "asc",
+        headerFilter: "input",
+        headerFilterPlaceholder: c.numeric ? "e.g. > 10" : "contains",
+        headerFilterFunc: c.numeric ? compare : "like",
+        headerTooltip: data.metrics[c.field]?.description || c.title,
+        formatter: format,
+        accessorDownload: (value) => value ?? "",
+      }));
     const pages = make("div", { className: "tabulator-footer pages" });
     element.after(pages);
     const grid = new Tabulator(element, {
@@ -150,7 +172,7 @@ const deltaw = (() => {
     });
     grid.on("rowClick", (_, row) => open && open(row.getData()._i, row.getElement()));
     grid.on("tableBuilt", () => {
-      label(element);
+      nameTheRegion(element);
       addEventListener("resize", () => grid.redraw());
     });
     // Other columns of the same rows: what was sorted and filtered stays so, where the column stays.
@@ -161,7 +183,7 @@ const deltaw = (() => {
       grid.setColumns(define(some));
       filters.filter((f) => kept.has(f.field)).forEach((f) => grid.setHeaderFilterValue(f.field, f.value));
       grid.setSort(sorters.filter((s) => kept.has(s.column)));
-      label(element);
+      nameTheRegion(element);
     };
     grid.on("renderComplete", () => {
       element.querySelectorAll(".tabulator-row").forEach((row) => {
@@ -186,7 +208,7 @@ const deltaw = (() => {
     return grid;
   }
 
-  function label(element) {
+  function nameTheRegion(element) {
     const holder = element.querySelector(".tabulator-tableholder");
     element.removeAttribute("aria-owns");
     element.setAttribute("aria-label", "Table");
@@ -197,7 +219,9 @@ const deltaw = (() => {
       const title = input.closest(".tabulator-col").querySelector(".tabulator-col-title").textContent;
       input.setAttribute("aria-label", `Filter ${title}`);
     });
-    element.parentElement.querySelectorAll(".tabulator-page-size").forEach((s) => s.setAttribute("aria-label", "Rows per page"));
+    element.parentElement
+      .querySelectorAll(".tabulator-page-size")
+      .forEach((s) => s.setAttribute("aria-label", "Rows per page"));
   }
 
   // A numeric filter: `> 10`, `<= 0.5`, `3..8`, `16`.
@@ -210,8 +234,10 @@ const deltaw = (() => {
     const [, operator, operand] = text.match(/^(<=|>=|<|>|=)?\s*(.*)$/);
     const limit = Number(operand);
     if (operand === "" || Number.isNaN(limit)) return true;
-    return { "<": value < limit, ">": value > limit, "<=": value <= limit, ">=": value >= limit }[operator]
-      ?? Math.abs(value - limit) <= Math.abs(limit) * 5e-4;
+    return (
+      { "<": value < limit, ">": value > limit, "<=": value <= limit, ">=": value >= limit }[operator] ??
+      Math.abs(value - limit) <= Math.abs(limit) * 5e-4
+    );
   }
 
   // The rows as a file, in the table's order, with full numbers. A cell that a spreadsheet would run as a formula is quoted.
@@ -233,9 +259,20 @@ const deltaw = (() => {
   // A chart of Observable Plot in the page's look; the class is the one that the policy knows the style of.
   function chart(options) {
     const svg = Plot.plot({
-      className: data.chart_class, marginLeft: 58, marginBottom: 40, marginTop: 26, marginRight: 14, height: 300,
+      className: data.chart_class,
+      marginLeft: 58,
+      marginBottom: 40,
+      marginTop: 26,
+      marginRight: 14,
+      height: 300,
       ...options,
-      style: { background: "transparent", color: "inherit", fontSize: "12px", fontFamily: "inherit", overflow: "visible" },
+      style: {
+        background: "transparent",
+        color: "inherit",
+        fontSize: "12px",
+        fontFamily: "inherit",
+        overflow: "visible",
+      },
     });
     svg.setAttribute("role", "img"); // one picture with one name; its parts have none
     svg.querySelectorAll("[aria-label]").forEach((part) => part.removeAttribute("aria-label"));
@@ -253,7 +290,9 @@ const deltaw = (() => {
           getSelection().selectAllChildren(source); // no permission: leave it selected
           button.textContent = "Selected: press Ctrl-C";
         }
-        setTimeout(() => { button.textContent = "Copy"; }, 2000);
+        setTimeout(() => {
+          button.textContent = "Copy";
+        }, 2000);
       });
     });
   }
@@ -262,14 +301,27 @@ const deltaw = (() => {
   function choices() {
     document.querySelectorAll("[data-choices]").forEach((group) => {
       const blocks = [...group.querySelectorAll("[data-choice]")];
-      const select = (value) => blocks.forEach((b) => { b.hidden = b.dataset.choice !== value; });
-      const buttons = blocks.map((b, i) => make("button", {
-        type: "button", "aria-pressed": String(i === 0), onclick: (event) => {
-          buttons.forEach((o) => o.setAttribute("aria-pressed", String(o === event.target)));
-          select(b.dataset.choice);
-        },
-      }, b.dataset.choice));
-      group.prepend(make("div", { className: "switch", role: "group", "aria-label": group.dataset.choices }, ...buttons));
+      const select = (value) =>
+        blocks.forEach((b) => {
+          b.hidden = b.dataset.choice !== value;
+        });
+      const buttons = blocks.map((b, i) =>
+        make(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(i === 0),
+            onclick: (event) => {
+              buttons.forEach((o) => o.setAttribute("aria-pressed", String(o === event.target)));
+              select(b.dataset.choice);
+            },
+          },
+          b.dataset.choice,
+        ),
+      );
+      group.prepend(
+        make("div", { className: "switch", role: "group", "aria-label": group.dataset.choices }, ...buttons),
+      );
       select(blocks[0]?.dataset.choice);
     });
   }
@@ -279,9 +331,15 @@ const deltaw = (() => {
     let opened = [];
     addEventListener("beforeprint", () => {
       opened = [...document.querySelectorAll("details.how:not([open]), details.print:not([open])")];
-      opened.forEach((d) => { d.open = true; });
+      opened.forEach((d) => {
+        d.open = true;
+      });
     });
-    addEventListener("afterprint", () => opened.forEach((d) => { d.open = false; }));
+    addEventListener("afterprint", () =>
+      opened.forEach((d) => {
+        d.open = false;
+      }),
+    );
   }
 
   theme();
