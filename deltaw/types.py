@@ -6,6 +6,7 @@ and can be sent to another process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeGuard
@@ -152,6 +153,31 @@ class Skipped:
     name: str
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a model was compared.
+
+    Attributes:
+        compared_tensors, tensors: Floating tensors of the base that were compared or are known to be unchanged, and
+            all that were asked for. Tied ones count once; integer buffers do not count.
+        compared_numbers, numbers: The same in numbers.
+        share: compared_numbers over numbers; NaN where none was asked for.
+        ft_tensors, ft_numbers: Of the fine-tuned side.
+    """
+
+    compared_tensors: int = 0
+    tensors: int = 0
+    compared_numbers: int = 0
+    numbers: int = 0
+    share: float = field(init=False)
+    ft_tensors: int = 0
+    ft_numbers: int = 0
+
+    def __post_init__(self) -> None:
+        share = self.compared_numbers / self.numbers if self.numbers else math.nan
+        object.__setattr__(self, "share", share)  # frozen: a field, so that it is written with the others
 
 
 class Interval(NamedTuple):

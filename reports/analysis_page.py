@@ -12,12 +12,14 @@ from markupsafe import Markup, escape
 from deltaw.errors import OptionError
 from deltaw.reports import adapter_ranks, figures, findings, heatmaps, page, readings, remarks, svg
 from deltaw.reports.embedded import embedded, sections
-from deltaw.reports.facts import Facts, gather
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.page import Column, Picture
 from deltaw.reports.plots import AnalysisPlots
 from deltaw.reports.text import EMPTY, missing, number, percent, short, visible, whole
 from deltaw.results.analysis import is_whole
+from deltaw.results.rows import is_hidden_by_noise
+from deltaw.results.summary import Summary
+from deltaw.results.verdict import RULES
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
@@ -58,7 +60,7 @@ def html(analysis: Analysis) -> str:
     """The report as a text."""
     plots = AnalysisPlots(analysis)
     layers = plots.layers
-    facts = gather(layers)
+    summary = analysis.summary
     base, tuned = _origin(analysis.base, "no base"), _origin(analysis.ft, "in memory")
     context = {
         "title": f"{visible(tuned['name'])}: what fine-tuning changed",
@@ -66,15 +68,15 @@ def html(analysis: Analysis) -> str:
         "analysis": analysis,
         "base": base,
         "ft": tuned,
-        "facts": facts,
-        "answer": findings.answer(facts),
-        "five": findings.five(facts),
+        "summary": summary,
+        "answer": findings.answer(summary),
+        "five": findings.five(summary),
         "sweep": _sweep(analysis),
         "aligned": analysis.options.get("alignment", False),
-        "concerns": remarks.concerns(facts),
-        "decay": remarks.decay(analysis.summary.get("decay", {})) if facts.has_base and facts.changed else None,
-        "rules": findings.RULES,
-        "pictures": pictures(plots, layers, facts),
+        "concerns": remarks.concerns(summary),
+        "decay": remarks.decay(summary.decay) if summary.has_base and summary.changed else None,
+        "rules": RULES,
+        "pictures": pictures(plots, layers, summary),
         "kinds": _by_kind(layers, SUMMARY),
         "alignments": _by_kind(layers, ALIGNMENT),
         "needs": _needs(layers),
@@ -105,7 +107,7 @@ def _origin(about: Mapping[str, Any], unnamed: str) -> dict[str, Any]:
     return {**about, "path": path, "name": visible("/".join(parts[-2:])) or unnamed}
 
 
-def pictures(plots: AnalysisPlots, layers: Layers, facts: Facts) -> dict[str, Picture]:
+def pictures(plots: AnalysisPlots, layers: Layers, summary: Summary) -> dict[str, Picture]:
     """Every figure of the report, by its identifier; those that do not apply say why."""
     out = {}
     for identifier, metric, vectors in readings.HEATMAPS:
@@ -122,17 +124,17 @@ def pictures(plots: AnalysisPlots, layers: Layers, facts: Facts) -> dict[str, Pi
         "ranks": plots.ranks,
     }
     for identifier, draw in draws.items():
-        out[identifier] = _picture(identifier, draw, layers, facts)
+        out[identifier] = _picture(identifier, draw, layers, summary)
     return out
 
 
-def _picture(identifier: str, draw: Callable[[], Any], layers: Layers, facts: Facts) -> Picture:
+def _picture(identifier: str, draw: Callable[[], Any], layers: Layers, summary: Summary) -> Picture:
     title, how = readings.TITLES[identifier]
     try:
         axes = draw()
     except OptionError as e:
         return Picture(f"f-{identifier}", title, None, reason=str(e))
-    reading = readings.reading(identifier, layers, facts)
+    reading = readings.reading(identifier, layers, summary)
     figure = figures.of(axes)
     return Picture(
         f"f-{identifier}", title, svg.inline(figure, identifier, title, page.plain_text(reading)), reading, how
@@ -188,7 +190,7 @@ def _by_kind(layers: Layers, metrics: tuple[str, ...]) -> tuple[list[Column], li
         total = int((layers.matrices["kind"] == kind).sum())
         row = {"kind": kind, "count": f"{whole(len(changed))} of {whole(total)}"}
         for m in metrics:
-            source = clear if m in heatmaps.HIDDEN_BY_NOISE else changed
+            source = clear if is_hidden_by_noise(m) else changed
             row[m] = heatmaps.shown(m, source[m].median())
         rows.append(row)
     return columns, rows

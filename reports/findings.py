@@ -10,14 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deltaw.reports.facts import Facts, Spread
 from deltaw.reports.text import EMPTY, code, number, percent, plural, strong, whole
+from deltaw.results.rows import Spread
+from deltaw.results.summary import Summary
+from deltaw.results.verdict import RULES, Verdict
 
-UNRELATED_COSINE = 0.5  # below this the two sets of weights do not point the same way
-DECAY_SHARE = 0.9  # of the update's energy lies along W0
-DECAY_SPREAD = 0.2  # of the factor c, relative
-LOW_RANK_SHARE = 1 / 8  # of the dimensions
-BEYOND = 1.5  # energy below the noise edge, in units of the predicted rounding
 WORDS = (
     (0.15, "is low-rank"),
     (0.5, "is concentrated in few directions"),
@@ -45,199 +42,158 @@ class Figure:
     metric: str = ""
 
 
-def verdict(f: Facts) -> str:
-    """What kind of update this is. The first rule that holds decides; `RULES` states them in words."""
-    if not f.tensors:
-        return "empty"
-    if not f.changed:
-        return "unchanged"
-    if not f.changed_matrices:
-        return "vectors_only"
-    if f.cosine.median < UNRELATED_COSINE and f.change.median > UNRELATED_COSINE:
-        return "unrelated"
-    if f.factored > f.changed_matrices / 2:
-        return "adapter"
-    if set(f.changed_kinds) <= {"embedding", "head"} < set(f.kinds) | {"embedding", "head"}:
-        return "embeddings_only"
-    if f.below >= f.changed_matrices / 2:
-        return "below_precision"
-    if f.along_base.median > DECAY_SHARE and _relative(f.shrinkage) <= DECAY_SPREAD:
-        return "decay_only"
-    if f.signal_rank.median >= 1 and f.signal_share.median <= LOW_RANK_SHARE and _only_rounding_beyond(f):
-        return "low_rank"
-    return "spread"
-
-
-RULES = {
-    "empty": "No tensor has a row.",
-    "unchanged": "Every row has ΔW = 0.",
-    "vectors_only": "Every matrix has ΔW = 0, some vectors (norms, biases) do not.",
-    "unrelated": f"In the median matrix cos(W, W0) < {UNRELATED_COSINE} and relative_change > {UNRELATED_COSINE}.",
-    "adapter": "More than half of the changed matrices were read from an adapter's factors.",
-    "embeddings_only": "Every changed matrix is an embedding or a head, and the model has other matrices.",
-    "below_precision": "At least half of the changed matrices are below_precision: rounding explains more than half "
-    "their energy.",
-    "decay_only": f"In the median matrix cos²(ΔW, W0) > {DECAY_SHARE}, and the middle 80 % of the factors c lie within "
-    f"{percent(DECAY_SPREAD)} of their median.",
-    "low_rank": f"In the median matrix at most one in {round(1 / LOW_RANK_SHARE)} directions stands above the noise "
-    f"edge, and the energy "
-    f"below it is at most {BEYOND} times what rounding predicts.",
-    "spread": "None of the other rules holds.",
-}
-
-
-def answer(f: Facts) -> list[Finding]:
+def answer(s: Summary) -> list[Finding]:
     """The answer in up to three sentences: what changed, how much of it is real, how low-rank it is."""
-    kind = verdict(f)
+    kind = s.verdict
     rule = RULES[kind]
-    if kind == "empty":
-        failed = f" {plural(f.failed, 'tensor')} could not be measured." if f.failed else ""
+    if kind == Verdict.EMPTY:
+        failed = f" {plural(s.failed, 'tensor')} could not be measured." if s.failed else ""
         return [Finding(f"No tensor of the two checkpoints has a row in this analysis.{failed}", rule, "warn")]
-    if kind == "unchanged":
+    if kind == Verdict.UNCHANGED:
         return [
             Finding(
-                f"{strong('Nothing changed')}: {_all(f.tensors)} compared hold the same numbers on both sides.", rule
+                f"{strong('Nothing changed')}: {_all(s.tensors)} compared hold the same numbers on both sides.", rule
             )
         ]
-    return [s for s in (_what(f, kind), _real(f, kind), _rank(f, kind)) if s]
+    return [said for said in (_what(s, kind), _real(s, kind), _rank(s, kind)) if said]
 
 
-def _what(f: Facts, kind: str) -> Finding:
+def _what(s: Summary, kind: Verdict) -> Finding:
     rule = (
         RULES[kind]
-        if kind in {"vectors_only", "unrelated", "embeddings_only"}
+        if kind in {Verdict.VECTORS_ONLY, Verdict.UNRELATED, Verdict.EMBEDDINGS_ONLY}
         else "Counts of rows with ΔW ≠ 0; relative_change of changed matrices."
     )
-    if kind == "vectors_only":
+    if kind == Verdict.VECTORS_ONLY:
         return Finding(
-            f"Only {strong(plural(f.changed_vectors, 'vector'))} (norms and biases) changed; "
-            f"{'all' if f.matrices != 1 else 'the'} {plural(f.matrices, 'matrix', 'matrices')} hold the same "
+            f"Only {strong(plural(s.changed_vectors, 'vector'))} (norms and biases) changed; "
+            f"{'all' if s.matrices != 1 else 'the'} {plural(s.matrices, 'matrix', 'matrices')} hold the same "
             f"numbers on both sides.",
             rule,
         )
-    if kind == "unrelated":
+    if kind == Verdict.UNRELATED:
         return Finding(
             f"{strong('These are not a base and its fine-tune')}: the typical difference is "
-            f"{percent(f.change.median)} of the base's "
-            f"norm, and the two sets of weights hardly point the same way (cosine {number(f.cosine.median, 2)}; a "
-            f"fine-tune is close to 1).",
+            f"{percent(s.change.median)} of the base's "
+            f"norm, and the two sets of weights hardly point the same way (cosine "
+            f"{number(s.against_base.cosine.median, 2)}; a fine-tune is close to 1).",
             rule,
             "warn",
         )
-    counts = f"{strong(f'{whole(f.changed)} of {whole(f.tensors)}')} tensors changed"
-    if kind == "embeddings_only":
+    counts = f"{strong(f'{whole(s.changed)} of {whole(s.tensors)}')} tensors changed"
+    if kind == Verdict.EMBEDDINGS_ONLY:
         counts = (
-            f"Only {' and '.join(sorted(f.changed_kinds))} matrices changed ({whole(f.changed_matrices)} of "
-            f"{whole(f.matrices)} matrices"
-            + (f", and {plural(f.changed_vectors, 'vector')})" if f.changed_vectors else ")")
+            f"Only {' and '.join(sorted(s.changed_kinds))} matrices changed ({whole(s.changed_matrices)} of "
+            f"{whole(s.matrices)} matrices"
+            + (f", and {plural(s.changed_vectors, 'vector')})" if s.changed_vectors else ")")
         )
-    if math.isnan(f.change.median):
+    if math.isnan(s.change.median):
         return Finding(f"{counts}; how far, relative to the base, is not known without the base's weights.", rule)
     return Finding(
-        f"{counts}; the typical matrix moved by {strong(percent(f.change.median))} of its norm{_range(f)}.", rule
+        f"{counts}; the typical matrix moved by {strong(percent(s.change.median))} of its norm{_range(s)}.", rule
     )
 
 
-def _range(f: Facts) -> str:
-    if f.change.count < 2:
+def _range(s: Summary) -> str:
+    if s.change.n < 2:
         return ""
-    low, high = percent(f.change.low, 2), percent(f.change.high, 2)
+    low, high = percent(s.change.low, 2), percent(s.change.high, 2)
     span = f"{low} to {high}" if low != high else f"all about {low}"
-    return f" ({span}; most in {code(f.top[0])})"
+    return f" ({span}; most in {code(s.most_changed_matrices[0].key)})"
 
 
-def _real(f: Facts, kind: str) -> Finding | None:
+def _real(s: Summary, kind: Verdict) -> Finding | None:
     rule = "resolved, noisy, below_precision: rounding explains up to 1 %, up to 50 %, more than 50 % of ‖ΔW‖²."
-    if kind in {"vectors_only", "unrelated"}:
+    if kind in {Verdict.VECTORS_ONLY, Verdict.UNRELATED}:
         return None
-    if f.factored == f.changed_matrices:
-        what = " and ".join(f.adapters[:2]) or "adapter"
-        rank = f" of rank {_span(f.adapter_rank)}" if f.adapter_rank.count else ""
+    if s.adapter.factored == s.changed_matrices:
+        what = " and ".join(s.adapter.types[:2]) or "adapter"
+        rank = f" of rank {_span(s.adapter.rank)}" if s.adapter.rank.n else ""
         return Finding(
             f"It is read from the factors of a {what} adapter{rank}, not from a stored sum, so no rounding is in it.",
             "All changed matrices come from factors.",
         )
-    known = f.resolved + f.noisy + f.below
+    known = s.resolution.known
     if not known:
         return None
-    dtype = f.dtypes[0] if f.dtypes else "the stored precision"
-    if f.resolved == known:
+    dtype = s.precision.dtypes[0] if s.precision.dtypes else "the stored precision"
+    if s.resolution.resolved == known:
         return Finding(
             f"{strong('It is real')} as far as storage goes: rounding to {dtype} explains "
-            f"{percent(f.rounding.median, 2)} of its energy in "
-            f"the typical matrix and at most {percent(f.rounding.high, 2)} in any.",
+            f"{percent(s.precision.rounding.median, 2)} of its energy in "
+            f"the typical matrix and at most {percent(s.precision.rounding.high, 2)} in any.",
             rule,
         )
-    if kind == "below_precision":
+    if kind == Verdict.BELOW_PRECISION:
         return Finding(
-            f"{strong('Most of it is rounding')}: in {whole(f.below)} of "
+            f"{strong('Most of it is rounding')}: in {whole(s.resolution.below_precision)} of "
             f"{plural(known, 'changed matrix', 'changed matrices')} the update is smaller than the "
             f"rounding of {dtype} storage, so neither its size nor its rank can be read there.",
             rule,
             "warn",
         )
-    unclear = f.noisy + f.below
-    below = f" (more than half in {whole(f.below)})" if f.below else ""
+    unclear = s.resolution.noisy + s.resolution.below_precision
+    below = f" (more than half in {whole(s.resolution.below_precision)})" if s.resolution.below_precision else ""
     return Finding(
-        f"{strong(f'{whole(f.resolved)} of {whole(known)}')} changed matrices stand clear of {dtype} rounding; in "
-        f"{whole(unclear)} it "
+        f"{strong(f'{whole(s.resolution.resolved)} of {whole(known)}')} changed matrices stand clear of {dtype} "
+        f"rounding; in {whole(unclear)} it "
         f"explains more than 1 % of the energy{below}, and no rank is claimed for those.",
         rule,
         "note",
     )
 
 
-def _rank(f: Facts, kind: str) -> Finding | None:
+def _rank(s: Summary, kind: Verdict) -> Finding | None:
     rule = RULES[kind]
-    if kind == "vectors_only":
+    if kind == Verdict.VECTORS_ONLY:
         return Finding("Vectors have no rank, so there is nothing for a low-rank adapter to hold.", rule)
-    if kind == "unrelated":
+    if kind == Verdict.UNRELATED:
         return Finding(
             "Ranks and energies below describe that difference; they say nothing about a fine-tuning.", rule, "warn"
         )
-    if kind == "below_precision":
-        return Finding(_visible_directions(f), rule, "warn")
-    if kind == "decay_only":
+    if kind == Verdict.BELOW_PRECISION:
+        return Finding(_visible_directions(s), rule, "warn")
+    if kind == Verdict.DECAY_ONLY:
+        c = s.against_base.shrinkage
         return Finding(
-            f"{strong(percent(f.along_base.median))} of its energy lies along the base weights themselves, with "
-            f"nearly one factor "
-            f"(c = {number(f.shrinkage.median)}, middle 80 % {number(f.shrinkage.p10)} to {number(f.shrinkage.p90)}): "
-            f"{_direction(f.shrinkage.median)}. Its ranks are those of W0.",
+            f"{strong(percent(s.against_base.along_base.median))} of its energy lies along the base weights "
+            f"themselves, with nearly one factor (c = {number(c.median)}, middle 80 % {number(c.p10)} to "
+            f"{number(c.p90)}): {_direction(c.median)}. Its ranks are those of W0.",
             rule,
         )
-    if kind == "adapter" and f.rank_90.count and f.adapter_rank.count:
+    if kind == Verdict.ADAPTER and s.rank.rank_90.n and s.adapter.rank.n:
         return Finding(
             f"It is {strong('low-rank by construction')}: 90 % of its energy takes "
-            f"{strong(number(f.rank_90.median))} of the "
-            f"{number(f.adapter_rank.median)} directions that its factors allow, in the typical matrix.",
+            f"{strong(number(s.rank.rank_90.median))} of the "
+            f"{number(s.adapter.rank.median)} directions that its factors allow, in the typical matrix.",
             rule,
         )
-    if kind == "low_rank" and f.resolved < f.changed_matrices / 2:
-        return Finding(_visible_directions(f), rule, "note")
-    if kind == "low_rank":
+    if kind == Verdict.LOW_RANK and s.resolution.resolved < s.changed_matrices / 2:
+        return Finding(_visible_directions(s), rule, "note")
+    if kind == Verdict.LOW_RANK:
         return Finding(
-            f"{strong(f'{_span(f.signal_rank)} directions')} stand above rounding, "
-            f"{percent(f.signal_energy.median)} of the energy in the typical "
+            f"{strong(f'{_span(s.precision.signal_rank)} directions')} stand above rounding, "
+            f"{percent(s.precision.signal_energy.median)} of the energy in the typical "
             "matrix; what lies below is no larger than rounding leaves. This is consistent with a merged low-rank "
             "update.",
             rule,
         )
-    if not f.rank_90.count:
-        return Finding(_visible_directions(f), "No changed matrix is resolved.", "note") if f.changed_matrices else None
-    return _spread(f)
+    if not s.rank.rank_90.n:
+        return Finding(_visible_directions(s), "No changed matrix is resolved.", "note") if s.changed_matrices else None
+    return _spread(s)
 
 
-def _spread(f: Facts) -> Finding:
-    ratio = f.rank_90_ratio.median
+def _spread(s: Summary) -> Finding:
+    ratio = s.rank.rank_90_ratio.median
     words = next(text for limit, text in WORDS if ratio < limit or math.isinf(limit))
-    energy = f.energy_at.get(16, Spread()).median
+    energy = s.energy["energy_at_16"].median
     adapter = (
         f" A rank-16 update could keep at best {strong(percent(energy, 2))} of it." if not math.isnan(energy) else ""
     )
-    approximately = "about " if f.estimated else ""
+    approximately = "about " if s.estimated else ""
     return Finding(
-        f"The update {strong(words)}: 90 % of its energy takes {approximately}{number(f.rank_90.median)} of "
-        f"{number(f.dimensions.median)} directions in the "
+        f"The update {strong(words)}: 90 % of its energy takes {approximately}{number(s.rank.rank_90.median)} of "
+        f"{number(s.rank.dimensions.median)} directions in the "
         f"typical matrix, {number(ratio, 2)} of what noise of the same shape takes.{adapter}",
         "Median rank_90_ratio of the resolved matrices: "
         + "; ".join(f"below {limit} “{text}”" if limit < math.inf else f"else “{text}”" for limit, text in WORDS)
@@ -245,13 +201,13 @@ def _spread(f: Facts) -> Finding:
     )
 
 
-def _visible_directions(f: Facts) -> str:
-    if not f.signal_rank.median >= 1:
+def _visible_directions(s: Summary) -> str:
+    if not s.precision.signal_rank.median >= 1:
         return "In the typical matrix no direction stands above rounding: its rank cannot be read from these files."
-    directions = plural(round(f.signal_rank.median), "direction stands", "directions stand")
+    directions = plural(round(s.precision.signal_rank.median), "direction stands", "directions stand")
     return (
-        f"In the typical matrix {strong(directions)} above rounding, with {percent(f.signal_energy.median, 2)} of "
-        f"the energy; whether more lie "
+        f"In the typical matrix {strong(directions)} above rounding, with "
+        f"{percent(s.precision.signal_energy.median, 2)} of the energy; whether more lie "
         "below it cannot be read from these files, so no rank is claimed."
     )
 
@@ -262,50 +218,39 @@ def _direction(c: float) -> str:
     return "a uniform shrink, which is what weight decay leaves"
 
 
-def _relative(spread: Spread) -> float:
-    """The width of the middle 80 % over the median."""
-    return (spread.p90 - spread.p10) / abs(spread.median) if spread.median else math.inf
-
-
-def _only_rounding_beyond(f: Facts) -> bool:
-    if f.beyond.count:
-        return f.beyond.median <= BEYOND
-    return f.signal_energy.median >= 1 - 1e-6
-
-
-def _span(s: Spread) -> str:
-    return number(s.low) if s.low == s.high else f"{number(s.low)}–{number(s.high)} (median {number(s.median)})"
+def _span(x: Spread) -> str:
+    return number(x.low) if x.low == x.high else f"{number(x.low)}–{number(x.high)} (median {number(x.median)})"
 
 
 def _all(count: int) -> str:
     return "the one tensor" if count == 1 else f"all {whole(count)} tensors"
 
 
-def five(f: Facts) -> list[Figure]:
+def five(s: Summary) -> list[Figure]:
     """The five numbers of the first screen, each with its meaning; one that does not apply says why."""
-    clear = f.rank_90.count
-    hidden = EMPTY if f.changed_matrices else "0"
-    no_rank = "no changed matrix stands clear of rounding" if f.changed_matrices else "no matrix changed"
-    energy = f.energy_at.get(16, Spread()).median
-    sure = f.resolved + (f.factored if f.resolved == 0 else 0)
+    clear = s.rank.rank_90.n
+    hidden = EMPTY if s.changed_matrices else "0"
+    no_rank = "no changed matrix stands clear of rounding" if s.changed_matrices else "no matrix changed"
+    energy = s.energy["energy_at_16"].median
+    sure = s.resolution.resolved + (s.adapter.factored if s.resolution.resolved == 0 else 0)
     return [
         Figure(
-            percent(f.change.median) if f.changed_matrices else "0",
+            percent(s.change.median) if s.changed_matrices else "0",
             "relative change",
-            "‖ΔW‖ / ‖W0‖ of the typical changed matrix" if f.has_base else "needs the base's weights",
+            "‖ΔW‖ / ‖W0‖ of the typical changed matrix" if s.has_base else "needs the base's weights",
             "relative_change",
         ),
-        Figure(f"{whole(f.changed)} / {whole(f.tensors)}", "tensors changed", _meaning_of_changed(f)),
+        Figure(f"{whole(s.changed)} / {whole(s.tensors)}", "tensors changed", _meaning_of_changed(s)),
         Figure(
-            f"{whole(sure)} / {whole(f.changed_matrices)}",
+            f"{whole(sure)} / {whole(s.changed_matrices)}",
             "matrices resolved",
             "stand clear of the rounding of their storage",
             "resolution",
         ),
         Figure(
-            number(f.rank_90_ratio.median, 2) if clear else hidden,
+            number(s.rank.rank_90_ratio.median, 2) if clear else hidden,
             "rank against noise",
-            f"rank_90 {number(f.rank_90.median)}; noise of that shape has {number(f.rank_90_null.median)}"
+            f"rank_90 {number(s.rank.rank_90.median)}; noise of that shape has {number(s.rank.rank_90_null.median)}"
             if clear
             else no_rank,
             "rank_90_ratio",
@@ -319,6 +264,7 @@ def five(f: Facts) -> list[Figure]:
     ]
 
 
-def _meaning_of_changed(f: Facts) -> str:
-    skipped = f"; {plural(f.skipped, 'other')} skipped" if f.skipped else ""
-    return f"{plural(f.matrices, 'matrix', 'matrices')} and {plural(f.vectors, 'vector')}{skipped}"
+def _meaning_of_changed(s: Summary) -> str:
+    others = sum(s.skipped.values())
+    skipped = f"; {plural(others, 'other')} skipped" if others else ""
+    return f"{plural(s.matrices, 'matrix', 'matrices')} and {plural(s.vectors, 'vector')}{skipped}"

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.reports import style
-from deltaw.reports.layers import CLEAR, Grid, Layers
+from deltaw.reports.layers import Grid, Layers
 from deltaw.reports.text import number, percent
+from deltaw.results.rows import is_hidden_by_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,20 +23,6 @@ SHARES = {
     "relative_change",
     "unchanged_fraction",
     "signal_energy",
-    *(f"energy_at_{r}" for r in (1, 4, 8, 16, 32, 64, 128, 256)),
-}
-HIDDEN_BY_NOISE = {
-    *(
-        "stable_rank",
-        "effective_rank",
-        "effective_rank_energy",
-        "participation_ratio",
-        "rank_50",
-        "rank_90",
-        "rank_95",
-        "rank_99",
-    ),
-    *("numerical_rank", "rank_90_ratio", "rank_90_residual", "effective_rank_residual"),
     *(f"energy_at_{r}" for r in (1, 4, 8, 16, 32, 64, 128, 256)),
 }
 LABELS = 110  # rows with a name, at most: more cannot be read; every cell names its matrix
@@ -62,12 +49,12 @@ def prepare(layers: Layers, metric: str, vectors: bool = False) -> Heatmap | Non
     if metric not in frame or not len(frame):
         return None
     values = frame[metric].astype(float).where(frame["changed"])
-    unclear = ~frame["resolution"].isin(CLEAR) & frame["changed"]
-    if metric in HIDDEN_BY_NOISE:
+    unclear = ~frame["clear"] & frame["changed"]
+    if is_hidden_by_noise(metric):
         values = values.where(~unclear)
     grid = _separated(layers.grid(frame, values))
     hidden = np.zeros(grid.values.shape, dtype=bool)
-    if metric in HIDDEN_BY_NOISE:
+    if is_hidden_by_noise(metric):
         for cell, members in grid.members.items():
             hidden[cell] = bool(unclear.reindex(members).all())
     if np.isnan(grid.values).all() and not hidden.any():
@@ -172,7 +159,7 @@ def _norm(metric: str, values: NDArray[np.float64]) -> Any:
     if not len(known):
         return Normalize(0, 1)
     low, high = float(known.min()), float(known.max())
-    if metric not in HIDDEN_BY_NOISE and low > 0 and high / low > 20:
+    if not is_hidden_by_noise(metric) and low > 0 and high / low > 20:
         return LogNorm(low, high)
     if low < 0:
         return Normalize(low, max(high, low + 1e-12))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.reports.style import KINDS
+from deltaw.results.rows import CLEAR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 EXPERT = re.compile(r"(?<=\.)\d+(?=\.)|(?<=expert )\d+")
 OUTSIDE = "not in a layer"
-CLEAR = ("", "resolved")  # resolutions that permit a claim on rank
-HELPERS = ("key", "matrix", "changed", "slot")  # columns that `Layers` adds
+HELPERS = ("key", "matrix", "changed", "clear", "slot")  # columns that `Layers` adds
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Grid:
 class Layers:
     """A frame of `layers` with the views that a report is made of.
 
-    The frame has columns beyond the contract's: `key` (of `Analysis.spectra`), `matrix` (has ranks), `changed` and
-    `slot` (its row of the grid).
+    The frame has columns beyond the contract's: `key` (of `Analysis.spectra`), `matrix` (has ranks), `changed`,
+    `clear` (of rounding) and `slot` (its row of the grid).
     """
 
     def __init__(self, analysis: Analysis) -> None:
@@ -56,6 +56,7 @@ class Layers:
         frame["key"] = frame["name"].astype(str) + np.where(part != "", "[" + part + "]", "")
         frame["matrix"] = (frame["route"] != "vector") & (frame["ndim"] != 1)
         frame["changed"] = (frame["route"] != "unchanged") & ~(frame["fro_norm"] == 0)
+        frame["clear"] = frame["resolution"].isin(CLEAR)
         frame["slot"] = [slot(m, p) for m, p in zip(frame["module"], part, strict=True)]
         self.frame: pd.DataFrame = frame
 
@@ -77,7 +78,7 @@ class Layers:
     @cached_property
     def clear(self) -> pd.DataFrame:
         """The changed matrices that stand clear of rounding: only of these a rank is claimed."""
-        return self.changed[self.changed["resolution"].isin(CLEAR)]
+        return self.changed[self.changed["clear"]]
 
     @cached_property
     def kinds(self) -> list[str]:

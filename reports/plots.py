@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaw.errors import OptionError
+from deltaw.metrics.energy import RANKS
 from deltaw.metrics.precision import NOISY, RESOLVED
 from deltaw.reports import heatmaps, style
 from deltaw.reports.curves import curve, noise_curve
-from deltaw.reports.facts import ADAPTER_RANKS
 from deltaw.reports.layers import Layers
 from deltaw.reports.text import short
 
@@ -112,16 +112,16 @@ class AnalysisPlots:
             ax: Axes = axes[0, 0]
             for kind in self.layers.kinds:
                 rows = clear[clear["kind"] == kind]
-                shares = rows[[f"energy_at_{r}" for r in ADAPTER_RANKS]].to_numpy(dtype=float)
+                shares = rows[[f"energy_at_{r}" for r in RANKS]].to_numpy(dtype=float)
                 if not len(rows) or np.isnan(shares).all():
                     continue
                 median, low, high = np.nanquantile(shares, [0.5, 0.1, 0.9], axis=0)
                 colour = style.kind_colour(kind)
-                ax.plot(ADAPTER_RANKS, median, color=colour, marker="o", markersize=2.5, label=kind)
-                ax.fill_between(ADAPTER_RANKS, low, high, color=colour, alpha=0.16, linewidth=0)
+                ax.plot(RANKS, median, color=colour, marker="o", markersize=2.5, label=kind)
+                ax.fill_between(RANKS, low, high, color=colour, alpha=0.16, linewidth=0)
             shape = _typical_shape(clear)
             noise = noise_curve(*shape, 4000)
-            at = [r for r in ADAPTER_RANKS if r <= min(shape)]
+            at = [r for r in RANKS if r <= min(shape)]
             ax.plot(
                 at,
                 np.interp(at, noise.at, noise.energy),
@@ -131,7 +131,7 @@ class AnalysisPlots:
                 label="noise",
             )
             ax.set_xscale("log", base=2)
-            ax.set_xticks(ADAPTER_RANKS, [str(r) for r in ADAPTER_RANKS])
+            ax.set_xticks(RANKS, [str(r) for r in RANKS])
             ax.set(xlabel="adapter rank r", ylabel="energy kept", ylim=(0, 1.03), xlim=(0.9, 300))
             style.ticks(ax.yaxis, share=True)
             ax.legend(loc="lower right")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltaw.reports.facts import Facts, Spread
-from deltaw.reports.heatmaps import HIDDEN_BY_NOISE, shown
-from deltaw.reports.layers import CLEAR, Layers
+from deltaw.reports.heatmaps import shown
+from deltaw.reports.layers import Layers
 from deltaw.reports.text import code, number, percent, plural, whole
+from deltaw.results.rows import is_hidden_by_noise
+from deltaw.results.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,8 +102,8 @@ def extremes(layers: Layers, metric: str, vectors: bool = False) -> str:
     frame = layers.vectors if vectors else layers.matrices
     rows = frame[frame["changed"] & frame[metric].notna()]
     known = len(rows)
-    if metric in HIDDEN_BY_NOISE:
-        rows = rows[rows["resolution"].isin(CLEAR)]
+    if is_hidden_by_noise(metric):
+        rows = rows[rows["clear"]]
     if not len(rows):
         return (
             f"Rounding hides it in {'all' if known != 1 else 'the'} "
@@ -141,42 +142,43 @@ def _depth(rows: pd.DataFrame, metric: str) -> str:
     return "; first and last layers differ little"
 
 
-def reading(identifier: str, layers: Layers, f: Facts) -> str:
+def reading(identifier: str, layers: Layers, s: Summary) -> str:
     """One line on a figure, from the numbers that are in it."""
     writers = {
-        "change": lambda: _change(f),
-        "precision": lambda: _precision(f),
-        "shrinkage": lambda: _shrinkage(f),
+        "change": lambda: _change(s),
+        "precision": lambda: _precision(s),
+        "shrinkage": lambda: _shrinkage(s),
         "spectra": lambda: _spectra(layers),
         "energy": lambda: _energy(layers),
-        "kept": lambda: _kept(f),
+        "kept": lambda: _kept(s),
         "ranks": lambda: _ranks(layers),
     }
     return writers[identifier]()
 
 
-def _change(f: Facts) -> str:
-    if f.change.count < 2:
+def _change(s: Summary) -> str:
+    if s.change.n < 2:
         return ""
+    most = s.most_changed_matrices[0]
     return (
-        f"The middle 80 % of the changed matrices moved by {percent(f.change.p10)} to {percent(f.change.p90)}; "
-        f"{code(f.top[0])} moved most, by {percent(f.top[1])}."
+        f"The middle 80 % of the changed matrices moved by {percent(s.change.p10)} to {percent(s.change.p90)}; "
+        f"{code(most.key)} moved most, by {percent(most.relative_change)}."
     )
 
 
-def _precision(f: Facts) -> str:
+def _precision(s: Summary) -> str:
     return (
-        f"{plural(f.resolved, 'matrix', 'matrices')} resolved, {whole(f.noisy)} noisy, {whole(f.below)} below "
-        f"precision; in the typical matrix rounding explains "
-        f"{percent(f.rounding.median, 2)} of the energy."
+        f"{plural(s.resolution.resolved, 'matrix', 'matrices')} resolved, {whole(s.resolution.noisy)} noisy, "
+        f"{whole(s.resolution.below_precision)} below precision; in the typical matrix rounding explains "
+        f"{percent(s.precision.rounding.median, 2)} of the energy."
     )
 
 
-def _shrinkage(f: Facts) -> str:
-    c = f.shrinkage
+def _shrinkage(s: Summary) -> str:
+    c = s.against_base.shrinkage
     return (
         f"Median c = {number(c.median)} (middle 80 %: {number(c.p10)} to {number(c.p90)}); the part along the base "
-        f"holds {percent(f.along_base.median, 2)} of the "
+        f"holds {percent(s.against_base.along_base.median, 2)} of the "
         "typical update's energy."
     )
 
@@ -203,11 +205,11 @@ def _energy(layers: Layers) -> str:
     return f"Directions that hold 90 % of the energy, median by kind: {', '.join(parts)}."
 
 
-def _kept(f: Facts) -> str:
+def _kept(s: Summary) -> str:
     shares = [
-        f"rank {r}: {percent(f.energy_at.get(r, Spread()).median, 2)}"
+        f"rank {r}: {percent(s.energy[f'energy_at_{r}'].median, 2)}"
         for r in (4, 16, 64, 256)
-        if f.energy_at.get(r, Spread()).count
+        if s.energy[f"energy_at_{r}"].n
     ]
     return f"Kept at best in the typical matrix: {', '.join(shares)}."
 

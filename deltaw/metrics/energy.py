@@ -49,7 +49,8 @@ def _column(r: int) -> Callable[..., float]:
 
     energy_at_r.__name__ = energy_at_r.__qualname__ = f"energy_at_{r}"
     energy_at_r.__doc__ = f"Share of the update's energy that an adapter of rank {r} could keep at best."
-    return metric(section="energy", formula=f"Σ_{{i≤{r}}} σ² / Σσ²", source="Eckart & Young 1936")(energy_at_r)
+    formula = f"Σ_{{i≤{r}}} σ² / Σσ²"
+    return metric(section="energy", formula=formula, source="Eckart & Young 1936", hidden_by_noise=True)(energy_at_r)
 
 
 energy_at_1 = _column(1)

@@ -33,7 +33,7 @@ def rank_90_null(rows: int, cols: int) -> float:
     return marchenko_pastur_rank(rows, cols, 0.9)
 
 
-@metric(section="rank", formula="rank_90 / rank_90_null")
+@metric(section="rank", formula="rank_90 / rank_90_null", hidden_by_noise=True)
 def rank_90_ratio(rank_90: float, rank_90_null: float) -> float:
     """rank_90 against that of noise of the same shape: 1 is full-rank noise, small is genuinely low-rank."""
     return rank_90 / rank_90_null

@@ -20,7 +20,9 @@ EPS = float(np.finfo(np.float64).eps)
 EPS32 = float(np.finfo(np.float32).eps)
 
 
-@metric(section="rank", formula="‖ΔW‖F² / σ1²", unit="dimensions", source="Rudelson & Vershynin 2007")
+@metric(
+    section="rank", formula="‖ΔW‖F² / σ1²", unit="dimensions", source="Rudelson & Vershynin 2007", hidden_by_noise=True
+)
 def stable_rank(s: Vector, energy: float | None = None) -> float:
     """Energy in units of the largest direction's: 1 for a rank-one ΔW, k for k equal σ; never above the rank."""
     s = descending(s)
@@ -30,7 +32,13 @@ def stable_rank(s: Vector, energy: float | None = None) -> float:
     return float(p @ p) if energy is None else float(energy / s[0] / s[0])
 
 
-@metric(section="rank", formula="exp(−Σ p ln p), p = σ/Σσ", unit="dimensions", source="Roy & Vetterli 2007")
+@metric(
+    section="rank",
+    formula="exp(−Σ p ln p), p = σ/Σσ",
+    unit="dimensions",
+    source="Roy & Vetterli 2007",
+    hidden_by_noise=True,
+)
 def effective_rank(s: Vector, energy: float | None = None) -> float:
     """How many directions the update spreads over: 1 for a rank-one ΔW, k for k equal σ; 0 for ΔW = 0."""
     s = descending(s)
@@ -38,7 +46,11 @@ def effective_rank(s: Vector, energy: float | None = None) -> float:
 
 
 @metric(
-    section="rank", formula="exp(−Σ p ln p), p = σ²/Σσ²", unit="dimensions", source="Roy & Vetterli 2007, with energies"
+    section="rank",
+    formula="exp(−Σ p ln p), p = σ²/Σσ²",
+    unit="dimensions",
+    source="Roy & Vetterli 2007, with energies",
+    hidden_by_noise=True,
 )
 def effective_rank_energy(s: Vector, energy: float | None = None) -> float:
     """The effective rank with each direction weighed by its energy σ² instead of σ: small directions count for less."""
@@ -46,7 +58,9 @@ def effective_rank_energy(s: Vector, energy: float | None = None) -> float:
     return math.nan if truncated(s, energy) else _exp_entropy(normalised(s) ** 2)
 
 
-@metric(section="rank", formula="(Σσ²)² / Σσ⁴", unit="dimensions", source="participation ratio of σ²")
+@metric(
+    section="rank", formula="(Σσ²)² / Σσ⁴", unit="dimensions", source="participation ratio of σ²", hidden_by_noise=True
+)
 def participation_ratio(s: Vector, energy: float | None = None) -> float:
     """How many directions share the energy, by its second moment; between the stable rank and the energy entropy."""
     s = descending(s)
@@ -56,20 +70,36 @@ def participation_ratio(s: Vector, energy: float | None = None) -> float:
     return float(e.sum() ** 2 / (e @ e)) if e.any() else 0.0
 
 
-@metric(section="rank", formula="min r: Σ_{i≤r} σ² ≥ .50·Σσ²", unit="count", source="Biderman et al. 2024, with q = .5")
+@metric(
+    section="rank",
+    formula="min r: Σ_{i≤r} σ² ≥ .50·Σσ²",
+    unit="count",
+    source="Biderman et al. 2024, with q = .5",
+    hidden_by_noise=True,
+)
 def rank_50(s: Vector, energy: float | None = None) -> float:
     """How many directions hold half of the update's energy."""
     return rank_at(s, 0.5, energy)
 
 
-@metric(section="rank", formula="min r: Σ_{i≤r} σ² ≥ .90·Σσ²", unit="count", source="Biderman et al. 2024")
+@metric(
+    section="rank",
+    formula="min r: Σ_{i≤r} σ² ≥ .90·Σσ²",
+    unit="count",
+    source="Biderman et al. 2024",
+    hidden_by_noise=True,
+)
 def rank_90(s: Vector, energy: float | None = None) -> float:
     """How many directions hold 90 % of the update's energy. Read it against `rank_90_null`."""
     return rank_at(s, 0.9, energy)
 
 
 @metric(
-    section="rank", formula="min r: Σ_{i≤r} σ² ≥ .95·Σσ²", unit="count", source="Biderman et al. 2024, with q = .95"
+    section="rank",
+    formula="min r: Σ_{i≤r} σ² ≥ .95·Σσ²",
+    unit="count",
+    source="Biderman et al. 2024, with q = .95",
+    hidden_by_noise=True,
 )
 def rank_95(s: Vector, energy: float | None = None) -> float:
     """How many directions hold 95 % of the update's energy."""
@@ -77,14 +107,24 @@ def rank_95(s: Vector, energy: float | None = None) -> float:
 
 
 @metric(
-    section="rank", formula="min r: Σ_{i≤r} σ² ≥ .99·Σσ²", unit="count", source="Biderman et al. 2024, with q = .99"
+    section="rank",
+    formula="min r: Σ_{i≤r} σ² ≥ .99·Σσ²",
+    unit="count",
+    source="Biderman et al. 2024, with q = .99",
+    hidden_by_noise=True,
 )
 def rank_99(s: Vector, energy: float | None = None) -> float:
     """How many directions hold 99 % of the update's energy."""
     return rank_at(s, 0.99, energy)
 
 
-@metric(section="rank", formula="#{σ > max(m,n)·eps·σ1}, eps of float32", unit="count", source="LAPACK's convention")
+@metric(
+    section="rank",
+    formula="#{σ > max(m,n)·eps·σ1}, eps of float32",
+    unit="count",
+    source="LAPACK's convention",
+    hidden_by_noise=True,
+)
 def numerical_rank(s: Vector, rows: int, cols: int) -> int:
     """How many singular values differ from zero to float32 accuracy."""
     s = descending(s)

@@ -28,6 +28,8 @@ class Metric:
         formula: In the notation of the paper, plain text.
         unit: `1` for a pure number, else what is counted.
         source: The reference for the definition, or empty for a plain norm.
+        hidden_by_noise: Whether the rounding of the storage is in the number, so that it may only be quoted of a matrix
+            that stands clear of it.
         description: One or two sentences for a reader who does not know it.
         function: The pure function.
         parameters: The quantities that `function` takes, by name, in order.
@@ -43,19 +45,20 @@ class Metric:
     function: Callable[..., Any]
     parameters: tuple[str, ...]
     optional: frozenset[str] = frozenset()
+    hidden_by_noise: bool = False
 
 
 REGISTRY: dict[str, Metric] = {}
 
 
 def metric(
-    *, section: str, formula: str, unit: str = "1", source: str = "", name: str | None = None
+    *, section: str, formula: str, unit: str = "1", source: str = "", hidden_by_noise: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a pure function as a column; its docstring's first paragraph is the description."""
     assert section in SECTIONS, section
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
-        column = name or function.__name__
+        column = function.__name__
         assert column not in REGISTRY, column
         description = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
         assert description, f"{column} has no docstring"
@@ -70,6 +73,7 @@ def metric(
             function=function,
             parameters=tuple(parameters),
             optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
+            hidden_by_noise=hidden_by_noise,
         )
         return function
 

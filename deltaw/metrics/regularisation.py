@@ -53,6 +53,7 @@ def norm_growth(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vecto
     formula="exp(−Σ p ln p), p = σ/Σσ of ΔW + c·W0",
     unit="dimensions",
     source="Roy & Vetterli 2007",
+    hidden_by_noise=True,
 )
 def effective_rank_residual(s_residual: Vector) -> float:
     """Effective rank of the update without its decay; equal to the plain one where |cosine_to_base| ≤ .02."""
@@ -64,6 +65,7 @@ def effective_rank_residual(s_residual: Vector) -> float:
     formula="min r: Σ_{i≤r} σ² ≥ .90·Σσ², σ of ΔW + c·W0",
     unit="count",
     source="Biderman et al. 2024",
+    hidden_by_noise=True,
 )
 def rank_90_residual(s_residual: Vector) -> float:
     """rank_90 of the update without its decay; equal to the plain one where |cosine_to_base| ≤ .02."""

@@ -10,7 +10,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,8 +20,8 @@ import numpy as np
 from deltaw.errors import OptionError, ResultsError, UnknownNameError
 from deltaw.files import replacing
 from deltaw.metrics import REGISTRY
-from deltaw.results.summary import summarize
-from deltaw.types import Interval, Skipped, Spectrum
+from deltaw.results.summary import Summary, summarize
+from deltaw.types import Coverage, Interval, Skipped, Spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +67,7 @@ class Analysis:
         notes: What a reader should know about the inputs (a stray shard, an unwrapped `state_dict`, a resized
             vocabulary).
         extra: Tables beyond the rows, by name, as lists of records (the intruder sweep).
+        coverage: How much of the model was compared.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -79,11 +81,12 @@ class Analysis:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     extra: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    coverage: Coverage = field(default_factory=Coverage)
 
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The numbers that describe the whole model, see `deltaw.results.summary`."""
-        return summarize(self.rows, self.skipped)
+    @cached_property
+    def summary(self) -> Summary:
+        """What the rows say of the whole model."""
+        return summarize(self.rows, self.skipped, self.coverage)
 
     @property
     def failed(self) -> list[Skipped]:
@@ -197,7 +200,9 @@ class Analysis:
 
 
 def plain(value: Any) -> Any:
-    """A value of JSON's types, with NaN and infinities as None and mappings and sequences copied."""
+    """A value of JSON's types: NaN and infinities as None, mappings and sequences copied, dataclasses as mappings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -336,6 +341,8 @@ def load(out: str | Path) -> Analysis:
         frame = read_layers(out)
         rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
         keys = ("base", "ft", "options", "device", "seconds", "versions", "notes", "extra")
-        return Analysis(rows, read_spectra(out / "spectra.safetensors"), skipped, **{k: about[k] for k in keys})
+        coverage = Coverage(**{f.name: about["summary"]["coverage"][f.name] for f in fields(Coverage) if f.init})
+        spectra = read_spectra(out / "spectra.safetensors")
+        return Analysis(rows, spectra, skipped, coverage=coverage, **{k: about[k] for k in keys})
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ResultsError(f"{path}: cannot be read ({e}); run analyze again") from e

@@ -9,15 +9,16 @@ moved by the decay and by nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltaw.results.rows import Row, number, text
 from deltaw.types import Vector
 
-Row = Mapping[str, Any]
 Mask = NDArray[np.bool_]
 
 SIGMAS = 3.0  # of a tensor's own spread: what counts as agreement
@@ -55,42 +56,68 @@ class Shrinks(NamedTuple):
         return informative, agree, informative & ~agree & (np.abs(self.c) <= slack)
 
 
-def summarize_decay(rows: Sequence[Row]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Gate:
+    """Whether the stored dtype could hide a decay.
+
+    Attributes:
+        dtype: The coarsest one.
+        threshold: A decay below it stores as no change.
+        tensors: How many are stored so coarsely.
+        in_the_way: Whether that may be why no decay is seen.
+    """
+
+    dtype: str = ""
+    threshold: float = math.nan
+    tensors: int = 0
+    in_the_way: bool = False
+
+
+@dataclass(frozen=True)
+class Decay:
     """Whether one decay is visible, how large it is, who shows it and who is exempt.
 
-    Args:
-        rows: One mapping of column to value per analysed matrix.
-
-    Returns:
-        `visible`: whether one common c is seen; `evidence`: `rows`, `tensors` or `none`; `common`: c, NaN if not
-        visible; `informative`, `agree`, `exempt`: how many tensors could tell c from 0, agree with it, agree with 0;
-        `exempt_tensors`: the first of those; `rows_estimate`, `rows_tensors`: the decay read from rows never seen in
-        training, and in how many tensors; `gate_*`: how many tensors are stored too coarsely (`tensors`) to show a
-        decay below `threshold`, and whether that is `in_the_way`.
+    Attributes:
+        visible: Whether one common c is seen.
+        value: That c; NaN where none is visible.
+        evidence: `rows`, `tensors` or `none`.
+        informative, agree, exempt: How many tensors could tell c from 0, agree with it, agree with 0.
+        exempt_tensors: The first of those.
+        rows_estimate, rows_tensors: The decay read from rows never seen in training, and in how many tensors.
+        gate: Whether the stored dtype could hide one.
     """
+
+    visible: bool = False
+    value: float = math.nan
+    evidence: str = "none"
+    informative: int = 0
+    agree: int = 0
+    exempt: int = 0
+    exempt_tensors: tuple[str, ...] = ()
+    rows_estimate: float = math.nan
+    rows_tensors: int = 0
+    gate: Gate = Gate()
+
+
+def summarize_decay(rows: Sequence[Row]) -> Decay:
+    """Whether one decay is visible in the rows of an analysis."""
     seen = _shrinks(rows)
     from_rows, witnesses = _from_rows(rows)
     from_tensors = _consensus(seen)
     common = from_rows if math.isfinite(from_rows) else from_tensors
     informative, agree, exempt = seen.tell(common)
-    return {
-        "visible": math.isfinite(common),
-        "evidence": "rows" if math.isfinite(from_rows) else "tensors" if math.isfinite(from_tensors) else "none",
-        "common": common,
-        "informative": int(informative.sum()),
-        "agree": int(agree.sum()),
-        "exempt": int(exempt.sum()),
-        "exempt_tensors": [seen.names[i] for i in np.flatnonzero(exempt)[:NAMED]],
-        "rows_estimate": from_rows,
-        "rows_tensors": witnesses,
-        **_gate(rows, common),
-    }
-
-
-def number(row: Row, column: str) -> float:
-    """A cell as a float; NaN where it is empty, missing or a text."""
-    value = row.get(column)
-    return math.nan if value is None or isinstance(value, str) else float(value)
+    return Decay(
+        visible=math.isfinite(common),
+        value=common,
+        evidence="rows" if math.isfinite(from_rows) else "tensors" if math.isfinite(from_tensors) else "none",
+        informative=int(informative.sum()),
+        agree=int(agree.sum()),
+        exempt=int(exempt.sum()),
+        exempt_tensors=tuple(seen.names[i] for i in np.flatnonzero(exempt)[:NAMED]),
+        rows_estimate=from_rows,
+        rows_tensors=witnesses,
+        gate=_gate(rows, common),
+    )
 
 
 def _shrinks(rows: Iterable[Row]) -> Shrinks:
@@ -98,7 +125,7 @@ def _shrinks(rows: Iterable[Row]) -> Shrinks:
     for row in rows:
         c, z = number(row, "shrinkage"), number(row, "shrinkage_z")
         if math.isfinite(c) and math.isfinite(z) and z != 0:  # z = c/sd; empty where nothing changed
-            found.append((str(row.get("name", "")), c, c / z))
+            found.append((text(row, "name"), c, c / z))
     return Shrinks([f[0] for f in found], np.array([f[1] for f in found]), np.array([f[2] for f in found]))
 
 
@@ -137,11 +164,11 @@ def _weighted_median(values: Vector, weights: Vector) -> float:
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def _gate(rows: Iterable[Row], common: float) -> dict[str, Any]:
+def _gate(rows: Iterable[Row], common: float) -> Gate:
     """Whether the stored dtype could hide the decay: the coarsest one of the tensors that have a W0."""
-    stored = [str(row.get("ft_dtype") or "") for row in rows if math.isfinite(number(row, "base_fro_norm"))]
+    stored = [text(row, "ft_dtype") for row in rows if math.isfinite(number(row, "base_fro_norm"))]
     gated = [d for d in stored if d in GATES]
     coarsest = max(gated, key=GATES.__getitem__, default="")
     threshold = GATES.get(coarsest, math.nan)
     hidden = bool(gated) and not common >= threshold  # also where no decay is visible at all
-    return {"gate_dtype": coarsest, "gate_threshold": threshold, "gate_tensors": len(gated), "gate_in_the_way": hidden}
+    return Gate(dtype=coarsest, threshold=threshold, tensors=len(gated), in_the_way=hidden)

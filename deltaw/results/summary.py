@@ -1,7 +1,7 @@
 """The numbers that describe the whole model, from the rows of its analysis.
 
-`analysis.json`, the terminal and the report all read them from here. Each part is one small function of the rows;
-what cannot be said is NaN (or an empty list), never 0. The part about weight decay is in `deltaw.results.decay`.
+A summary is computed once. The terminal, `analysis.json`, the reports and the notebook all read it, so that what one of
+them may not say, none says. What cannot be said is NaN (or empty), never 0.
 """
 
 from __future__ import annotations
@@ -9,98 +9,327 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from deltaw.results.decay import number, summarize_decay
-from deltaw.types import Skipped
+from deltaw.metrics.energy import RANKS
+from deltaw.results.decay import Decay, summarize_decay
+from deltaw.results.rows import UNKNOWN, Row, Rows, Spread, is_changed, is_clear, is_matrix, number, text
+from deltaw.results.verdict import Evidence, Verdict, verdict
+from deltaw.types import Coverage, Skipped
 
-Row = Mapping[str, Any]
 TOP = 5  # how many of the most changed are named
+ONE_SIDED = ("only_in_base", "only_in_ft")
 
 
-def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = ()) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Moved:
+    """How far one tensor moved from the base.
+
+    Attributes:
+        name, part: Of the tensor.
+        relative_change: ‖ΔW‖/‖W0‖.
+    """
+
+    name: str
+    part: str
+    relative_change: float
+
+    @property
+    def key(self) -> str:
+        """The name, with the part in brackets if there is one."""
+        return f"{self.name}[{self.part}]" if self.part else self.name
+
+
+@dataclass(frozen=True)
+class MovedModule:
+    """How far the matrices of one module, the same place in every layer, moved together.
+
+    Attributes:
+        module: Its name.
+        tensors: How many matrices.
+        relative_change: ‖ΔW‖/‖W0‖ of them as one vector.
+    """
+
+    module: str
+    tensors: int
+    relative_change: float
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How many changed matrices stand clear of rounding, and how many do not."""
+
+    resolved: int = 0
+    noisy: int = 0
+    below_precision: int = 0
+
+    @property
+    def known(self) -> int:
+        """Changed matrices whose storage is known."""
+        return self.resolved + self.noisy + self.below_precision
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How much of the changed matrices is rounding.
+
+    Attributes:
+        dtypes: Stored dtypes, the commonest first.
+        rounding: rounding_noise²/‖ΔW‖F², the share of the energy that rounding explains.
+        beyond: Energy below the noise edge over rounding_noise².
+        unchanged_fraction: Shares of entries with equal bits.
+        signal_rank, signal_energy: Directions above the noise edge, and their share of the energy.
+        signal_share: signal_rank/k.
+        matrices_with_signal: How many have a direction above the noise edge.
+    """
+
+    dtypes: tuple[str, ...] = ()
+    rounding: Spread = UNKNOWN
+    beyond: Spread = UNKNOWN
+    unchanged_fraction: Spread = UNKNOWN
+    signal_rank: Spread = UNKNOWN
+    signal_energy: Spread = UNKNOWN
+    signal_share: Spread = UNKNOWN
+    matrices_with_signal: int = 0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of the changed matrices. Those that rounding hides count only where a matrix stands clear of it.
+
+    Attributes:
+        headline: Median effective rank above the rounding noise, over the matrices where something is.
+        effective_rank, rank_90, rank_90_null, rank_90_ratio: Of the clear matrices.
+        effective_rank_residual, rank_90_residual: The same of ΔW + c·W0.
+        dimensions: k = min(m, n) of the clear matrices.
+    """
+
+    headline: float = math.nan
+    effective_rank: Spread = UNKNOWN
+    rank_90: Spread = UNKNOWN
+    rank_90_null: Spread = UNKNOWN
+    rank_90_ratio: Spread = UNKNOWN
+    effective_rank_residual: Spread = UNKNOWN
+    rank_90_residual: Spread = UNKNOWN
+    dimensions: Spread = UNKNOWN
+
+
+@dataclass(frozen=True)
+class AgainstBase:
+    """How the changed matrices lie to their base.
+
+    Attributes:
+        cosine: cos(W, W0) of whole matrices, (1 − shrinkage)/(1 + norm_growth).
+        along_base: cos²(ΔW, W0), the share of the update's energy that only rescales W0.
+        shrinkage: The factor c.
+    """
+
+    cosine: Spread = UNKNOWN
+    along_base: Spread = UNKNOWN
+    shrinkage: Spread = UNKNOWN
+
+
+@dataclass(frozen=True)
+class AdapterUse:
+    """What was read from an adapter.
+
+    Attributes:
+        types: Adapter types of the changed matrices, the commonest first.
+        rank: Their ranks.
+        factored: Changed matrices that were read from factors.
+    """
+
+    types: tuple[str, ...] = ()
+    rank: Spread = UNKNOWN
+    factored: int = 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The changed tensors of one kind: how many, and medians over them, as far as they may be quoted.
+
+    Attributes:
+        tensors, matrices, clear: How many changed, how many of them are matrices, and how many of those stand clear of
+            rounding. Medians of ranks are over the last.
+        energy: `energy_at_r` by column.
+    """
+
+    tensors: int
+    matrices: int
+    clear: int
+    relative_change: float
+    signal_rank: float
+    rank_90: float
+    rank_90_null: float
+    rank_90_ratio: float
+    effective_rank: float
+    effective_rank_denoised: float
+    energy: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an analysis says of the whole model.
+
+    Attributes:
+        verdict: What kind of update it is, in one word.
+        coverage: How much of the model was compared.
+        tensors, matrices, vectors: Rows of the table.
+        changed, changed_matrices, changed_vectors: Those with ΔW ≠ 0.
+        parameters, parameters_changed: Entries of all rows, and of those that changed.
+        unchanged_share: Share of all entries whose stored bits are equal.
+        routes, methods: Counts of rows.
+        skipped: Counts of tensors without a row, by reason. `failed`: those that could not be measured.
+        one_sided: Tensors of one side only; empty for an adapter, which leaves tensors alone.
+        has_base: Whether W0 is known.
+        delta_norm, base_norm, relative_change: Of the model as one vector.
+        relative_change_all, relative_change_changed: `relative_change` over all rows, and over those that changed.
+        change: `relative_change` over the changed matrices.
+        most_changed, most_changed_matrices, most_changed_modules: The largest relative changes, the largest first.
+        resolution: Changed matrices by their `resolution`.
+        precision, rank, against_base, adapter: Of the changed matrices.
+        energy: `energy_at_r` of the clear changed matrices, by column.
+        kinds: By kind of module.
+        intruders: Intruder dimensions over all matrices; NaN without `alignment`.
+        decay: Whether one weight decay is visible.
+    """
+
+    verdict: Verdict = Verdict.EMPTY
+    coverage: Coverage = field(default_factory=Coverage)
+    tensors: int = 0
+    matrices: int = 0
+    vectors: int = 0
+    changed: int = 0
+    changed_matrices: int = 0
+    changed_vectors: int = 0
+    parameters: int = 0
+    parameters_changed: int = 0
+    unchanged_share: float = math.nan
+    routes: Mapping[str, int] = field(default_factory=dict)
+    methods: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    failed: int = 0
+    one_sided: tuple[str, ...] = ()
+    has_base: bool = True
+    delta_norm: float = 0.0
+    base_norm: float = 0.0
+    relative_change: float = math.nan
+    relative_change_all: Spread = UNKNOWN
+    relative_change_changed: Spread = UNKNOWN
+    change: Spread = UNKNOWN
+    most_changed: tuple[Moved, ...] = ()
+    most_changed_matrices: tuple[Moved, ...] = ()
+    most_changed_modules: tuple[MovedModule, ...] = ()
+    resolution: Resolution = Resolution()
+    precision: Precision = Precision()
+    rank: Ranks = Ranks()
+    energy: Mapping[str, Spread] = field(default_factory=dict)
+    against_base: AgainstBase = AgainstBase()
+    adapter: AdapterUse = AdapterUse()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    intruders: float = math.nan
+    decay: Decay = field(default_factory=Decay)
+
+    @property
+    def changed_kinds(self) -> tuple[str, ...]:
+        """The kinds of the changed matrices."""
+        return tuple(name for name, kind in self.kinds.items() if kind.matrices)
+
+    @property
+    def estimated(self) -> int:
+        """Rows whose ranks are estimates."""
+        return self.methods.get("estimate", 0)
+
+
+def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Coverage | None = None) -> Summary:
     """Describe a model's update in numbers.
 
     Args:
-        rows: One mapping of column to value per analysed matrix.
+        rows: One mapping of column to value per analysed tensor.
         skipped: The tensors without a row.
-
-    Returns:
-        Plain numbers, texts, lists and mappings of them:
-        `tensors`, `matrices`, `parameters`, `parameters_changed`, `unchanged_share`; `routes`, `methods`,
-        `skipped`, `resolution`: counts by kind; `failed`; `delta_norm`, `base_norm`, `relative_change`: of the model
-        as one vector; `relative_change_all`, `relative_change_changed`: `n`, `median`, `low`, `high` over all rows
-        and over those that changed; `most_changed`, `most_changed_modules`; `rank`, `energy`, `kinds`; `decay`.
+        coverage: How much of the model was compared.
     """
-    changed = [row for row in rows if number(row, "fro_norm") > 0]
-    matrices = [row for row in changed if row.get("route") != "vector" and math.isfinite(number(row, "spectral_norm"))]
-    return {
-        **_counts(rows, changed, skipped),
-        **_norms(rows),
-        "relative_change_all": spread(rows, "relative_change"),
-        "relative_change_changed": spread(changed, "relative_change"),
-        "most_changed": _most_changed(changed),
-        "most_changed_modules": _most_changed_modules(changed),
-        "matrices": len(matrices),
-        "resolution": _count(matrices, "resolution"),
-        "rank": _ranks(matrices),
-        "energy": _energies(matrices),
-        "kinds": _kinds(changed),
-        "decay": summarize_decay(rows),
-    }
+    everything = Rows(tuple(rows))
+    changed = everything.where(is_changed)
+    matrices = everything.where(is_matrix)
+    moved = changed.where(is_matrix)
+    against, precision = _against_base(moved), _precision(moved)
+    delta, base = _pooled(rows)
+    reasons = Counter(s.reason.split(":")[0].split(" ")[0] for s in skipped)
+    adapter = _adapter(moved)
+    evidence = Evidence(
+        tensors=len(rows),
+        changed=len(changed),
+        kinds=frozenset(matrices.texts("kind")),
+        matrices=moved,
+        cosine=against.cosine,
+        along_base=against.along_base,
+        shrinkage=against.shrinkage,
+        signal_share=precision.signal_share,
+        beyond=precision.beyond,
+    )
+    return Summary(
+        verdict=verdict(evidence),
+        coverage=coverage or Coverage(),
+        tensors=len(rows),
+        matrices=len(matrices),
+        vectors=len(rows) - len(matrices),
+        changed=len(changed),
+        changed_matrices=len(moved),
+        changed_vectors=len(changed) - len(moved),
+        parameters=int(_sum(everything.entries)),
+        parameters_changed=int(_sum(changed.entries)),
+        unchanged_share=_unchanged_share(everything),
+        routes=_counts(everything, "route"),
+        methods=_counts(everything, "method"),
+        skipped=dict(reasons),
+        failed=reasons["failed"],
+        one_sided=() if adapter.types else tuple(s.name for s in skipped if s.reason in ONE_SIDED),
+        has_base=bool(np.isfinite(everything.numbers("base_fro_norm")).any()),
+        delta_norm=delta,
+        base_norm=base,
+        relative_change=delta / base if base else math.nan,
+        relative_change_all=everything.spread("relative_change"),
+        relative_change_changed=changed.spread("relative_change"),
+        change=moved.spread("relative_change"),
+        most_changed=_most_changed(changed),
+        most_changed_matrices=_most_changed(moved),
+        most_changed_modules=_most_changed_modules(moved),
+        resolution=_resolution(moved),
+        precision=precision,
+        rank=_ranks(moved),
+        energy={(column := f"energy_at_{r}"): moved.spread(column) for r in RANKS},
+        against_base=against,
+        adapter=adapter,
+        kinds=_kinds(changed),
+        intruders=_total(moved, "intruders"),
+        decay=summarize_decay(rows),
+    )
 
 
-def spread(rows: Iterable[Row], column: str) -> dict[str, float]:
-    """How many rows have a column, and its median, smallest and largest value over them."""
-    values = _values(rows, column)
-    if not values.size:
-        return {"n": 0, "median": math.nan, "low": math.nan, "high": math.nan}
-    return {
-        "n": int(values.size),
-        "median": float(np.median(values)),
-        "low": float(values.min()),
-        "high": float(values.max()),
-    }
+def _counts(rows: Rows, column: str) -> dict[str, int]:
+    return dict(Counter(word for word in rows.texts(column) if word))
 
 
-def _values(rows: Iterable[Row], column: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    values = np.array([number(row, column) for row in rows], dtype=np.float64)
-    return values[np.isfinite(values)]
-
-
-def _median(rows: Iterable[Row], column: str) -> float:
-    return spread(rows, column)["median"]
-
-
-def _count(rows: Iterable[Row], column: str) -> dict[str, int]:
-    return dict(Counter(str(row[column]) for row in rows if row.get(column) and row[column] == row[column]))
-
-
-def _entries(row: Row) -> float:
-    return number(row, "rows") * number(row, "cols")
+def _commonest(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(word for word, _ in Counter(word for word in words if word).most_common())
 
 
 def _sum(values: Iterable[float]) -> float:
     return math.fsum(v for v in values if math.isfinite(v))
 
 
-def _counts(rows: Sequence[Row], changed: Sequence[Row], skipped: Sequence[Skipped]) -> dict[str, Any]:
-    equal = _sum(number(row, "unchanged_fraction") * _entries(row) for row in rows)
-    seen = _sum(_entries(row) for row in rows if math.isfinite(number(row, "unchanged_fraction")))
-    return {
-        "tensors": len(rows),
-        "changed": len(changed),
-        "parameters": int(_sum(map(_entries, rows))),
-        "parameters_changed": int(_sum(map(_entries, changed))),
-        "unchanged_share": equal / seen if seen else math.nan,
-        "routes": _count(rows, "route"),
-        "methods": _count(rows, "method"),
-        # a reason may name its object: `tied_to NAME`, `failed: …`
-        "skipped": dict(Counter(s.reason.split(":")[0].split(" ")[0] for s in skipped)),
-        "failed": sum(s.reason.startswith("failed") for s in skipped),
-    }
+def _total(rows: Rows, column: str) -> float:
+    values = rows.numbers(column)
+    return float(np.nansum(values)) if np.isfinite(values).any() else math.nan
+
+
+def _unchanged_share(rows: Rows) -> float:
+    share, entries = rows.numbers("unchanged_fraction"), rows.entries
+    seen = _sum(entries[np.isfinite(share)])
+    return _sum(share * entries) / seen if seen else math.nan
 
 
 def _pooled(rows: Iterable[Row]) -> tuple[float, float]:
@@ -113,79 +342,96 @@ def _pooled(rows: Iterable[Row]) -> tuple[float, float]:
     return delta, base
 
 
-def _norms(rows: Iterable[Row]) -> dict[str, float]:
-    delta, base = _pooled(rows)
-    return {"delta_norm": delta, "base_norm": base, "relative_change": delta / base if base else math.nan}
+def _most_changed(changed: Rows) -> tuple[Moved, ...]:
+    found = [Moved(text(row, "name"), text(row, "part"), number(row, "relative_change")) for row in changed.rows]
+    known = [moved for moved in found if math.isfinite(moved.relative_change)]
+    return tuple(sorted(known, key=lambda moved: moved.relative_change, reverse=True)[:TOP])
 
 
-def _by_size(item: Mapping[str, Any]) -> float:
-    size: float = item["relative_change"]
-    return size
-
-
-def _most_changed(changed: Iterable[Row]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
-        {
-            "name": str(row.get("name", "")),
-            "part": str(row.get("part") or ""),
-            "relative_change": number(row, "relative_change"),
-        }
-        for row in changed
-    ]
-    return sorted((f for f in found if math.isfinite(f["relative_change"])), key=_by_size, reverse=True)[:TOP]
-
-
-def _grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+def _grouped(rows: Rows, key: Callable[[Row], str]) -> dict[str, Rows]:
     groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in rows.rows:
         groups[key(row)].append(row)
-    return groups
+    return {name: Rows(tuple(members)) for name, members in groups.items()}
 
 
-def _most_changed_modules(changed: Iterable[Row]) -> list[dict[str, Any]]:
-    """The modules (the same place in every block, matrices only) whose pooled relative change is largest."""
-    matrices = [row for row in changed if number(row, "ndim") > 1 and row.get("module")]
+def _most_changed_modules(matrices: Rows) -> tuple[MovedModule, ...]:
+    """The modules whose pooled relative change is largest."""
     found = []
-    for module, group in _grouped(matrices, lambda row: str(row["module"])).items():
-        delta, base = _pooled(group)
-        if base > 0:
-            found.append({"module": module, "tensors": len(group), "relative_change": delta / base})
-    return sorted(found, key=_by_size, reverse=True)[:TOP]
+    for module, group in _grouped(matrices, lambda row: text(row, "module")).items():
+        delta, base = _pooled(group.rows)
+        if module and base > 0:
+            found.append(MovedModule(module, len(group), delta / base))
+    return tuple(sorted(found, key=lambda moved: moved.relative_change, reverse=True)[:TOP])
 
 
-def _ranks(matrices: Sequence[Row]) -> dict[str, Any]:
-    """The headline rank and what stands beside it: medians over the matrices that changed.
+def _resolution(matrices: Rows) -> Resolution:
+    found = Counter(matrices.texts("resolution"))
+    return Resolution(found["resolved"], found["noisy"], found["below_precision"])
 
-    `headline` is the effective rank above the rounding noise, over the matrices where something is; `naive` is the
-    plain effective rank over all of them, rounding included. `keep_90` is the adapter rank that keeps 90 % of ΔW.
-    """
-    above = [row for row in matrices if number(row, "signal_rank") > 0]
+
+def _precision(matrices: Rows) -> Precision:
+    energy, noise = matrices.numbers("fro_norm") ** 2, matrices.numbers("rounding_noise") ** 2
+    stored = np.where(noise > 0, noise, math.nan)
+    signal = matrices.numbers("signal_rank")
+    return Precision(
+        dtypes=_commonest(matrices.texts("ft_dtype")),
+        rounding=Spread.of(noise / energy),
+        beyond=Spread.of((1 - matrices.numbers("signal_energy")) * energy / stored),
+        unchanged_fraction=matrices.spread("unchanged_fraction"),
+        signal_rank=Spread.of(signal),
+        signal_energy=matrices.spread("signal_energy"),
+        signal_share=Spread.of(signal / matrices.dimensions),
+        matrices_with_signal=int((signal > 0).sum()),
+    )
+
+
+def _ranks(matrices: Rows) -> Ranks:
+    above = matrices.where(lambda row: number(row, "signal_rank") > 0)
+    clear = matrices.where(is_clear)
+    return Ranks(
+        headline=above.median("effective_rank_denoised"),
+        effective_rank=matrices.spread("effective_rank"),
+        rank_90=matrices.spread("rank_90"),
+        rank_90_null=clear.spread("rank_90_null"),
+        rank_90_ratio=matrices.spread("rank_90_ratio"),
+        effective_rank_residual=matrices.spread("effective_rank_residual"),
+        rank_90_residual=matrices.spread("rank_90_residual"),
+        dimensions=Spread.of(clear.dimensions),
+    )
+
+
+def _against_base(matrices: Rows) -> AgainstBase:
+    shrinkage = matrices.numbers("shrinkage")
+    return AgainstBase(
+        cosine=Spread.of((1 - shrinkage) / (1 + matrices.numbers("norm_growth"))),
+        along_base=Spread.of(matrices.numbers("cosine_to_base") ** 2),
+        shrinkage=Spread.of(shrinkage),
+    )
+
+
+def _adapter(matrices: Rows) -> AdapterUse:
+    return AdapterUse(
+        types=_commonest(matrices.texts("adapter_type")),
+        rank=matrices.spread("adapter_rank"),
+        factored=matrices.texts("route").count("factored"),
+    )
+
+
+def _kinds(changed: Rows) -> dict[str, Kind]:
     return {
-        "headline": _median(above, "effective_rank_denoised"),
-        "naive": _median(matrices, "effective_rank"),
-        "signal_rank": spread(matrices, "signal_rank"),
-        "matrices_with_signal": len(above),
-        "keep_90": spread(matrices, "rank_90"),
-        "rank_90_null": _median(matrices, "rank_90_null"),
-        "rank_90_ratio": _median(matrices, "rank_90_ratio"),
-        "effective_rank_residual": _median(matrices, "effective_rank_residual"),
-        "rank_90_residual": _median(matrices, "rank_90_residual"),
-    }
-
-
-def _energies(matrices: Sequence[Row]) -> dict[str, dict[str, float]]:
-    return {f"at_{r}": spread(matrices, f"energy_at_{r}") for r in (16, 64)}
-
-
-def _kinds(changed: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """The same in short for each kind of tensor."""
-    return {
-        kind: {
-            "tensors": len(group),
-            "relative_change": _median(group, "relative_change"),
-            "rank_90": _median(group, "rank_90"),
-            "rank_90_ratio": _median(group, "rank_90_ratio"),
-            "effective_rank_denoised": _median(group, "effective_rank_denoised"),
-        }
-        for kind, group in _grouped(changed, lambda row: str(row.get("kind") or "other")).items()
+        kind: Kind(
+            tensors=len(group),
+            matrices=len(matrices := group.where(is_matrix)),
+            clear=len(matrices.where(is_clear)),
+            relative_change=group.median("relative_change"),
+            signal_rank=group.median("signal_rank"),
+            rank_90=group.median("rank_90"),
+            rank_90_null=group.median("rank_90_null"),
+            rank_90_ratio=group.median("rank_90_ratio"),
+            effective_rank=group.median("effective_rank"),
+            effective_rank_denoised=group.median("effective_rank_denoised"),
+            energy={(column := f"energy_at_{r}"): group.median(column) for r in RANKS},
+        )
+        for kind, group in _grouped(changed, lambda row: text(row, "kind") or "other").items()
     }

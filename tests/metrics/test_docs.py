@@ -60,14 +60,14 @@ def test_the_pair_in_bfloat16(frame, real_pair, tmp_path):
         assert agrees(wide, frame.loc[QUERY, column]), (column, frame.loc[QUERY, column])
         assert agrees(narrow, coarse.loc[QUERY, column]), (column, coarse.loc[QUERY, column])
     assert coarse.loc[WORDS, "decay_rows_fraction"] < 5e-4
-    assert rounded.summary["decay"]["gate_in_the_way"]
-    assert not rounded.summary["decay"]["visible"]
+    assert rounded.summary.decay.gate.in_the_way
+    assert not rounded.summary.decay.visible
 
 
 def test_the_verdict_on_decay(frame):
-    decay = deltaw.results.summary.summarize(frame.reset_index().to_dict("records"))["decay"]
-    assert decay["evidence"] == "rows"
-    assert decay["common"] == pytest.approx(9.5e-5, rel=0.02)
+    decay = deltaw.results.summary.summarize(frame.reset_index().to_dict("records")).decay
+    assert decay.evidence == "rows"
+    assert decay.value == pytest.approx(9.5e-5, rel=0.02)
     assert frame.loc[WORDS, "decay_rows_fraction"] > 0.9
 
 

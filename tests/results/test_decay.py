@@ -34,45 +34,45 @@ def model(c, n=20, learnt=2e-3, exempt=(), dtype=torch.float32, seed=0, size=120
 @pytest.mark.parametrize("c", [1e-4, 1e-3, 1e-2, 0.1])
 def test_a_common_decay_is_seen(c):
     found = summarize_decay(model(c, learnt=0.1 * c))
-    assert found["visible"]
-    assert found["evidence"] in ("tensors", "rows")
-    assert found["common"] == pytest.approx(c, rel=0.01)
-    assert found["agree"] == 20
-    assert found["exempt"] == 0
+    assert found.visible
+    assert found.evidence in ("tensors", "rows")
+    assert found.value == pytest.approx(c, rel=0.01)
+    assert found.agree == 20
+    assert found.exempt == 0
 
 
 def test_a_decay_under_much_learning():
     found = summarize_decay(model(2e-3, learnt=2e-2))
-    assert found["evidence"] == "tensors"
-    assert found["common"] == pytest.approx(2e-3, rel=0.05)
-    assert found["agree"] >= 18
+    assert found.evidence == "tensors"
+    assert found.value == pytest.approx(2e-3, rel=0.05)
+    assert found.agree >= 18
 
 
 def test_exempt_tensors_are_named():
     found = summarize_decay(model(1e-2, exempt=(3, 7, 8)))
-    assert found["common"] == pytest.approx(1e-2, rel=0.01)
-    assert found["exempt_tensors"] == ["t3", "t7", "t8"]
-    assert (found["agree"], found["exempt"]) == (17, 3)
+    assert found.value == pytest.approx(1e-2, rel=0.01)
+    assert found.exempt_tensors == ("t3", "t7", "t8")
+    assert (found.agree, found.exempt) == (17, 3)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_without_decay_none_is_seen(seed):
     found = summarize_decay(model(0.0, n=30, seed=seed, size=60))
-    assert not found["visible"]
-    assert found["evidence"] == "none"
-    assert math.isnan(found["common"])
-    assert found["agree"] == found["informative"] == 0
+    assert not found.visible
+    assert found.evidence == "none"
+    assert math.isnan(found.value)
+    assert found.agree == found.informative == 0
 
 
 def test_growth_is_no_decay():
-    assert not summarize_decay(model(-1e-2))["visible"]
+    assert not summarize_decay(model(-1e-2)).visible
 
 
 def test_unequal_shrinks_are_no_common_decay():
     """Learning that shrinks every tensor by its own amount."""
     rows = [row for i in range(12) for row in model(1e-4 * 2**i, n=1, learnt=1e-5, seed=i)]
     rows = [row | {"decay_rows_fraction": 0.0} for row in rows]
-    assert not summarize_decay(rows)["visible"]
+    assert not summarize_decay(rows).visible
 
 
 def test_rows_never_seen_answer_alone():
@@ -81,26 +81,26 @@ def test_rows_never_seen_answer_alone():
     w = w0 * (1 - 3e-4)
     w[:50] += 0.1 * torch.randn(50, 64, generator=g)
     found = summarize_decay([measured("embedding", w0, w)])
-    assert found["visible"]
-    assert found["evidence"] == "rows"
-    assert found["rows_tensors"] == 1
-    assert found["rows_estimate"] == found["common"] == pytest.approx(3e-4, rel=1e-3)
+    assert found.visible
+    assert found.evidence == "rows"
+    assert found.rows_tensors == 1
+    assert found.rows_estimate == found.value == pytest.approx(3e-4, rel=1e-3)
 
 
 def test_the_gate_is_in_the_way():
     hidden = summarize_decay(model(1e-3, learnt=0.0, dtype=torch.bfloat16))
-    assert not hidden["visible"]
-    assert hidden["gate_in_the_way"]
-    assert (hidden["gate_dtype"], hidden["gate_threshold"], hidden["gate_tensors"]) == ("bfloat16", 2.0**-9, 20)
+    assert not hidden.visible
+    assert hidden.gate.in_the_way
+    assert (hidden.gate.dtype, hidden.gate.threshold, hidden.gate.tensors) == ("bfloat16", 2.0**-9, 20)
     seen = summarize_decay(model(2e-2, learnt=0.0, dtype=torch.bfloat16))
-    assert seen["common"] == pytest.approx(2e-2, rel=0.1)
-    assert not seen["gate_in_the_way"]
-    assert not summarize_decay(model(1e-3))["gate_in_the_way"]
+    assert seen.value == pytest.approx(2e-2, rel=0.1)
+    assert not seen.gate.in_the_way
+    assert not summarize_decay(model(1e-3)).gate.in_the_way
 
 
 def test_nothing_to_look_at():
-    assert not summarize_decay([])["visible"]
-    assert not summarize_decay([{"name": "x", "shrinkage": None, "shrinkage_z": math.nan}])["visible"]
+    assert not summarize_decay([]).visible
+    assert not summarize_decay([{"name": "x", "shrinkage": None, "shrinkage_z": math.nan}]).visible
 
 
 def test_many_tensors_take_no_time():
@@ -109,7 +109,7 @@ def test_many_tensors_take_no_time():
         {"name": str(i), "shrinkage": c, "shrinkage_z": c / 1e-5} for i, c in enumerate(g.normal(1e-3, 1e-5, 20_000))
     ]
     found = summarize_decay(rows)
-    assert found["common"] == pytest.approx(1e-3, rel=1e-3)
+    assert found.value == pytest.approx(1e-3, rel=1e-3)
 
 
 def train(decay, steps=200, lr=1e-2):
@@ -155,6 +155,6 @@ def test_200_steps_of_adamw():
     gap = {k: decayed[k]["shrinkage_z"] - control[k]["shrinkage_z"] for k in ("embedding.weight", "layer.weight")}
     assert all(z > 3 for z in gap.values()), gap
     found = summarize_decay(list(decayed.values()))
-    assert found["evidence"] == "rows"
-    assert found["common"] == pytest.approx(expected, rel=0.05)
-    assert not summarize_decay(list(control.values()))["visible"]
+    assert found.evidence == "rows"
+    assert found.value == pytest.approx(expected, rel=0.05)
+    assert not summarize_decay(list(control.values())).visible

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from deltaw.results.analysis import plain
-from deltaw.results.summary import spread, summarize
-from deltaw.types import Skipped
+from deltaw.results.analysis import Analysis, load, plain
+from deltaw.results.rows import Rows, Spread
+from deltaw.results.summary import Resolution, summarize
+from deltaw.types import Coverage, Skipped
 
 
 def row(name, fro=1.0, base=10.0, **more):
@@ -32,15 +33,16 @@ def row(name, fro=1.0, base=10.0, **more):
 
 def test_a_model_as_one_vector():
     found = summarize([row("0.a", 3.0), row("0.b", 4.0), row("0.c", 0.0, unchanged_fraction=1.0, route="unchanged")])
-    assert found["delta_norm"] == pytest.approx(5)
-    assert found["base_norm"] == pytest.approx(math.sqrt(300))
-    assert found["relative_change"] == pytest.approx(5 / math.sqrt(300))
-    assert (found["tensors"], found["changed"], found["matrices"]) == (3, 2, 2)
-    assert (found["parameters"], found["parameters_changed"]) == (60, 40)
-    assert found["unchanged_share"] == pytest.approx(0.5)
-    assert found["routes"] == {"dense": 2, "unchanged": 1}
-    assert found["relative_change_all"] == {"n": 3, "median": 0.3, "low": 0.0, "high": 0.4}
-    assert found["relative_change_changed"] == {"n": 2, "median": 0.35, "low": 0.3, "high": 0.4}
+    assert found.delta_norm == pytest.approx(5)
+    assert found.base_norm == pytest.approx(math.sqrt(300))
+    assert found.relative_change == pytest.approx(5 / math.sqrt(300))
+    assert (found.tensors, found.changed, found.matrices, found.changed_matrices) == (3, 2, 3, 2)
+    assert (found.parameters, found.parameters_changed) == (60, 40)
+    assert found.unchanged_share == pytest.approx(0.5)
+    assert found.routes == {"dense": 2, "unchanged": 1}
+    every, changed = found.relative_change_all, found.relative_change_changed
+    assert (every.n, every.median, every.low, every.high) == (3, 0.3, 0.0, 0.4)
+    assert (changed.n, changed.median, changed.low, changed.high) == (2, 0.35, 0.3, 0.4)
 
 
 def test_skipped_are_counted_by_reason():
@@ -51,34 +53,36 @@ def test_skipped_are_counted_by_reason():
         Skipped("d", "failed: 3 NaN"),
     ]
     found = summarize([], skipped)
-    assert found["skipped"] == {"only_in_base": 1, "tied_to": 2, "failed": 1}
-    assert found["failed"] == 1
+    assert found.skipped == {"only_in_base": 1, "tied_to": 2, "failed": 1}
+    assert found.failed == 1
 
 
 def test_the_most_changed():
     rows = [row(f"{i}.m", float(i), module="m") for i in range(1, 8)] + [row("b", 99.0, ndim=1, module="b")]
     found = summarize(rows)
-    assert [m["name"] for m in found["most_changed"]] == ["b", "7.m", "6.m", "5.m", "4.m"]
-    (module,) = found["most_changed_modules"]  # matrices only
-    assert module["module"] == "m"
-    assert module["tensors"] == 7
-    assert module["relative_change"] == pytest.approx(math.sqrt(140 / 700))
+    assert [m.name for m in found.most_changed] == ["b", "7.m", "6.m", "5.m", "4.m"]
+    (module,) = found.most_changed_modules  # matrices only
+    assert module.module == "m"
+    assert module.tensors == 7
+    assert module.relative_change == pytest.approx(math.sqrt(140 / 700))
 
 
-def test_the_headline_rank_is_the_one_above_the_noise():
+def test_ranks_are_quoted_of_clear_matrices_only():
     rows = [
         row("a", signal_rank=4, effective_rank_denoised=3.5, effective_rank=300.0, rank_90=200.0, resolution="noisy"),
-        row("b", signal_rank=6, effective_rank_denoised=5.5, effective_rank=500.0, rank_90=400.0, resolution="noisy"),
+        row("b", signal_rank=6, effective_rank_denoised=5.5, effective_rank=5.75, rank_90=6.0),
         row("c", signal_rank=0, effective_rank_denoised=0.0, effective_rank=700.0, resolution="below_precision"),
         row("d", 0.0, signal_rank=0, effective_rank_denoised=0.0, effective_rank=0.0, resolution=""),
     ]
-    rank = summarize(rows)["rank"]
-    assert rank["headline"] == pytest.approx(4.5)
-    assert rank["naive"] == pytest.approx(500)
-    assert rank["matrices_with_signal"] == 2
-    assert rank["keep_90"] == {"n": 2, "median": 300.0, "low": 200.0, "high": 400.0}
-    assert rank["signal_rank"]["n"] == 3
-    assert summarize(rows)["resolution"] == {"noisy": 2, "below_precision": 1}
+    found = summarize(rows)
+    assert found.rank.headline == pytest.approx(4.5)
+    assert found.rank.effective_rank == Spread(1, 5.75, 5.75, 5.75, 5.75, 5.75)
+    assert found.rank.rank_90.n == 1
+    assert found.kinds["mlp"].rank_90 == 6
+    assert (found.kinds["mlp"].matrices, found.kinds["mlp"].clear) == (3, 1)
+    assert found.precision.matrices_with_signal == 2
+    assert found.precision.signal_rank.n == 3
+    assert found.resolution == Resolution(resolved=1, noisy=1, below_precision=1)
 
 
 def test_energy_and_kinds():
@@ -88,33 +92,43 @@ def test_energy_and_kinds():
         row("c", kind=""),
     ]
     found = summarize(rows)
-    assert found["energy"]["at_16"]["median"] == pytest.approx(0.75)
-    assert found["energy"]["at_64"]["n"] == 1
-    assert {k: v["tensors"] for k, v in found["kinds"].items()} == {"mlp": 1, "attention": 1, "other": 1}
+    assert found.energy["energy_at_16"].median == pytest.approx(0.75)
+    assert found.energy["energy_at_64"].n == 1
+    assert {k: v.tensors for k, v in found.kinds.items()} == {"mlp": 1, "attention": 1, "other": 1}
 
 
 def test_a_base_that_is_missing_leaves_sizes_empty():
     bare = {k: v for k, v in row("a", 2.0).items() if k not in ("base_fro_norm", "relative_change")}
     found = summarize([bare])
-    assert found["delta_norm"] == 2
-    assert math.isnan(found["relative_change"])
-    assert found["relative_change_all"]["n"] == 0
-    assert found["most_changed"] == found["most_changed_modules"] == []
+    assert found.delta_norm == 2
+    assert math.isnan(found.relative_change)
+    assert found.relative_change_all.n == 0
+    assert found.most_changed == found.most_changed_modules == ()
 
 
 @pytest.mark.parametrize("rows", [[], [{}], [{"name": "x", "fro_norm": math.nan, "route": None, "rank_90": ""}]])
 def test_rows_without_columns(rows):
     found = summarize(rows)
-    assert found["tensors"] == len(rows)
-    assert found["matrices"] == 0
-    assert math.isnan(found["rank"]["headline"])
+    assert found.tensors == len(rows)
+    assert found.changed_matrices == 0
+    assert math.isnan(found.rank.headline)
     json.dumps(plain(found), allow_nan=False)
 
 
-def test_spread_ignores_what_is_empty():
-    assert spread([{"x": 1.0}, {"x": None}, {}, {"x": math.nan}, {"x": 3}, {"x": "word"}], "x") == {
-        "n": 2,
-        "median": 2.0,
-        "low": 1.0,
-        "high": 3.0,
-    }
+def test_a_spread_ignores_what_is_empty():
+    rows = Rows(({"x": 1.0}, {"x": None}, {}, {"x": math.nan}, {"x": 3}, {"x": "word"}))
+    found = rows.spread("x")
+    assert (found.n, found.median, found.low, found.high) == (2, 2.0, 1.0, 3.0)
+    assert Spread.of([]) == Spread.of([math.nan]) != Spread.of([0.0])
+
+
+def test_a_summary_is_computed_once_and_written_as_plain_numbers(tmp_path):
+    analysis = Analysis([row("a")], coverage=Coverage(compared_tensors=1, tensors=2, compared_numbers=20, numbers=80))
+    assert analysis.summary is analysis.summary
+    analysis.save(tmp_path)
+    written = json.loads((tmp_path / "analysis.json").read_text())["summary"]
+    assert written["verdict"] == "spread"
+    assert written["coverage"]["share"] == 0.25
+    assert written["decay"]["visible"] is False
+    assert written["decay"]["value"] is None
+    assert load(tmp_path).summary.coverage == analysis.coverage

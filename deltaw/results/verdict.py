@@ -1,0 +1,146 @@
+"""What kind of update this is, in one word: the first rule that holds decides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from deltaw.results.rows import Row, Rows, Spread, is_clear, number
+
+UNRELATED_COSINE = 0.5  # below this the two sets of weights do not point the same way
+DECAY_SHARE = 0.9  # of the update's energy lies along W0
+DECAY_SPREAD = 0.2  # of the factor c, relative
+LOW_RANK_SHARE = 1 / 8  # of the dimensions
+BEYOND = 1.5  # energy below the noise edge, in units of the predicted rounding
+CONCENTRATED = 0.25  # of the rank that noise of the same shape has
+OUTSIDE = frozenset({"embedding", "head"})  # kinds outside of the layers
+
+
+class Verdict(StrEnum):
+    """What kind of update a model's is, in the order in which the rules are tried."""
+
+    EMPTY = "empty"
+    UNCHANGED = "unchanged"
+    VECTORS_ONLY = "vectors_only"
+    UNRELATED = "unrelated"
+    ADAPTER = "adapter"
+    EMBEDDINGS_ONLY = "embeddings_only"
+    BELOW_PRECISION = "below_precision"
+    DECAY_ONLY = "decay_only"
+    LOW_RANK = "low_rank"
+    CONCENTRATED = "concentrated"
+    NOISY = "noisy"
+    SPREAD = "spread"
+
+
+RULES = {
+    Verdict.EMPTY: "No tensor has a row.",
+    Verdict.UNCHANGED: "Every row has ΔW = 0.",
+    Verdict.VECTORS_ONLY: "Every matrix has ΔW = 0, some vectors (norms, biases) do not.",
+    Verdict.UNRELATED: f"In the median matrix cos(W, W0) < {UNRELATED_COSINE} and relative_change > "
+    f"{UNRELATED_COSINE}.",
+    Verdict.ADAPTER: "More than half of the changed matrices were read from an adapter's factors.",
+    Verdict.EMBEDDINGS_ONLY: "Every changed matrix is an embedding or a head, and the model has other matrices.",
+    Verdict.BELOW_PRECISION: "At least half of the changed matrices are below_precision: rounding explains more than "
+    "half their energy.",
+    Verdict.DECAY_ONLY: f"In the median matrix cos²(ΔW, W0) > {DECAY_SHARE}, and the middle 80 % of the factors c lie "
+    f"within {DECAY_SPREAD:.0%} of their median.",
+    Verdict.LOW_RANK: f"In the median matrix at most one in {round(1 / LOW_RANK_SHARE)} directions stands above the "
+    f"noise edge, and the energy below it is at most {BEYOND} times what rounding predicts.",
+    Verdict.CONCENTRATED: f"The median of rank_90 over that of noise of the same shape is at most {CONCENTRATED}.",
+    Verdict.NOISY: f"Rounding leaves open on which side of {CONCENTRATED} the median of rank_90 over that of noise "
+    "lies.",
+    Verdict.SPREAD: "None of the other rules holds.",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rules look at.
+
+    Attributes:
+        tensors, changed: Rows, and those with ΔW ≠ 0.
+        kinds: Module kinds of all matrices.
+        matrices: The changed matrices.
+        cosine: cos(W, W0) of each changed matrix.
+        along_base: cos²(ΔW, W0).
+        shrinkage: The factor c.
+        signal_share: signal_rank/k.
+        beyond: Energy below the noise edge over rounding_noise².
+    """
+
+    tensors: int
+    changed: int
+    kinds: frozenset[str]
+    matrices: Rows
+    cosine: Spread
+    along_base: Spread
+    shrinkage: Spread
+    signal_share: Spread
+    beyond: Spread
+
+
+def verdict(e: Evidence) -> Verdict:
+    """The first of `Verdict` whose rule holds; `RULES` states them in words."""
+    if not e.tensors:
+        return Verdict.EMPTY
+    if not e.changed:
+        return Verdict.UNCHANGED
+    if not len(e.matrices):
+        return Verdict.VECTORS_ONLY
+    if e.cosine.median < UNRELATED_COSINE and e.matrices.median("relative_change") > UNRELATED_COSINE:
+        return Verdict.UNRELATED
+    if _more_than_half(e.matrices, "route", "factored"):
+        return Verdict.ADAPTER
+    if set(e.matrices.texts("kind")) <= OUTSIDE < e.kinds | OUTSIDE:
+        return Verdict.EMBEDDINGS_ONLY
+    below = e.matrices.texts("resolution").count("below_precision")
+    if below >= len(e.matrices) / 2:
+        return Verdict.BELOW_PRECISION
+    if e.along_base.median > DECAY_SHARE and _relative(e.shrinkage) <= DECAY_SPREAD:
+        return Verdict.DECAY_ONLY
+    if _is_low_rank(e):
+        return Verdict.LOW_RANK
+    return _concentration(e.matrices)
+
+
+def _more_than_half(rows: Rows, column: str, word: str) -> bool:
+    return rows.texts(column).count(word) > len(rows) / 2
+
+
+def _is_low_rank(e: Evidence) -> bool:
+    few = e.matrices.median("signal_rank") >= 1 and e.signal_share.median <= LOW_RANK_SHARE
+    if e.beyond.n:
+        return few and e.beyond.median <= BEYOND
+    return few and e.matrices.median("signal_energy") >= 1 - 1e-6
+
+
+def _concentration(matrices: Rows) -> Verdict:
+    """Whether 90 % of the energy lies in few directions; a matrix that rounding hides may lie on either side."""
+    low, high = (np.array(bound, dtype=np.float64) for bound in zip(*map(_bounds, matrices.rows), strict=True))
+    known = np.isfinite(low)
+    if not known.any():
+        return Verdict.SPREAD
+    if np.median(high[known]) <= CONCENTRATED:
+        return Verdict.CONCENTRATED
+    return Verdict.SPREAD if np.median(low[known]) > CONCENTRATED else Verdict.NOISY
+
+
+def _bounds(row: Row) -> tuple[float, float]:
+    """Between what rank_90 over its null may lie; NaN where the matrix has neither."""
+    null = number(row, "rank_90_null")
+    if is_clear(row):
+        ratio = number(row, "rank_90_ratio")
+        return ratio, ratio
+    low, high = number(row, "rank_90_denoised_low") / null, number(row, "rank_90_denoised_high") / null
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    return 0.0, math.inf  # nothing is known of a rank that rounding hides
+
+
+def _relative(spread: Spread) -> float:
+    """The width of the middle 80 % over the median."""
+    return (spread.p90 - spread.p10) / abs(spread.median) if spread.median else math.inf
