@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import Names, Size, default_out, inputs, matching, verbosity
+from deltaw.cli.options import Expression, Names, Size, default_out, inputs, matching, verbosity
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
+    from deltaw.results.conditions import Condition, Outcome
 
 SOME_FAILED = 3
+CONDITION_HELD = 5
 
 
 @click.command("analyze")
@@ -74,6 +78,14 @@ SOME_FAILED = 3
 @click.option(
     "--cache/--no-cache", default=True, help="Keep the base's singular vectors on disk (--alignment).  [default: cache]"
 )
+@click.option(
+    "--fail-if",
+    "conditions",
+    type=Expression(),
+    multiple=True,
+    metavar="EXPR",
+    help="End with exit code 5 if it holds: 'relative_change.max > 0.5', 'resolution.noisy > 0', 'compared < 1'.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
 @verbosity
 def command(
@@ -83,6 +95,7 @@ def command(
     no_base: bool,
     formats: tuple[str, ...],
     no_report: bool,
+    conditions: tuple[Condition, ...],
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -104,19 +117,40 @@ def command(
         if not no_report:
             progress.say("writing the report")
             _write_report(analysis, out)
+    outcomes = [c.check(analysis) for c in conditions]
     if as_json:
-        from deltaw.results.analysis import records
-
-        document = analysis.to_dict() | {"out": str(out), "layers": records(analysis.to_pandas())}
-        click.echo(json.dumps(document, indent=1, allow_nan=False))
+        click.echo(json.dumps(document(analysis, out, outcomes), indent=1, allow_nan=False))
     elif not quiet:
         from deltaw.cli.summary import show
 
         show(analysis, out, report=not no_report)
+    for s in analysis.failed:
+        click.echo(f"failed: {s.name}: {s.reason.removeprefix('failed: ')}", err=True)
+    for outcome in outcomes:
+        if line := told(outcome):
+            click.echo(line, err=True)
+    if any(o.holds for o in outcomes):
+        sys.exit(CONDITION_HELD)
     if analysis.failed:
-        for s in analysis.failed:
-            click.echo(f"failed: {s.name}: {s.reason.removeprefix('failed: ')}", err=True)
         sys.exit(SOME_FAILED)
+
+
+def document(analysis: Analysis, out: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What `--json` prints: `analysis.json` with the rows, the directory and what became of the conditions."""
+    from deltaw.results.analysis import plain, records
+
+    held = [{"condition": o.condition.text, "value": o.value, "name": o.name, "holds": o.holds} for o in outcomes]
+    more = {"out": str(out), "layers": records(analysis.to_pandas()), "fail_if": plain(held)}
+    return analysis.to_dict() | more
+
+
+def told(outcome: Outcome) -> str:
+    """A line about a condition that holds, or that no row can answer; else empty."""
+    condition = outcome.condition
+    if math.isnan(outcome.value):
+        return f"note: --fail-if {condition.text!r} looked at nothing: no row has a value of {condition.column}"
+    where = f" in {outcome.name}" if outcome.name else ""
+    return f"--fail-if {condition.text!r} holds: it is {outcome.value:.6g}{where}" if outcome.holds else ""
 
 
 def _write_report(analysis: Analysis, out: Path) -> None:

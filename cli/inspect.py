@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,11 @@ from deltaw.cli.options import console, inputs, matching, verbosity
 
 if TYPE_CHECKING:
     from deltaw.measurement.run import Inspection
+
+HEADS = ("tensors", "rows × cols", "stored as", "kind", "route")
+GAP = 2  # between columns
+LEAST = 24  # characters of a name, however narrow the terminal
+NAMED = 3  # skipped tensors that are named, of each reason
 
 
 @click.command("inspect")
@@ -22,7 +28,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @verbosity
 def command(base: str | None, ft: str | None, no_base: bool, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Show which tensors of BASE and FT would be compared, and how; nothing but headers is read."""
+    """Show which tensors of BASE and FT would be compared, and how; nothing but headers is read.
+
+    Tensors that differ by a number in their names share a line; -v gives each its own.
+    """
     import deltaw
 
     base, ft = inputs(base, ft, no_base)
@@ -30,12 +39,14 @@ def command(base: str | None, ft: str | None, no_base: bool, as_json: bool, quie
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif not quiet:
-        show(found)
+        show(found, each=bool(click.get_current_context().meta.get("deltaw.verbose")))
 
 
-def show(found: Inspection) -> None:
-    """The pairs by route, everything that is skipped by reason, and the notes."""
+def show(found: Inspection, *, each: bool = False) -> None:
+    """The pairs, everything that is skipped by reason, and the notes."""
     from rich.markup import escape
+
+    from deltaw.reports.grouping import grouped
 
     out = console()
     about = found.to_dict()
@@ -46,34 +57,45 @@ def show(found: Inspection) -> None:
                 f"{side:4} {escape(a['path'])}  {a['format']}, {a['tensors']:,} tensors, {a['bytes'] / 1e6:,.1f} MB",
                 soft_wrap=True,
             )
-    out.print("\n".join(table(about["pairs"])), markup=False, soft_wrap=True)
+    groups = [g for p in about["pairs"] for g in grouped([p])] if each else grouped(about["pairs"])
+    rows = [(g.title, g.shape, g.dtypes, g.kind, g.route) for g in groups]
+    out.print("\n".join(table(rows, out.width)), markup=False, soft_wrap=True)
+    if len(stored := {g.dtypes for g in groups}) == 1:
+        out.print(f"all stored as {stored.pop()}")
     routes = Counter(pair["route"] for pair in about["pairs"])
-    out.print(
-        f"{len(about['pairs']):,} to measure: " + ", ".join(f"{count:,} {route}" for route, count in routes.items())
-    )
+    counted = ", ".join(f"{count:,} {route}" for route, count in routes.items())
+    out.print(f"{len(about['pairs']):,} to measure{': ' if counted else ''}{counted}")
     for line in skipped_lines(about["skipped"]):
         out.print(escape(line), soft_wrap=True)
     for note in about["notes"]:
         out.print(escape(f"note: {note}"), soft_wrap=True)
 
 
-def table(pairs: list[dict[str, Any]]) -> list[str]:
-    """The pairs as aligned lines; rich's table takes seconds for a few thousand of them."""
+def table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
+    """Texts as aligned lines; rich's table takes seconds for thousands.
+
+    Where they do not fit, the kind is left out first, then names lose their middle. What all rows are stored as is no
+    column.
+    """
     from rich.cells import cell_len
 
-    rows = [("tensor", "rows × cols", "base", "fine-tuned", "kind", "route")]
-    for pair in pairs:
-        name = " ".join((pair["name"] + (f" [{pair['part']}]" if pair["part"] else "")).splitlines())
-        size = f"{pair['rows']:,} × {pair['cols']:,}" if pair["route"] != "vector" else f"{pair['rows']:,}"
-        rows.append((name, size, pair["base_dtype"], pair["ft_dtype"], pair["kind"], pair["route"]))
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], 100)  # one very long name does not move all others
+    from deltaw.reports.text import short
+
+    every = [HEADS, *rows]
+    kept = [0, 1, *([2] if len({row[2] for row in rows}) > 1 else []), 3, 4]
+    full = {i: max(cell_len(row[i]) for row in every) for i in kept}
+    if sum(full.values()) + GAP * (len(kept) - 1) > width:
+        kept.remove(3)
+    widths = [full[i] for i in kept]
+    widths[0] = min(widths[0], max(LEAST, width - sum(widths[1:]) - GAP * (len(widths) - 1)))
     lines = []
-    for row in rows:
-        gaps = [" " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)]
-        cells = [gap + text if i == 1 else text + gap for i, (text, gap) in enumerate(zip(row, gaps, strict=True))]
-        lines.append("   ".join(cells).rstrip())
-    return ["", lines[0], "─" * (sum(widths) + 15), *lines[1:], ""]
+    for whole_row in every:
+        row = [whole_row[i] for i in kept]
+        texts = (short(row[0], widths[0]), *row[1:])
+        gaps = [" " * max(0, w - cell_len(text)) for text, w in zip(texts, widths, strict=True)]
+        cells = [gap + text if i == 1 else text + gap for i, (text, gap) in enumerate(zip(texts, gaps, strict=True))]
+        lines.append((" " * GAP).join(cells).rstrip())
+    return ["", lines[0], "─" * (sum(widths) + GAP * (len(widths) - 1)), *lines[1:], ""]
 
 
 def skipped_lines(skipped: list[dict[str, str]]) -> list[str]:
@@ -83,6 +105,6 @@ def skipped_lines(skipped: list[dict[str, str]]) -> list[str]:
         reasons.setdefault(s["reason"], []).append(s["name"])
     out = []
     for reason, names in reasons.items():
-        more = f", … ({len(names) - 3:,} more)" if len(names) > 3 else ""
-        out.append(f"skipped, {reason}: {', '.join(names[:3])}{more}")
+        more = f", … ({len(names) - NAMED:,} more)" if len(names) > NAMED else ""
+        out.append(f"skipped, {reason}: {', '.join(names[:NAMED])}{more}")
     return out

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from deltaw.cli import interrupt
-from deltaw.errors import DeltaWError, OptionError
+from deltaw.errors import DeltaWError, OptionError, near
 
 COMMANDS = ("analyze", "inspect", "compare", "study", "report", "verify", "metrics", "demo")
 
@@ -37,12 +37,10 @@ class Commands(click.Group):
         Raises:
             UsageError: There is no such command.
         """
-        import difflib
-
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
-            near = difflib.get_close_matches(name, COMMANDS, n=2) or list(COMMANDS)
-            raise click.UsageError(f"no command {name!r}; did you mean {' or '.join(near)}?", ctx)
+            hint = near(name, COMMANDS) or f" There are {', '.join(COMMANDS)}."
+            raise click.UsageError(f"no command {name!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

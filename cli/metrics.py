@@ -6,21 +6,20 @@ import json
 
 import click
 
+from deltaw.errors import near
+
 
 @click.command("metrics")
 @click.option("--format", "style", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.argument("names", nargs=-1)
 def command(style: str, names: tuple[str, ...]) -> None:
     """Every metric: name, formula, unit, reference (or only NAMES)."""  # noqa: DOC501  (a help text)
-    import difflib
-
     from deltaw.metrics import REGISTRY, markdown_table
 
     unknown = [n for n in names if n not in REGISTRY]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], REGISTRY, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; deltaw metrics lists them all"
-        raise click.UsageError(f"no metric {unknown[0]!r}{hint}")
+        hint = near(unknown[0], REGISTRY) or " `deltaw metrics` lists them all."
+        raise click.UsageError(f"no metric {unknown[0]!r}.{hint}")
     chosen = [m for m in REGISTRY.values() if not names or m.name in names]
     if style == "json":
         fields = ("name", "section", "formula", "unit", "source", "description")

@@ -15,6 +15,9 @@ from deltaw.files import parse_size
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
+
+    from deltaw.results.conditions import Condition
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,6 +59,23 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         if unknown or not words:
             self.fail(f"{value!r}: expected some of {', '.join(self.choices)}, separated by commas", param, ctx)
         return words
+
+
+class Expression(click.ParamType):  # type: ignore[type-arg]
+    """A condition of `--fail-if`, such as `relative_change.max > 0.5`."""
+
+    name = "expr"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
+        """The condition, parsed."""
+        from deltaw.results.conditions import Condition
+
+        if isinstance(value, Condition):
+            return value
+        try:
+            return Condition.parse(str(value))
+        except OptionError as e:
+            self.fail(str(e), param, ctx)
 
 
 def verbosity(function: F) -> F:
@@ -110,6 +130,14 @@ def default_out(ft: str) -> Path:
     else:
         name = ft.replace("/", "--")
     return Path("deltaw-results") / (name or "ft")
+
+
+def file_link(path: Path) -> Text:
+    """A path that a terminal opens when it is clicked; plain text anywhere else."""
+    from rich.style import Style
+    from rich.text import Text
+
+    return Text(str(path), style=Style(link=path.resolve().as_uri()))
 
 
 def console() -> Console:

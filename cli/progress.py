@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with rate and remaining time on a terminal, a line now and then otherwise."""
+"""Progress on stderr, the same for every command: a bar with rate and remaining time on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -7,41 +7,69 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
     from deltaw.measurement.run import Progress
+    from deltaw.study.runner import Progress as StudyProgress
 
 LINE_EVERY_SECONDS = 15.0
 
 
 class Reporter:
-    """What `deltaw.analyze` calls after each matrix."""
+    """Shows how far a command is; this one shows nothing."""
 
     def __call__(self, progress: Progress) -> None:
-        """Show how far the run is."""
+        """What `deltaw.analyze` calls after each matrix; work is weighed by its expected cost."""
+        count = f"{progress.done:,}/{progress.total:,} matrices"
+        self.move("measuring", progress.work_done, progress.work_total, count)
+
+    def verified(self, done: int, total: int, name: str) -> None:
+        """What `deltaw.verify` calls before each tensor."""
+        self.move("verifying", done, total, f"{done:,}/{total:,} tensors")
+
+    def studied(self, progress: StudyProgress) -> None:
+        """What a study calls after each step of a stage."""
+        self.move(progress.stage, progress.done, progress.total, f"{progress.done:,}/{progress.total:,}")
+
+    def move(self, stage: str, done: float, total: float, count: str) -> None:
+        """Show how far a stage is.
+
+        Args:
+            stage: What is being done; its first word names the stage.
+            done, total: Of its work, in any unit.
+            count: The same in words.
+        """
 
     def say(self, what: str) -> None:
-        """Show what is being done besides measuring."""
+        """Name what is being done besides."""
 
 
 class Lines(Reporter):
-    """A line now and then, for logs."""
+    """A line now and then, and one for each further stage: for logs."""
 
     def __init__(self) -> None:
-        self.started = self.last = time.monotonic()
+        self.last = self.started = time.monotonic()
+        self.stage = ""
 
-    def __call__(self, progress: Progress) -> None:
-        """One line, if the last one is some time ago."""
-        now = time.monotonic()
-        if now - self.last < LINE_EVERY_SECONDS:
+    def move(self, stage: str, done: float, total: float, count: str) -> None:
+        """One line, if the last one is some time ago or the stage is another."""
+        now, word = time.monotonic(), stage.split(" ")[0]
+        another = word != self.stage and self.stage != ""
+        if word != self.stage:
+            self.stage, self.started = word, now
+        if not another and now - self.last < LINE_EVERY_SECONDS:
             return
         self.last = now
         spent = now - self.started
-        left = spent * (progress.work_total - progress.work_done) / max(progress.work_done, 1)
-        self.say(f"{progress.done}/{progress.total} matrices, {spent:.0f} s, about {left:.0f} s left")
+        left = (
+            f", {spent:.0f} s, about {spent * (total - done) / done:.0f} s left" if spent and 0 < done < total else ""
+        )
+        self.say(f"{stage}, {count}{left}")
 
     def say(self, what: str) -> None:
         """One line."""
@@ -50,18 +78,19 @@ class Lines(Reporter):
 
 
 class Bar(Reporter):
-    """A rich progress bar; work is weighed by its expected cost, so that remaining time means something."""
+    """A rich progress bar."""
 
-    def __init__(self, bar: Any) -> None:
+    def __init__(self, bar: RichProgress) -> None:
         self.bar = bar
+        self.stage = ""
         self.task = bar.add_task("reading", total=None, count="")
 
-    def __call__(self, progress: Progress) -> None:
-        """Move the bar."""
-        count = f"{progress.done}/{progress.total} matrices"
-        self.bar.update(
-            self.task, completed=progress.work_done, total=progress.work_total, count=count, description="measuring"
-        )
+    def move(self, stage: str, done: float, total: float, count: str) -> None:
+        """Move the bar; a further stage begins anew."""
+        if (word := stage.split(" ")[0]) != self.stage:
+            self.stage = word
+            self.bar.reset(self.task, total=total)
+        self.bar.update(self.task, completed=done, total=total, count=count, description=stage)
 
     def say(self, what: str) -> None:
         """Name what is going on."""

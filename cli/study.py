@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import verbosity
+from deltaw.cli.options import console, file_link, verbosity
 
 if TYPE_CHECKING:
-    from deltaw.study.runner import Progress, Report, Study
-
-LINE_EVERY_SECONDS = 15.0
+    from deltaw.study.runner import Study
 
 
 @click.command("study")
@@ -86,13 +81,17 @@ def command(
         click.echo(describe(plan, estimate(plan, device=device, jobs=jobs)))
         return
     out = needed(out)
+    from rich.text import Text
+
+    from deltaw.cli.progress import reporting
     from deltaw.study.runner import run
 
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:
-        found = run(plan, out, device=device, jobs=jobs, cache=cache, fresh=not resume, progress=progress)
+        found = run(plan, out, device=device, jobs=jobs, cache=cache, fresh=not resume, progress=progress.studied)
     if not quiet:
         click.echo(summary(found))
+        console().print(Text.assemble("Report: ", file_link(found.out / "comparison" / "report.html")), soft_wrap=True)
 
 
 def needed(out: Path | None) -> Path:
@@ -107,7 +106,7 @@ def needed(out: Path | None) -> Path:
 
 
 def summary(found: Study) -> str:
-    """Losses of each arm at its best, how the published claims fared, and where the report is."""
+    """Losses of each arm at its best, and how the published claims fared."""
     from deltaw.study.outcome import learned
 
     lines = [f"{'target':<12}{'arm':<34}{'loss before':>12}{'best after':>12}"]
@@ -118,50 +117,4 @@ def summary(found: Study) -> str:
     verdicts = found.comparison.claims()["verdict"].value_counts()
     told = ", ".join(f"{verdicts.get(v, 0)} {v}" for v in ("agrees", "disagrees", "cannot tell"))
     lines += [f"left out: {name}: {why}" for name, why in found.left_out.items()]
-    return "\n".join([*lines, "", f"Claims: {told}", f"Report: {found.out / 'comparison' / 'report.html'}"])
-
-
-@contextmanager
-def reporting(*, quiet: bool) -> Iterator[Report]:
-    """A bar on a terminal, a line now and then otherwise, nothing if quiet."""
-    if quiet:
-        yield lambda _: None
-    elif not sys.stderr.isatty():
-        yield _lines()
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-
-        columns: Any = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-        )
-        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("starting", total=1, left="")
-
-            def move(p: Progress) -> None:
-                left = "" if p.left is None else f"about {p.left:.0f} s left"
-                bar.update(task, description=p.stage, completed=p.done, total=p.total, left=left)
-
-            yield move
-
-
-def _lines() -> Report:
-    import time
-
-    last: dict[str, Any] = {"stage": "", "at": 0.0}
-
-    def line(p: Progress) -> None:
-        stage, now = p.stage.split(" ")[0], time.monotonic()
-        if stage == last["stage"] and now - last["at"] < LINE_EVERY_SECONDS and p.done < p.total:
-            return
-        last.update(stage=stage, at=now)
-        left = "" if p.left is None else f", about {p.left:.0f} s left"
-        click.echo(f"deltaw: {p.stage}, {p.done}/{p.total}{left}", err=True)
-
-    return line
+    return "\n".join([*lines, "", f"Claims: {told}"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaw.cli.inspect import skipped_lines
-from deltaw.cli.options import console
+from deltaw.cli.options import console, file_link
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
     from deltaw.results.summary import Summary
 
-KEPT = (8, 16, 64, 256)
+KEPT = (16, 64, 256)
 MOST = 3
 
 
 def show(analysis: Analysis, out: Path, *, report: bool) -> None:
     """Print the report's own sentences, a table by kind of module, and the tensors that changed most."""
     from rich.markup import escape
+    from rich.text import Text
 
     from deltaw.reports.findings import answer
     from deltaw.reports.text import unmarked
@@ -32,46 +34,56 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
         screen.print(f"• {escape(unmarked(finding.text))}")
     summary = analysis.summary
     if summary.changed_matrices:
-        screen.print(_by_kind(summary))
+        screen.print(_by_kind(summary, screen.width))
         _most_changed(screen, summary)
     for line in skipped_lines([s.__dict__ for s in analysis.skipped]):
         screen.print(escape(line), soft_wrap=True)
     for note in analysis.notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)
     where = out / "report.html" if report else out / "layers.csv"
-    screen.print(
-        f"\n{len(analysis.rows):,} rows in {analysis.seconds:.1f} s on {analysis.device}: {escape(str(where))}",
-        soft_wrap=True,
-    )
+    took = f"\n{len(analysis.rows):,} rows in {analysis.seconds:.1f} s on {analysis.device}: "
+    screen.print(Text.assemble(took, file_link(where)), soft_wrap=True)
 
 
-def _by_kind(summary: Summary) -> Table:
-    """Medians over the matrices of a kind; of ranks over those that stand clear of rounding, as in the report."""
+def _by_kind(summary: Summary, width: int) -> Table:
+    """Medians over the matrices of a kind, in as many columns as fit; of ranks over those clear of rounding."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    heads, rows = cells(summary)
+    kept = fitting(heads, rows, width)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("kind\n(medians)")
-    heads = ("matrices", "relative\nchange", "above\nrounding", "rank for\n90 %", "(pure\nnoise)", "effective\nrank")
-    for head in heads:
-        table.add_column(head, justify="right")
-    kept = [r for r in KEPT if summary.energy[f"energy_at_{r}"].median < 0.9995] or [KEPT[0]]
-    for r in kept:
-        table.add_column(f"kept by\nrank {r}", justify="right")
-    for name, kind in summary.kinds.items():
-        if not kind.matrices:
-            continue
-        table.add_row(
-            name,
-            f"{kind.matrices:,}",
-            _percent(kind.relative_change),
-            _whole(kind.signal_rank),
-            _whole(kind.rank_90),
-            _whole(kind.rank_90_null),
-            _whole(kind.effective_rank),
-            *(_percent(kind.energy[f"energy_at_{r}"]) for r in kept),
-        )
+    for i in kept:
+        table.add_column(heads[i], justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in kept))
     return table
+
+
+def cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """The headings and rows of the table by kind, the most telling columns first."""
+    ranks = [r for r in KEPT if summary.energy[f"energy_at_{r}"].median < 0.9995] or [KEPT[0]]
+    heads = ["kind\n(medians)", "matrices", "relative\nchange", "rank for\n90 %", "(pure\nnoise)"]
+    heads += [*(f"kept by\nrank {r}" for r in ranks), "effective\nrank", "above\nrounding"]
+    rows = []
+    for name, kind in summary.kinds.items():
+        if kind.matrices:
+            numbers = [_percent(kind.relative_change), _whole(kind.rank_90), _whole(kind.rank_90_null)]
+            numbers += [_percent(kind.energy[f"energy_at_{r}"]) for r in ranks]
+            numbers += [_whole(kind.effective_rank), _whole(kind.signal_rank)]
+            rows.append([name, f"{kind.matrices:,}", *numbers])
+    return heads, rows
+
+
+def fitting(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The columns that fit side by side: the last ones are left out first."""
+    left, kept = width - 2, list[int]()  # the frame's own margins
+    for i, head in enumerate(heads):
+        left -= max(map(len, (*head.split("\n"), *(row[i] for row in rows)))) + 3 * bool(kept)
+        if left < 0:
+            break
+        kept.append(i)
+    return kept
 
 
 def _most_changed(screen: Console, summary: Summary) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
@@ -22,17 +21,11 @@ def command(base: str, adapter: str, merged: str, as_json: bool, quiet: bool) ->
     One line for each tensor that is not equal, then a summary. Exit code 0 if all are equal up to the rounding of
     their storage, 4 if one differs or is missing.
     """  # noqa: DOC501  (click's Exit is the exit code)
+    from deltaw.cli.progress import reporting
     from deltaw.verification import verify
 
-    hidden = quiet or not sys.stderr.isatty()
-    with click.progressbar(length=1, label="verify", file=sys.stderr, hidden=hidden) as bar:
-
-        def advance(done: int, total: int, name: str) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        found = verify(base, adapter, merged, progress=advance)
-        bar.update((bar.length or 1) - bar.pos)
+    with reporting(quiet=quiet) as progress:
+        found = verify(base, adapter, merged, progress=progress.verified)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     else:

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from deltaw import metrics as metrics
     from deltaw import study as study
     from deltaw.comparison import Comparison as Comparison
@@ -50,10 +51,14 @@ _WHERE = {
 }
 _MODULES = ("metrics", "study")
 
-__all__ = sorted((*_WHERE, *_MODULES))
+__all__ = sorted(("__version__", *_WHERE, *_MODULES))
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("deltaw")
     if name in _MODULES:
         return importlib.import_module(f"deltaw.{name}")
     if name not in _WHERE:

@@ -4,6 +4,11 @@ A message says what, where, what was found, what was expected and what to do. An
 `DeltaWError` is a defect of deltaw.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class DeltaWError(Exception):
     """The root of every error that deltaw raises on purpose."""
@@ -45,3 +50,15 @@ class ManifestError(DeltaWError):
 
 class MissingExtraError(DeltaWError, ImportError):
     """An optional dependency is not installed."""
+
+
+def near(name: str, known: Iterable[str], *, within: str = "") -> str:
+    """A hint that ends a message about an unknown name: the known ones that are spelt nearly so, or nothing.
+
+    Args:
+        name: What was asked for.
+        known: What there is.
+        within: What is put before each suggestion, such as a directory.
+    """
+    close = difflib.get_close_matches(name, [*known], n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(within + c for c in close)}?" if close else ""

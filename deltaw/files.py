@@ -7,10 +7,12 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
-from deltaw.errors import OptionError
+from deltaw.errors import OptionError, near
 
+MOST_BESIDE = 2000  # names of a directory that are looked at for a suggestion
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -31,6 +33,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def near_path(path: Path) -> str:
+    """A hint that ends a message about a path that is not there: what lies beside it and is spelt nearly so."""
+    path = path.expanduser()
+    missing = next((p for p in (path, *path.parents) if p.parent.is_dir()), None)
+    if missing is None or missing.name in {"", ".."}:
+        return ""
+    folder = missing.parent
+    try:
+        names = [entry.name for entry in islice(folder.iterdir(), MOST_BESIDE)]
+    except OSError:  # not ours to read: there is nothing to suggest
+        return ""
+    return near(missing.name, names, within="" if folder == Path() else f"{folder}{os.sep}")
 
 
 def parse_size(text: str) -> int:

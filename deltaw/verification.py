@@ -17,7 +17,7 @@ update, 2 merged twice, 1/s the scaling forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isnan, sqrt
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from deltaw.adapters import Adapter, missing_base, open_adapter
+from deltaw.adapters import Adapter, missing_base, open_adapter, open_base
 from deltaw.adapters.base import Base
 from deltaw.adapters.keys import saved_name
 from deltaw.adapters.merging import Expected, expected_blocks
@@ -75,7 +75,7 @@ class Verification:
     base: str
     adapter: str
     merged: str
-    tensors: tuple[Verdict, ...]
+    tensors: tuple[Verdict, ...] = field(repr=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -131,7 +131,9 @@ def verify(
     if not isinstance(adapter, Adapter):
         adapter = open_adapter(locate(adapter)[0])
     try:
-        base = open_checkpoint(base)
+        base = open_base(base)
+    except AdapterError:
+        raise
     except CheckpointError as e:
         raise CheckpointError(missing_base(e, adapter)) from e
     merged = open_checkpoint(merged)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
-
 from deltaw.errors import OptionError
-from deltaw.reports import adapter_ranks, figures, findings, heatmaps, page, readings, remarks, svg
+from deltaw.reports import figures, findings, heatmaps, page, readings, remarks, svg, tables
 from deltaw.reports.embedded import embedded, sections
-from deltaw.reports.layers import HELPERS, Layers
-from deltaw.reports.page import Column, Picture
+from deltaw.reports.layers import Layers
+from deltaw.reports.page import Picture
 from deltaw.reports.plots import AnalysisPlots
-from deltaw.reports.text import EMPTY, missing, number, percent, short, visible, whole
-from deltaw.results.analysis import is_whole
-from deltaw.results.rows import is_hidden_by_noise
+from deltaw.reports.sides import name_of
+from deltaw.reports.text import EMPTY, missing, number, short, visible
 from deltaw.results.summary import Summary
 from deltaw.results.verdict import RULES
 
@@ -34,17 +30,7 @@ CONTENTS = (
     ("layers", "Every matrix"),
     ("measured", "How was this measured?"),
 )
-GENERIC = re.compile(r"(model|pytorch_model|adapter_model|weights)\b.*\.\w+$")  # file names that say nothing
-SUMMARY = (
-    *("relative_change", "unchanged_fraction", "rank_90", "rank_90_null", "rank_90_ratio", "effective_rank"),
-    *("signal_rank", "energy_at_16"),
-)
-ALIGNMENT = (
-    *("intruders", "intruders_null", "amplification", "base_overlap_left", "base_overlap_left_null"),
-    *("base_overlap_right", "base_overlap_right_null", "spectral_shift", "rotation"),
-)
 ALIGNED = ("aligned", "Does it keep the base's own directions?")  # with --alignment, before the table
-PRINTED = 300  # rows of the table on paper; the files have all
 
 
 def write_analysis(analysis: Analysis, path: Path) -> Path:
@@ -71,19 +57,19 @@ def html(analysis: Analysis) -> str:
         "summary": summary,
         "answer": findings.answer(summary),
         "five": findings.five(summary),
-        "sweep": _sweep(analysis),
+        "sweep": tables.sweep(analysis.extra.get("intruder_sweep", ())),
         "aligned": analysis.options.get("alignment", False),
         "concerns": remarks.concerns(summary),
         "decay": remarks.decay(summary.decay) if summary.has_base and summary.changed else None,
         "rules": RULES,
         "pictures": pictures(plots, layers, summary),
-        "kinds": _by_kind(layers, SUMMARY),
-        "alignments": _by_kind(layers, ALIGNMENT),
-        "needs": _needs(layers),
-        "patterns": _patterns(layers),
-        "skipped": _skipped(analysis),
-        "printed": _printed(layers),
-        "everything": _everything(layers),
+        "kinds": tables.by_kind(layers, tables.SUMMARY),
+        "alignments": tables.by_kind(layers, tables.ALIGNMENT),
+        "needs": tables.needs(layers),
+        "patterns": tables.patterns(layers),
+        "skipped": tables.skipped(analysis),
+        "printed": tables.printed(layers),
+        "everything": tables.everything(layers),
         "options": _options(analysis),
         "versions": dict(analysis.versions),
         "notes": [visible(n) for n in analysis.notes],
@@ -100,11 +86,7 @@ def contents(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _origin(about: Mapping[str, Any], unnamed: str) -> dict[str, Any]:
-    path = str(about.get("path", "") or "")
-    parts = path.rstrip("/").split("/")
-    if len(parts) > 1 and GENERIC.match(parts[-1]):
-        parts = parts[:-1]
-    return {**about, "path": path, "name": visible("/".join(parts[-2:])) or unnamed}
+    return {**about, "path": str(about.get("path") or ""), "name": name_of(about, unnamed)}
 
 
 def pictures(plots: AnalysisPlots, layers: Layers, summary: Summary) -> dict[str, Picture]:
@@ -174,124 +156,6 @@ def _cells(layers: Layers, heatmap: heatmaps.Heatmap) -> dict[int, dict[str, str
             **{"data-n": str(len(members)), "aria-label": text, "title": text},
         }
     return out
-
-
-def _by_kind(layers: Layers, metrics: tuple[str, ...]) -> tuple[list[Column], list[dict[str, str]]]:
-    """Medians by module kind; of what rounding can hide, over the resolved matrices only."""
-    columns = [
-        Column("kind", "module kind", numeric=False),
-        Column("count", "changed"),
-        *(Column(m, heatmaps.metric_label(m), m) for m in metrics),
-    ]
-    rows = []
-    for kind in layers.kinds:
-        changed = layers.changed[layers.changed["kind"] == kind]
-        clear = layers.clear[layers.clear["kind"] == kind]
-        total = int((layers.matrices["kind"] == kind).sum())
-        row = {"kind": kind, "count": f"{whole(len(changed))} of {whole(total)}"}
-        for m in metrics:
-            source = clear if is_hidden_by_noise(m) else changed
-            row[m] = heatmaps.shown(m, source[m].median())
-        rows.append(row)
-    return columns, rows
-
-
-def _needs(layers: Layers) -> tuple[list[Column], list[dict[str, str]]]:
-    columns = [Column("module", "module", numeric=False), Column("count", "matrices"), Column("k", "k")]
-    columns += [Column(str(q), f"{percent(q)}") for q in adapter_ranks.SHARES]
-    columns += [Column("break_even", "break-even")]
-    rows = []
-    for need in adapter_ranks.needs(layers):
-        hidden = f" (+{need.hidden} hidden)" if need.hidden else ""
-        row = {
-            "module": short(need.module, 60),
-            "count": f"{whole(need.count)}{hidden}",
-            "k": whole(min(need.rows, need.cols)),
-            "break_even": whole(need.rows * need.cols // max(need.rows + need.cols, 1)),
-        }
-        for q in adapter_ranks.SHARES:
-            median, most = need.median[q], need.most[q]
-            row[str(q)] = whole(median) if median == most else f"{whole(median)} (≤ {whole(most)})"
-        rows.append(row)
-    return columns, rows
-
-
-def _patterns(layers: Layers) -> list[tuple[str, str, str, str]]:
-    table = adapter_ranks.needs(layers)
-    out = []
-    for q in adapter_ranks.SHARES:
-        pattern = adapter_ranks.rank_pattern(table, q)
-        if pattern != "{}":
-            share = percent(adapter_ranks.adapter_size(table, q), 2)
-            out.append((f"{100 * q:.0f} %", f"pattern-{100 * q:.0f}", pattern, share))
-    return out
-
-
-def _skipped(analysis: Analysis) -> tuple[list[Column], list[dict[str, str]]]:
-    columns = [
-        Column("name", "tensor", numeric=False),
-        Column("reason", "reason", numeric=False),
-        Column("detail", "detail", numeric=False),
-    ]
-    return columns, [
-        {"name": visible(s.name), "reason": visible(s.reason), "detail": visible(s.detail)} for s in analysis.skipped
-    ]
-
-
-def _printed(layers: Layers) -> tuple[list[Column], list[dict[str, str]], int]:
-    """The table on paper: the columns that fit, the most changed rows first where not all fit."""
-    metrics = ("relative_change", "rank_90", "rank_90_null", "signal_rank", "energy_at_16", "resolution")
-    frame = layers.frame
-    if len(frame) > PRINTED:
-        frame = frame.loc[frame["relative_change"].fillna(0).nlargest(PRINTED).index].sort_index()
-    columns = [
-        Column("name", "tensor", numeric=False),
-        Column("shape", "shape"),
-        *(Column(m, m, numeric=m != "resolution") for m in metrics),
-    ]
-    rows = []
-    for _, row in frame.iterrows():
-        shape = f"{row['rows']} × {row['cols']}" if row["matrix"] else str(row["rows"])
-        shown = {m: str(row[m]) if m == "resolution" else heatmaps.shown(m, row[m]) for m in metrics}
-        rows.append({"name": short(row["key"], 70), "shape": shape, **shown})
-    return columns, rows, len(layers.frame) - len(rows)
-
-
-def _everything(layers: Layers) -> Markup:
-    """All columns of all rows, for browsers without JavaScript (inside `noscript`)."""
-    frame = layers.frame
-    columns = [str(c) for c in frame.columns if c not in HELPERS]
-    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-    texts = [[_cell(v, is_whole(c)) for v in frame[c].tolist()] for c in columns]
-    body = "\n".join(
-        f'<tr id="row-{i}">{"".join(cells)}</tr>'
-        for i, cells in zip(frame.index, zip(*texts, strict=True), strict=True)
-    )
-    return Markup(f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>")
-
-
-def _cell(value: Any, is_count: bool) -> str:
-    if isinstance(value, str):
-        return f"<td><bdi>{escape(visible(value))}</bdi></td>"
-    if missing(value):
-        return "<td></td>"
-    return f"<td>{int(value) if is_count or isinstance(value, int) else f'{value:.6g}'}</td>"
-
-
-def _sweep(analysis: Analysis) -> tuple[list[Column], list[dict[str, str]]]:
-    """Intruder dimensions over all matrices by k (rows) and ε (columns), with what random directions would give."""
-    records = analysis.extra.get("intruder_sweep", ())
-    epsilons = sorted({float(r["epsilon"]) for r in records})
-    columns = [Column("k", "top k", numeric=False), *(Column(str(e), f"ε = {e:g}") for e in epsilons)]
-    rows = []
-    for k in sorted({int(r["k"]) for r in records}):
-        row = {"k": str(k)}
-        for e in epsilons:
-            cell = [r for r in records if int(r["k"]) == k and float(r["epsilon"]) == e]
-            found, null = (sum(float(r[name]) for r in cell) for name in ("intruders", "intruders_null"))
-            row[str(e)] = f"{whole(found)} ({whole(null)})" if cell else EMPTY
-        rows.append(row)
-    return columns, rows
 
 
 def _options(analysis: Analysis) -> list[tuple[str, str]]:

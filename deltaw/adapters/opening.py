@@ -17,6 +17,7 @@ from deltaw.errors import AdapterError, CheckpointError
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 SINGLE = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+FULL = ("model", "pytorch_model", "diffusion_pytorch_model", "consolidated")  # how files of whole models begin
 Open = Callable[[Path], Checkpoint]
 
 
@@ -50,6 +51,30 @@ def open_adapter(path: Path, open_tensors: Open = open_checkpoint) -> Adapter:
     if path.is_dir() and any((path / n).is_file() for n in (CONFIG, *WEIGHTS)):
         return _open_peft(path, open_tensors)
     return _open_single(path, open_tensors)
+
+
+def open_base(source: Any) -> Checkpoint:
+    """Open the base of an analysis or of a merge, which has to be a full checkpoint.
+
+    Raises:
+        AdapterError: It is an adapter, which comes second.
+        CheckpointError: It cannot be found or opened.
+    """
+    here = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    if here is not None and here.exists() and is_adapter(here) and not _holds_model(here):
+        found = open_adapter(here)
+        trained = f", trained on {found.base_name}" if found.base_name else ""
+        raise AdapterError(
+            f"{source}: an adapter{trained}, where the base is expected; the full checkpoint comes first, the adapter "
+            "second"
+        )
+    return open_checkpoint(source)
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a directory with an adapter in it also holds a full checkpoint."""
+    names = [p.name for p in path.iterdir()] if path.is_dir() else []
+    return any(n.endswith((".index.json", *SUFFIXES)) and n.startswith(FULL) for n in names)
 
 
 def missing_base(error: CheckpointError, adapter: Adapter) -> str:

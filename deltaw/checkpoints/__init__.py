@@ -16,6 +16,7 @@ from deltaw.checkpoints.memory import open_memory
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, unread, without_codes
 from deltaw.errors import CheckpointError
+from deltaw.files import near_path
 
 __all__ = ["Checkpoint", "StoredHandle", "UnreadHandle", "locate", "open_checkpoint", "unread"]
 
@@ -30,9 +31,14 @@ def locate(source: str | Path) -> tuple[Path, str | None]:
     if path.exists():
         return path, None
     if isinstance(source, str) and hub.looks_like_id(source):
-        return hub.fetch(source)
+        try:
+            return hub.fetch(source)
+        except CheckpointError as e:
+            raise CheckpointError(f"{e}{'.' if (hint := near_path(path)) else ''}{hint}") from e
+    hint = near_path(path)
     raise CheckpointError(
-        f"{source}: no such file or directory; expected a checkpoint, an adapter or a Hub id org/name"
+        f"{source}: no such file or directory"
+        + (f".{hint}" if hint else "; expected a checkpoint, an adapter or a Hub id org/name")
     )
 
 

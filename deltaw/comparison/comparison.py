@@ -57,6 +57,18 @@ class Comparison:
         self._base = base
         self._wanted = similarity
 
+    def __repr__(self) -> str:
+        """One line."""
+        from deltaw.reports.notebook import comparison_line
+
+        return comparison_line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the runs and what they say of the claims."""
+        from deltaw.reports.notebook import comparison_html
+
+        return comparison_html(self)
+
     @property
     def reference(self) -> str:
         """The group that the others are compared with."""

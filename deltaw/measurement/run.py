@@ -17,9 +17,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter
+from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter, open_base
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
-from deltaw.errors import CheckpointError, OptionError
+from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.files import parse_size
 from deltaw.measurement.directory import claim
 from deltaw.measurement.engines.threads import Budget, map_unordered
@@ -51,13 +51,25 @@ class Progress(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """What would be compared."""
 
     base: dict[str, Any]
     ft: dict[str, Any]
     plan: Plan
+
+    def __repr__(self) -> str:
+        """One line."""
+        from deltaw.reports.notebook import inspection_line
+
+        return inspection_line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what would be compared, by module, and what would not."""
+        from deltaw.reports.notebook import inspection_html
+
+        return inspection_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: `base`, `ft`, `pairs`, `skipped`, `notes`."""
@@ -192,7 +204,9 @@ def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
 
 def _open(base: Any, ft: Any) -> tuple[Checkpoint | None, Checkpoint | Adapter]:
     try:
-        opened = None if base is None else open_checkpoint(base)
+        opened = None if base is None else open_base(base)
+    except AdapterError:
+        raise  # the base is one itself
     except CheckpointError as e:
         # Only what lies here: nothing is downloaded for a message.
         here = Path(ft).expanduser() if isinstance(ft, (str, Path)) else None

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from deltaw.errors import OptionError, ResultsError, UnknownNameError
-from deltaw.files import replacing
+from deltaw.errors import OptionError, ResultsError, UnknownNameError, near
+from deltaw.files import near_path, replacing
 from deltaw.metrics import REGISTRY
 from deltaw.results.summary import Summary, summarize
 from deltaw.types import Coverage, Interval, Skipped, Spectrum
@@ -51,7 +51,7 @@ def columns() -> list[str]:
     return names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """What was measured between one base and one fine-tuned checkpoint.
 
@@ -82,6 +82,18 @@ class Analysis:
     notes: Sequence[str] = ()
     extra: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     coverage: Coverage = field(default_factory=Coverage)
+
+    def __repr__(self) -> str:
+        """One line."""
+        from deltaw.reports.notebook import analysis_line
+
+        return analysis_line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the sentences, a table and a heatmap."""
+        from deltaw.reports.notebook import analysis_html
+
+        return analysis_html(self)
 
     @cached_property
     def summary(self) -> Summary:
@@ -129,11 +141,7 @@ class Analysis:
         """
         key = f"{name}[{part}]" if part else name
         if key not in self.spectra:
-            import difflib
-
-            near = difflib.get_close_matches(key, self.spectra, n=3)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise UnknownNameError(f"no spectrum of {key!r} in this analysis.{hint}")
+            raise UnknownNameError(f"no spectrum of {key!r} in this analysis.{near(key, self.spectra)}")
         return self.spectra[key]
 
     def save(self, out: str | Path, formats: Iterable[str] = ("csv", "parquet")) -> Path:
@@ -331,7 +339,9 @@ def load(out: str | Path) -> Analysis:
     out = Path(out)
     path = out / "analysis.json"
     if not path.exists():
-        raise ResultsError(f"{out}: no analysis.json there; expected a directory that analyze wrote (--out)")
+        what = "no analysis.json there" if out.exists() else "no such directory"
+        hint = "" if out.exists() else near_path(out)
+        raise ResultsError(f"{out}: {what}; expected a directory that analyze wrote (--out){'.' if hint else ''}{hint}")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         version = about["schema_version"]

@@ -340,7 +340,7 @@ def test_metrics_lists_every_column():
     assert described <= listed
     assert "rank_90" in run("metrics", "rank_90").stdout
     assert run("metrics", "fro_norm").stdout.split()[:3] == ["Size", "fro_norm", "[1]"]
-    assert "did you mean" in fails("metrics", "rank_9", code=2)
+    assert "Did you mean" in fails("metrics", "rank_9", code=2)
 
 
 def test_interrupted_and_resumed(pico: State, tmp_path: Path):

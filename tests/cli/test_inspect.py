@@ -1,11 +1,15 @@
-"""The table of `deltaw inspect`: aligned, one line for each matrix, every cell measured no more than twice."""
+"""The table of `deltaw inspect`: alike tensors in one line, aligned, within the terminal, quick for thousands."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-import rich.cells
+from click.testing import CliRunner
 
-from deltaw.cli.inspect import table
+from deltaw.cli import main
+from deltaw.cli.inspect import HEADS, table
+from deltaw.reports.grouping import grouped
 
 
 def pair(name: str, **other: Any) -> dict[str, Any]:
@@ -13,19 +17,77 @@ def pair(name: str, **other: Any) -> dict[str, Any]:
     return {"name": name, "route": "dense", **about, **other}
 
 
-def test_one_aligned_line_for_each():
-    lines = table([pair("a"), pair("long.name", part="q"), pair("b\nc"), pair("层", route="vector"), pair("x" * 300)])
-    body = lines[3:-1]
-    assert [line.split("   ")[0].strip() for line in body] == ["a", "long.name [q]", "b c", "层", "x" * 300]
-    assert len({line.index("float32") for line in body[:3]}) == 1
-    assert body[0].split()[1:4] == ["6", "×", "5"]
-    assert "×" not in body[3]
+def titles(*pairs: dict[str, Any]) -> list[str]:
+    return [g.title for g in grouped(pairs)]
 
 
-def test_every_cell_is_measured_twice_at_most(monkeypatch: pytest.MonkeyPatch):
-    """For its column's width, and for its own padding; a table that lays itself out takes seconds for thousands."""
-    measured: list[str] = []
-    real = rich.cells.cell_len
-    monkeypatch.setattr(rich.cells, "cell_len", lambda text: (measured.append(text), real(text))[1])
-    assert len(table([pair(f"model.layers.{i}.mlp.up_proj.weight") for i in range(1000)])) == 1004
-    assert len(measured) <= 2 * 6 * 1001
+def test_alike_tensors_share_a_line():
+    found = titles(*(pair(f"model.layers.{i}.{m}.weight") for i in range(12) for m in ("q_proj", "k_proj")))
+    assert found == ["model.layers.{0..11}.q_proj.weight ×12", "model.layers.{0..11}.k_proj.weight ×12"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ([3], "l.3.w"),
+        ([0, 1], "l.{0..1}.w ×2"),
+        ([0, 2, 5], "l.{0, 2, 5}.w ×3"),
+        ([*range(5), 9], "l.{0..9, 6 of them}.w ×6"),
+    ],
+)
+def test_ranges_of_numbers(numbers: list[int], shown: str):
+    assert titles(*(pair(f"l.{n}.w") for n in numbers)) == [shown]
+
+
+def test_experts_and_parts_are_ranges_too():
+    experts = [pair(f"layers.{i}.experts.{e}.up.weight") for i in range(3) for e in range(4)]
+    assert titles(*experts) == ["layers.{0..2}.experts.{0..3}.up.weight ×12"]
+    parts = [pair(f"layers.{i}.mlp.up", part=f"expert {e} gate") for i in range(2) for e in range(4)]
+    assert titles(*parts) == ["layers.{0..1}.mlp.up [expert {0..3} gate] ×8"]
+
+
+def test_what_differs_is_not_put_together():
+    assert len(titles(pair("l.0.w"), pair("l.1.w", rows=7))) == 2
+    assert len(titles(pair("l.0.w"), pair("l.1.w", ft_dtype="float32"))) == 2
+    assert titles(pair("w1"), pair("w2")) == ["w1", "w2"]  # a number inside a word is a name
+    assert titles(pair("{0}.1"), pair("{0}.2")) == ["{0}.{1..2} ×2"]
+
+
+def rows(*names: str, stored: tuple[str, ...] = ("float32", "bfloat16")) -> list[tuple[str, ...]]:
+    return [(n, "6 × 5", stored[i % len(stored)], "mlp", "dense") for i, n in enumerate(names)]
+
+
+def test_the_lines_are_aligned():
+    lines = table(rows("a", "long.name [q]", "层"), 120)
+    assert lines[1].split("  ")[0] == HEADS[0]
+    assert len({len(line.split("6 × 5")[0].encode("gb2312")) for line in lines[3:-1]}) == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_every_line_fits_the_terminal(width: int):
+    lines = table(rows("model.layers.{0..31}.self_attn.q_proj.weight ×32", "x" * 300), width)
+    assert max(map(len, lines)) <= width
+    assert any("…" in line for line in lines)
+
+
+def test_the_kind_goes_before_a_name_is_cut():
+    name = "n" * 50
+    assert any(name in line for line in table(rows(name), 70))
+    assert "kind" not in table(rows(name), 70)[1]
+    assert "kind" in table(rows(name), 120)[1]
+
+
+def test_thousands_take_no_second():
+    pairs = [pair(f"model.layers.{i}.mlp.up_proj.weight") for i in range(5000)]
+    started = time.process_time()
+    assert len(grouped(pairs)) == 1
+    assert len(table(rows(*(p["name"] for p in pairs)), 160)) == 5004
+    assert time.process_time() - started < 1
+
+
+def test_verbose_gives_each_its_own_line(pico_pair: tuple[Path, Path]):
+    short = CliRunner().invoke(main, ["inspect", *map(str, pico_pair)]).stdout
+    assert "model.layers.{0..1}.mlp.down_proj.weight ×2" in short
+    each = CliRunner().invoke(main, ["inspect", "-v", *map(str, pico_pair)]).stdout
+    assert "model.layers.1.mlp.down_proj.weight" in each
+    assert "×2" not in each

@@ -1,0 +1,152 @@
+"""The tables of an analysis as texts: by kind of module, adapter ranks, what was skipped, every row on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from deltaw.reports import adapter_ranks, heatmaps
+from deltaw.reports.layers import HELPERS, Layers
+from deltaw.reports.page import Column
+from deltaw.reports.text import EMPTY, missing, percent, short, visible, whole
+from deltaw.results.analysis import is_whole
+from deltaw.results.rows import is_hidden_by_noise
+
+if TYPE_CHECKING:
+    from deltaw.results.analysis import Analysis
+
+SUMMARY = (
+    *("relative_change", "unchanged_fraction", "rank_90", "rank_90_null", "rank_90_ratio", "effective_rank"),
+    *("signal_rank", "energy_at_16"),
+)
+ALIGNMENT = (
+    *("intruders", "intruders_null", "amplification", "base_overlap_left", "base_overlap_left_null"),
+    *("base_overlap_right", "base_overlap_right_null", "spectral_shift", "rotation"),
+)
+PRINTED = 300  # rows of the table on paper; the files have all
+
+Rows = list[dict[str, str]]
+
+
+def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[Column], Rows]:
+    """Medians by module kind; of what rounding can hide, over the resolved matrices only."""
+    metrics = [m for m in metrics if m in layers.frame]
+    columns = [
+        Column("kind", "module kind", numeric=False),
+        Column("count", "changed"),
+        *(Column(m, heatmaps.metric_label(m), m) for m in metrics),
+    ]
+    rows = []
+    for kind in layers.kinds:
+        changed = layers.changed[layers.changed["kind"] == kind]
+        clear = layers.clear[layers.clear["kind"] == kind]
+        total = int((layers.matrices["kind"] == kind).sum())
+        row = {"kind": kind, "count": f"{whole(len(changed))} of {whole(total)}"}
+        for m in metrics:
+            source = clear if is_hidden_by_noise(m) else changed
+            row[m] = heatmaps.shown(m, source[m].median())
+        rows.append(row)
+    return columns, rows
+
+
+def needs(layers: Layers) -> tuple[list[Column], Rows]:
+    """The rank that keeps a share of the energy above rounding, by module."""
+    columns = [Column("module", "module", numeric=False), Column("count", "matrices"), Column("k", "k")]
+    columns += [Column(str(q), f"{percent(q)}") for q in adapter_ranks.SHARES]
+    columns += [Column("break_even", "break-even")]
+    rows = []
+    for need in adapter_ranks.needs(layers):
+        hidden = f" (+{need.hidden} hidden)" if need.hidden else ""
+        row = {
+            "module": short(need.module, 60),
+            "count": f"{whole(need.count)}{hidden}",
+            "k": whole(min(need.rows, need.cols)),
+            "break_even": whole(need.rows * need.cols // max(need.rows + need.cols, 1)),
+        }
+        for q in adapter_ranks.SHARES:
+            median, most = need.median[q], need.most[q]
+            row[str(q)] = whole(median) if median == most else f"{whole(median)} (≤ {whole(most)})"
+        rows.append(row)
+    return columns, rows
+
+
+def patterns(layers: Layers) -> list[tuple[str, str, str, str]]:
+    """PEFT's `rank_pattern` by the share of the energy that it keeps: label, identifier, pattern, size."""
+    table = adapter_ranks.needs(layers)
+    out = []
+    for q in adapter_ranks.SHARES:
+        pattern = adapter_ranks.rank_pattern(table, q)
+        if pattern != "{}":
+            share = percent(adapter_ranks.adapter_size(table, q), 2)
+            out.append((f"{100 * q:.0f} %", f"pattern-{100 * q:.0f}", pattern, share))
+    return out
+
+
+def skipped(analysis: Analysis) -> tuple[list[Column], Rows]:
+    """The tensors without a row, and why."""
+    columns = [
+        Column("name", "tensor", numeric=False),
+        Column("reason", "reason", numeric=False),
+        Column("detail", "detail", numeric=False),
+    ]
+    return columns, [
+        {"name": visible(s.name), "reason": visible(s.reason), "detail": visible(s.detail)} for s in analysis.skipped
+    ]
+
+
+def printed(layers: Layers) -> tuple[list[Column], Rows, int]:
+    """The table on paper: the columns that fit, the most changed rows where not all fit; how many are left out."""
+    metrics = ("relative_change", "rank_90", "rank_90_null", "signal_rank", "energy_at_16", "resolution")
+    frame = layers.frame
+    if len(frame) > PRINTED:
+        frame = frame.loc[frame["relative_change"].fillna(0).nlargest(PRINTED).index].sort_index()
+    columns = [
+        Column("name", "tensor", numeric=False),
+        Column("shape", "shape"),
+        *(Column(m, m, numeric=m != "resolution") for m in metrics),
+    ]
+    rows = []
+    for _, row in frame.iterrows():
+        shape = f"{row['rows']} × {row['cols']}" if row["matrix"] else str(row["rows"])
+        shown = {m: str(row[m]) if m == "resolution" else heatmaps.shown(m, row[m]) for m in metrics}
+        rows.append({"name": short(row["key"], 70), "shape": shape, **shown})
+    return columns, rows, len(layers.frame) - len(rows)
+
+
+def everything(layers: Layers) -> Markup:
+    """All columns of all rows, for browsers without JavaScript (inside `noscript`)."""
+    frame = layers.frame
+    columns = [str(c) for c in frame.columns if c not in HELPERS]
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+    texts = [[_cell(v, is_whole(c)) for v in frame[c].tolist()] for c in columns]
+    body = "\n".join(
+        f'<tr id="row-{i}">{"".join(cells)}</tr>'
+        for i, cells in zip(frame.index, zip(*texts, strict=True), strict=True)
+    )
+    return Markup(f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>")
+
+
+def _cell(value: Any, is_count: bool) -> str:
+    if isinstance(value, str):
+        return f"<td><bdi>{escape(visible(value))}</bdi></td>"
+    if missing(value):
+        return "<td></td>"
+    return f"<td>{int(value) if is_count or isinstance(value, int) else f'{value:.6g}'}</td>"
+
+
+def sweep(records: Iterable[Mapping[str, Any]]) -> tuple[list[Column], Rows]:
+    """Intruder dimensions over all matrices by k (rows) and ε (columns), with what random directions would give."""
+    records = list(records)
+    epsilons = sorted({float(r["epsilon"]) for r in records})
+    columns = [Column("k", "top k", numeric=False), *(Column(str(e), f"ε = {e:g}") for e in epsilons)]
+    rows = []
+    for k in sorted({int(r["k"]) for r in records}):
+        row = {"k": str(k)}
+        for e in epsilons:
+            cell = [r for r in records if int(r["k"]) == k and float(r["epsilon"]) == e]
+            found, null = (sum(float(r[name]) for r in cell) for name in ("intruders", "intruders_null"))
+            row[str(e)] = f"{whole(found)} ({whole(null)})" if cell else EMPTY
+        rows.append(row)
+    return columns, rows
