@@ -23,6 +23,7 @@ LAYERS = [
     ["results"],
     ["tensors"],
     ["metrics"],
+    ["documents"],
     ["files", "types"],
     ["errors"],
 ]

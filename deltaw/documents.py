@@ -1,0 +1,243 @@
+"""Documents of others: JSON objects and regular expressions, bounded when they are read, and typed when they are asked.
+
+Whatever a file holds, what comes out is a value of the type that was asked for, or one line that says where it stands,
+what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeGuard
+
+import regex
+
+from deltaw.errors import CheckpointError, DeltaWError
+
+LARGEST = 256 << 20  # bytes of a document: the index of a model of 100,000 tensors takes some 10 MB
+LARGEST_WHOLE = 2**63 - 1
+SHOWN = 60  # characters of a foreign value in a message
+MATCHING = 1.0  # seconds that a foreign regular expression may take for one name
+
+
+@dataclass(frozen=True)
+class Document:
+    """A JSON object, and where it stands.
+
+    Attributes:
+        values: Its values by key, as JSON gave them.
+        where: The file, and for a nested object the keys that lead to it.
+        error: What is raised where a value is of another type than the one asked for.
+    """
+
+    values: Mapping[str, object]
+    where: str = ""
+    error: type[DeltaWError] = CheckpointError
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether there is a value that is not null."""
+        return self.values.get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def text(self, key: str, default: str | None = "") -> str:
+        """A text; `default` where there is none, or null.
+
+        Raises:
+            DeltaWError: It is of another type, or missing where `default` is None. So for every accessor below.
+        """
+        found = self._get(key, default)
+        return found if isinstance(found, str) else self._refuse(key, found, "a text")
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        found = self._get(key, default)
+        return found if isinstance(found, bool) else self._refuse(key, found, "true or false")
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number that fits in 64 bits; without a default it has to be there."""
+        found = self._get(key, default)
+        return found if _is_whole(found) else self._refuse(key, found, "a whole number")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number; without a default it has to be there."""
+        found = self._get(key, default)
+        return float(found) if _is_number(found) else self._refuse(key, found, "a number")
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts, or a single one; empty where there is none."""
+        found = self._get(key, [])
+        if isinstance(found, str):
+            return (found,)
+        if isinstance(found, list) and all(isinstance(v, str) for v in found):
+            return tuple(found)
+        return self._refuse(key, found, "a text, or a list of texts")
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """An object whose values are finite numbers; empty where there is none."""
+        inner = self.inner(key)
+        return {name: inner.number(name) for name in inner}
+
+    def inner(self, key: str) -> Document:
+        """A nested object; an empty one where there is none."""
+        found = self._get(key, {})
+        if not isinstance(found, Mapping):
+            return self._refuse(key, found, "an object")
+        return Document(found, f"{self.where}: {key}" if self.where else key, self.error)
+
+    def inners(self, key: str) -> tuple[Document, ...]:
+        """A list of objects; empty where there is none."""
+        found = self._get(key, [])
+        if not (isinstance(found, list) and all(isinstance(v, Mapping) for v in found)):
+            return self._refuse(key, found, "a list of objects")
+        return tuple(Document(v, f"{self.where}: {key}[{i}]", self.error) for i, v in enumerate(found))
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def _refuse(self, key: str, found: object, expected: str) -> NoReturn:
+        what = "missing" if found is None else shown(found)
+        raise self.error(f"{self.where}: {key!r} is {what}; expected {expected}")
+
+
+def read_object(path: Path, *, error: type[DeltaWError] = CheckpointError, largest: int = LARGEST) -> Document:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        error: What is raised, here and by the accessors of what is returned.
+        largest: The most bytes it may have.
+
+    Raises:
+        DeltaWError: It is no regular file, too large, unreadable, not UTF-8, not JSON, or no object.
+    """
+    text = read_text(path, error=error, largest=largest)
+    return parse_object(text, str(path), error=error)
+
+
+def read_text(path: Path, *, error: type[DeltaWError] = CheckpointError, largest: int = LARGEST) -> str:
+    """Read a text file that others wrote.
+
+    Raises:
+        DeltaWError: It is no regular file (a pipe or a device would wait or never end), too large, unreadable, or not
+            UTF-8.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise error(f"{path}: is not a regular file; expected a text file")
+        if about.st_size > largest:
+            raise error(f"{path}: has {about.st_size:,} bytes; expected at most {largest:,}")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise error(f"{path}: is not UTF-8 text (byte {e.start}); write it again as UTF-8") from e
+    except PermissionError as e:
+        raise error(f"{path}: cannot be read (no permission); ask its owner, or change its mode") from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the path
+        raise error(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+
+
+def parse_object(text: str, where: str, *, error: type[DeltaWError] = CheckpointError) -> Document:
+    """The JSON object that a text holds.
+
+    Raises:
+        DeltaWError: It is not JSON, nested too deeply, or no object.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise error(f"{where}: is not valid JSON ({e.msg} in line {e.lineno}); expected an object") from e
+    except (RecursionError, ValueError) as e:  # ValueError: a number of thousands of digits
+        reason = "nested too deeply" if isinstance(e, RecursionError) else "a number has too many digits"
+        raise error(f"{where}: cannot be read ({reason}); expected an object") from e
+    if not isinstance(found, Mapping):
+        raise error(f"{where}: holds {shown(found)}; expected an object")
+    return Document(found, where, error)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression that somebody else wrote: it has a limited time for each name."""
+
+    compiled: regex.Pattern[str]
+    where: str
+    error: type[DeltaWError]
+
+    def search(self, name: str) -> bool:
+        """Whether it is found in a name.
+
+        Raises:
+            DeltaWError: It takes too long.
+        """
+        return self._within(name, self.compiled.search)
+
+    def fullmatch(self, name: str) -> bool:
+        """Whether it matches the whole of a name.
+
+        Raises:
+            DeltaWError: It takes too long.
+        """
+        return self._within(name, self.compiled.fullmatch)
+
+    def sub(self, text: str, name: str) -> str:
+        r"""The name with every match replaced; `\1` is the first group.
+
+        Raises:
+            DeltaWError: It takes too long, or `text` names a group that there is not.
+        """
+        try:
+            return self.compiled.sub(text, name, timeout=MATCHING)
+        except TimeoutError as e:
+            raise self._slow(name) from e
+        except (regex.error, IndexError) as e:
+            raise self.error(f"{self.where}: the replacement {shown(text)} does not fit the expression ({e})") from e
+
+    def _within(self, name: str, match: Callable[..., object]) -> bool:
+        try:
+            return match(name, timeout=MATCHING) is not None
+        except TimeoutError as e:
+            raise self._slow(name) from e
+
+    def _slow(self, name: str) -> DeltaWError:
+        return self.error(
+            f"{self.where}: the regular expression {shown(self.compiled.pattern)} takes over {MATCHING:g} s for "
+            f"{shown(name)}; write it without nested repetitions"
+        )
+
+
+def compile_pattern(text: str, where: str, *, error: type[DeltaWError] = CheckpointError) -> Pattern:
+    """Compile a regular expression of a file or of the user.
+
+    Raises:
+        DeltaWError: It is malformed.
+    """
+    try:
+        return Pattern(regex.compile(text), where, error)
+    except (regex.error, OverflowError, RecursionError) as e:
+        raise error(f"{where}: {shown(text)} is no regular expression ({e})") from e
+
+
+def shown(value: object) -> str:
+    """A foreign value in a message: what JSON calls it, cut to a length that a line can bear."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and -LARGEST_WHOLE <= value <= LARGEST_WHOLE
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return (isinstance(value, float) and math.isfinite(value)) or _is_whole(value)
