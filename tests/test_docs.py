@@ -2,33 +2,56 @@
 
 import importlib.util
 import re
+import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
 
+import deltaw
 from deltaw.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-assert spec is not None
-assert spec.loader is not None
-generate = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(generate)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", generate.documents(), ids=lambda p: p.name)
+def script(name: str) -> ModuleType:
+    """A file of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+generate, hooks = script("generate"), script("hooks")
+DOCUMENTS = pytest.mark.parametrize("path", generate.documents(), ids=lambda p: str(p.relative_to(ROOT)))
+PAGES = [p for p in generate.documents() if p.is_relative_to(ROOT / "docs") and p.name != "README.md"]
+
+
+@DOCUMENTS
 def test_generated_parts_are_current(path: Path):
     text = path.read_text(encoding="utf-8")
     assert generate.generated(text) == text, "run `python docs/generate.py`"
+    assert set(re.findall(r"<!-- /(\w+) -->", text)) <= set(generate.PARTS)
 
 
-def test_the_readme_holds_both_tables():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for word in ("`rank_90_ratio`", "`intruders`", "| LORA |", "`decay_estimate`"):
-        assert word in text
+def test_each_table_has_one_place():
+    holders = {
+        name: [p.name for p in generate.documents() if f"<!-- /{name} -->" in p.read_text()] for name in generate.PARTS
+    }
+    assert holders == {name: [f"{name}.md"] for name in generate.PARTS}
 
 
-@pytest.mark.parametrize("path", generate.documents(), ids=lambda p: p.name)
+def test_the_readme_is_read_in_one_go():
+    assert len(README.splitlines()) <= 150
+
+
+@DOCUMENTS
 def test_links_lead_somewhere(path: Path):
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
@@ -36,17 +59,51 @@ def test_links_lead_somewhere(path: Path):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-def test_commands_in_the_documents_exist():
-    for path in generate.documents():
-        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-            for name in re.findall(r"^deltaw ([a-z]+)", block, re.MULTILINE):
-                assert name in COMMANDS, f"{path.name}: deltaw {name}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_index_names_every_page(page: Path):
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    name = page.relative_to(ROOT / "docs").as_posix()
+    assert f"]({name})" in index, f"docs/README.md is the list of pages: add `* [Title]({name})` to it"
+
+
+@DOCUMENTS
+def test_commands_in_the_documents_exist(path: Path):
+    for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for name in re.findall(r"^deltaw ([a-z]+)", block, re.MULTILINE):
+            assert name in COMMANDS, f"{path.name}: deltaw {name}"
+
+
+def test_the_site_has_every_command_and_every_public_name():
+    reference = ROOT / "docs" / "reference"
+    commands = hooks.on_page_markdown((reference / "commands.md").read_text(encoding="utf-8"))
+    assert re.findall(r"^## deltaw (\w+)$", commands, re.MULTILINE) == list(COMMANDS)
+    assert commands.count("Usage: deltaw ") == len(COMMANDS)
+    python = hooks.on_page_markdown((reference / "python.md").read_text(encoding="utf-8"))
+    for name in set(deltaw.__all__) - {"metrics", "study"}:
+        assert f"::: deltaw.{name}\n" in python
+
+
+def test_one_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+    sections = re.findall(
+        r"^## \[([\d.]+)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sections[0] == (version.removesuffix(".dev0"), "Unreleased" if version.endswith(".dev0") else sections[0][1])
+    assert all(re.fullmatch(r"\d{4}-\d{2}-\d{2}", date) for _, date in sections[1:])
+
+
+def test_the_citation_is_complete():
+    """The keys that the Citation File Format 1.2.0 requires, and those that a reference needs."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "version", "license", "type"} <= set(citation)
+    assert all(author.get("name") or author.get("family-names") for author in citation["authors"])
 
 
 def test_the_architecture_names_every_module():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "deltaw").iterdir():
         if path.name.startswith(("_", ".")) or path.name == "py.typed":
             continue
         name = f"deltaw/{path.name}/" if path.is_dir() else path.name
-        assert name in text, f"README's architecture section does not name {name}"
+        assert name in README, f"README's architecture section does not name {name}"
