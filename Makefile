@@ -27,6 +27,10 @@ $(VENV)/dev: $(VENV)/pair
 	$(PIP) -e '.[dev]'
 	touch $@
 
+$(VENV)/docs: $(VENV)/base
+	$(PIP) -e '.[docs]'
+	touch $@
+
 demo: $(VENV)/pair  ## Measure a real pair and write its report (deltaw-demo/report.html).
 	$(BIN)/deltaw demo --out deltaw-demo
 
@@ -47,6 +51,20 @@ types: $(VENV)/dev
 
 check: lint types test  ## Lint, types and tests.
 
+coverage: $(VENV)/dev  ## Run all tests and measure what they reach; below the floor of pyproject.toml is an error.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term:skip-covered
+
+# A wheel and not a link to the sources: what it lacks is seen. build/lib would put files into it that are no more.
+minimal:  ## Install without extras into an environment of its own, and test that.
+	rm -rf build/minimal build/lib
+	$(PYTHON) -m venv build/minimal
+	build/minimal/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	build/minimal/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt . pytest
+	DELTAW_MINIMAL=1 build/minimal/bin/pytest -m minimal tests/minimal
+
+docs: $(VENV)/docs  ## Build the documentation site (build/site); a broken link is an error.
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/dev  ## Speed and memory, as ratios measured in one run (ARGS=--quick for a short one).
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 	$(BIN)/python -m benchmarks.adapters
@@ -61,4 +79,4 @@ format: $(VENV)/dev  ## Format the code.
 clean:  ## Remove what was built (.venv included).
 	rm -rf $(VENV) build deltaw-demo
 
-.PHONY: help demo test lint types check bench format clean
+.PHONY: help demo test lint types check coverage minimal docs bench format clean
