@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
-from deltaw.cli.main import main
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["main"]
+from deltaw.cli.interrupt import install
+
+if TYPE_CHECKING:
+    from deltaw.cli.program import main as main
+
+__all__ = ["main", "run"]
+
+
+def run() -> None:
+    """The program `deltaw`: signals are ours before anything that takes time is imported."""
+    install()
+    from deltaw.cli.program import main
+
+    main(prog_name="deltaw")
+
+
+def __getattr__(name: str) -> Any:
+    if name != "main":
+        raise AttributeError(f"module 'deltaw.cli' has no attribute {name!r}")
+    from deltaw.cli.program import main
+
+    return main

@@ -1,6 +1,6 @@
 """`python -m deltaw` is the command `deltaw`."""
 
-from deltaw.cli import main
+from deltaw.cli import run
 
 if __name__ == "__main__":
-    main(prog_name="deltaw")
+    run()

@@ -50,7 +50,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            interrupt.end(ctx)
+            interrupt.end()
         except OptionError as e:
             _show_traceback(ctx)
             raise click.UsageError(_one_line(e)) from e
