@@ -153,15 +153,15 @@ def test_a_real_update_is_not_taken_for_a_rounding():
 
 @pytest.mark.parametrize("shape", [(300, 300), (200, 600)])
 def test_one_spike_against_the_threshold_of_the_spiked_model(shape):
-    """Below θ = s·(mn)^¼ a spike leaves no trace (Baik, Ben Arous & Péché); 1.7 times above it stands clear."""
+    """Below θ = s·(mn)^¼ a spike leaves no trace (Baik, Ben Arous & Péché); 2.2 times above it stands clear."""
     m, n = shape
     w0 = normal(m, n, scale=0.02)
     noise = measured(w0, w0.bfloat16())["rounding_noise"] / math.sqrt(m * n)
     theta = noise * (m * n) ** 0.25
     u, v = normal(m, seed=3), normal(n, seed=4)
     spike = torch.outer(u / u.norm(), v / v.norm())
-    # The base is the exact one: what W differs by is the spike and its own rounding.
-    assert measured(w0, (w0 + 1.7 * theta * spike).bfloat16())["signal_rank"] == 1
+    # The base is the exact one; whether it was cast first cannot be told, and the edge allows for that.
+    assert measured(w0, (w0 + 2.2 * theta * spike).bfloat16())["signal_rank"] == 1
     assert measured(w0, (w0 + 0.5 * theta * spike).bfloat16())["signal_rank"] == 0
 
 

@@ -7,18 +7,22 @@ float64, block by block, and are vectors of one number per row or column. The su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deltaw.delta.largest_entry import largest_product
+from deltaw.delta.rounding import Rounding, rounding
 from deltaw.errors import TensorError
-from deltaw.tensors.bits import count_equal, ufp, variance_scale, within_ulp
+from deltaw.tensors.bits import STORED, Precision, count_equal, ufp, within_ulp
+from deltaw.tensors.numbers import Numbers, finest, numbers
 from deltaw.types import Factors, Vector
 
 # Entries of a block. On a CPU: few enough to stay in the last cache, and enough that threads do not wait for each other
@@ -41,10 +45,14 @@ class EntrySums:
         delta_row_sq: Σ_j Δ², (m,).
         base_row_sq: Σ_j W0², (m,); None without a base.
         delta_base_row: Σ_j Δ·W0, (m,); None without a base.
-        noise_row: Σ_j ulp(w)²/12, (m,): variances of the rounding of the stored W; zeros where W was never stored.
-        noise_col: Σ_i ulp(w)²/12, (n,).
+        noise_row: Σ_j v_ij, (m,): variances of the rounding in ΔW (`delta.rounding`); zeros where W was never stored.
+        noise_col: Σ_i v_ij, (n,).
         within_ulp: Whether no entry moved by more than one ulp of either side together, as if W0 and W were two
             roundings of the same numbers.
+        noise_steps, noise_counts: √(12·v_ij), and how many entries have each.
+        equal_null: How many entries one rounding of such an update would leave as they were; NaN where unknown.
+        base_precision, ft_precision: The precision of the numbers of W0 and W; empty where they were not read.
+        base_noise: Σ (cast(W0) − W0)², the part of the noise that is the base's own rounding to the precision of W.
     """
 
     rows: int
@@ -57,6 +65,12 @@ class EntrySums:
     noise_row: Vector
     noise_col: Vector
     within_ulp: bool = False
+    noise_steps: Vector = field(default_factory=lambda: np.zeros(0))
+    noise_counts: Vector = field(default_factory=lambda: np.zeros(0))
+    equal_null: float = math.nan
+    base_precision: str = ""
+    ft_precision: str = ""
+    base_noise: float = 0.0
 
     def totals(self) -> dict[str, Any]:
         """The quantities that a 1-D tensor has too: sums over all entries, how many, the largest, the equal ones."""
@@ -79,7 +93,12 @@ class EntrySums:
             "noise_row": self.noise_row,
             "noise_col": self.noise_col,
             "noise_inflation": self._noise_inflation(),
+            "noise_steps": self.noise_steps,
+            "noise_counts": self.noise_counts,
+            "base_noise": self.base_noise,
         }
+        if math.isfinite(self.equal_null):
+            out["equal_null"] = self.equal_null
         if self.base_row_sq is not None and self.delta_base_row is not None:
             out |= {"base_row_sq": self.base_row_sq, "delta_base_row": self.delta_base_row}
         return out
@@ -129,7 +148,8 @@ def sweep(
     where = _sums_device(device)
     dtype = compute_dtype(base.dtype, ft.dtype)
     delta = torch.empty(w.shape, dtype=dtype, device=where) if keep else None
-    sums = _Accumulator(w.shape, where)
+    was, now = numbers(base), numbers(ft)
+    sums = _Accumulator(w.shape, where, precision=now.precision)
     sums.within_ulp = True
     for rows in _blocks(w.shape, where, block):
         old, new = _moved(w0[rows], where), _moved(w[rows], where)
@@ -138,12 +158,35 @@ def sweep(
         sums.add(rows, d, old, new)
         sums.equal += count_equal(old, new)
         # one large move settles it, and is found in the first row of nearly every update
-        sums.within_ulp = sums.within_ulp and within_ulp(d[:1], old[:1], new[:1]) and within_ulp(d, old, new)
+        sums.within_ulp = (
+            sums.within_ulp
+            and within_ulp(d[:1], old[:1], new[:1], was.precision, now.precision)
+            and within_ulp(d, old, new, was.precision, now.precision)
+        )
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, ft))
     if delta is not None:
         delta = delta.reshape(ft.shape).to(device)
-    return delta, sums.result()
+    found = replace(sums.result(), base_precision=was.name, ft_precision=now.name)
+    if ft.ndim < 2:  # it has no spectrum that its rounding could hide in
+        return delta, found
+    noise = rounding(base, ft, was, now, row=found.noise_row, col=found.noise_col, moved_row=found.delta_row_sq)
+    return delta, _with(found, noise, was.precision.fraction > now.precision.fraction)
+
+
+def _with(sums: EntrySums, noise: Rounding, finer: bool) -> EntrySums:
+    # From a base of more bits no entry moved by more than an ulp: that is a rounding, to nearest or not, and no more.
+    known, size = float(noise.row.sum()), float(sums.delta_row_sq.sum())
+    all_of_it = size / known if finer and sums.within_ulp and 0 < known < size else 1.0
+    return replace(
+        sums,
+        noise_row=noise.row * all_of_it,
+        noise_col=noise.col * all_of_it,
+        noise_steps=noise.steps,
+        noise_counts=noise.counts,
+        equal_null=noise.equal_null * sums.rows * sums.cols,
+        base_noise=noise.base,
+    )
 
 
 def sweep_update(base: Tensor | None, delta: Tensor, *, block: int | None = None) -> EntrySums:
@@ -166,7 +209,7 @@ def sweep_update(base: Tensor | None, delta: Tensor, *, block: int | None = None
         sums.equal += int(d.numel() - torch.count_nonzero(d))
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, delta))
-    return sums.result()
+    return replace(sums.result(), base_precision="" if base is None else numbers(base).name)
 
 
 def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: int | None = None) -> EntrySums:
@@ -188,7 +231,8 @@ def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: i
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, base))
     sums.equal = w0.numel()
-    return sums.result()
+    name = numbers(base).name
+    return replace(sums.result(), base_precision=name, ft_precision=name)
 
 
 def sweep_factors(
@@ -229,20 +273,27 @@ def sweep_factors(
         _add_base(sums, B, A, read, transposed, block)
     if not sums.finite():
         raise TensorError("not finite: entries of the base, or of the product of the adapter's factors")
-    return sums.result()
+    return replace(sums.result(), base_precision=sums.base_numbers.name if sums.base_numbers else "")
 
 
 class _Accumulator:
     """The growing sums, on the device of the computation."""
 
-    def __init__(self, shape: Sequence[int], device: torch.device, has_base: bool = True) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        device: torch.device,
+        has_base: bool = True,
+        precision: Precision = STORED[torch.float64],
+    ) -> None:
         def zeros(n: int) -> Tensor:
             return torch.zeros(n, dtype=torch.float64, device=device)
 
         rows, cols = self.shape = shape[0], shape[1]
-        self.has_base = has_base
+        self.has_base, self.precision = has_base, precision
         self.equal = 0
         self.within_ulp = False
+        self.base_numbers: Numbers | None = None
         self.largest = zeros(1)
         self.delta_row_sq, self.base_row_sq, self.delta_base_row = zeros(rows), zeros(rows), zeros(rows)
         self.noise_row, self.noise_col = zeros(rows), zeros(cols)
@@ -254,15 +305,18 @@ class _Accumulator:
             return
         low, high = torch.aminmax(delta)
         self.largest = torch.maximum(self.largest, torch.maximum(-low, high))
-        parts = self._parts(delta, base, None if stored is None else ufp(stored))
+        parts = self._parts(delta, base, None if stored is None else ufp(stored, self.precision.smallest))
         products = torch.bmm(parts, parts.mT) if parts.shape[-1] > 1 else parts * parts.mT
         self.delta_row_sq[rows] = products[:, 0, 0]
         if base is not None:
             self.base_row_sq[rows], self.delta_base_row[rows] = products[:, 1, 1], products[:, 0, 1]
         if stored is not None:
-            scale = variance_scale(stored.dtype)
-            self.noise_row[rows] = products[:, -1, -1] * scale
-            self.noise_col.add_(parts[:, -1].square_().sum(0), alpha=scale)
+            scale, moved = self.precision.variance_scale, products[:, 0, 0] > 0
+            self.noise_row[rows] = products[:, -1, -1] * moved * scale
+            squares = parts[:, -1].square_()
+            if not moved.all():  # a row with the same numbers on both sides was not rounded
+                squares = squares[moved]
+            self.noise_col.add_(squares.sum(0), alpha=scale)
 
     def _parts(self, *parts: Tensor | None) -> Tensor:
         """The parts that there are, row by row side by side in float64: (rows, parts, cols), in memory kept for it."""
@@ -304,7 +358,9 @@ def _add_base(
     m, n = sums.shape
     stored = torch.Size((n, m) if transposed else (m, n))
     for part in _blocks(stored, B.device, block):
-        w0 = _moved(read(part), B.device).double()
+        block_read = read(part)
+        sums.base_numbers = finest(sums.base_numbers, block_read)
+        w0 = _moved(block_read, B.device).double()
         if transposed:  # w0 holds columns `part` of the matrix, as rows
             sums.base_row_sq += (w0 * w0).sum(0)
             sums.delta_base_row += torch.linalg.vecdot(B, w0.T @ A[:, part].T)

@@ -93,6 +93,7 @@ def _measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> l
 def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, device: torch.device) -> Measured:
     """The row of one ΔW, with its spectrum if that is known already."""
     row = describe(pair) | {"route": delta.route, "method": ""}
+    row |= {"ft_precision": delta.sums.ft_precision, "base_precision": delta.sums.base_precision}
     quantities = _adapter(pair, delta)
     if delta.is_vector:
         row |= _columns(quantities) | evaluate(quantities | delta.sums.totals(), ("size", "regularisation"))
@@ -101,7 +102,7 @@ def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, dev
     found = found or _spectrum(delta, options, device)
     quantities |= delta.sums.quantities() | _residual(delta, found, options, device)
     if delta.route == "unchanged":  # nothing changed: nothing for the precision to resolve
-        quantities = {k: v for k, v in quantities.items() if not k.startswith("noise_")}
+        quantities = {k: v for k, v in quantities.items() if not k.startswith(("noise_", "base_noise"))}
         quantities |= {"signal_rank": 0, "effective_rank_denoised": 0.0}
     quantities["s"] = found.values
     if not found.complete:

@@ -26,6 +26,7 @@ from deltaw.measurement.engines.threads import Budget, map_unordered
 from deltaw.measurement.journal import Journal, Measured
 from deltaw.measurement.options import Options, resolve_devices
 from deltaw.pairs.plan import Plan, describe, matrix_shape, plan, plan_adapter
+from deltaw.results import storage
 from deltaw.results.analysis import Analysis
 from deltaw.tensors.names import natural
 from deltaw.types import Pair, Skipped, Spectrum
@@ -374,7 +375,7 @@ def _assemble(
         ", ".join(map(str, devices)),
         seconds,
         versions(),
-        planned.notes,
+        (*planned.notes, *storage.notes(rows)),
         extra,
     )
 

@@ -44,6 +44,7 @@ from deltaw.metrics.energy import (
     energy_at_256,
 )
 from deltaw.metrics.precision import (
+    base_rounding,
     effective_rank_denoised,
     gavish_donoho_lambda,
     gavish_donoho_threshold,
@@ -53,6 +54,7 @@ from deltaw.metrics.precision import (
     rounding_noise,
     signal_energy,
     signal_rank,
+    unchanged_fraction_null,
 )
 from deltaw.metrics.regularisation import (
     RESIDUAL_COSINE,
@@ -101,6 +103,7 @@ __all__ = [
     "base_overlap_left_null",
     "base_overlap_right",
     "base_overlap_right_null",
+    "base_rounding",
     "cosine_to_base",
     "decay_estimate",
     "decay_rows_fraction",
@@ -165,4 +168,5 @@ __all__ = [
     "spectral_shift",
     "stable_rank",
     "unchanged_fraction",
+    "unchanged_fraction_null",
 ]

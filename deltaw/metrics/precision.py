@@ -21,15 +21,24 @@ RESOLVED = 0.01  # share of ‖ΔW‖F² that rounding explains: up to here it d
 NOISY = 0.5  # up to here the update is visible above it
 
 
-@metric(section="precision", formula="√(Σ ulp(w)²/12)", source="uniform rounding error of the stored entries")
-def rounding_noise(noise_row: Vector) -> float:
-    """Frobenius norm of the rounding error that storing the fine-tuned matrix left in it; 0 for a factored update."""
-    return math.sqrt(float(np.sum(noise_row)))
+@metric(
+    section="precision",
+    formula="√(Σ v_ij), v = ulp(w)²/12 of the entries that were rounded; at most ‖ΔW‖F",
+    source="uniform rounding error of the stored entries",
+)
+def rounding_noise(noise_row: Vector, delta_sq: float = math.inf) -> float:
+    """Frobenius norm of the rounding error that storing the fine-tuned matrix left in it; 0 for a factored update.
+
+    Args:
+        noise_row: Σ_j v_ij, (m,).
+        delta_sq: ‖ΔW‖F²: an update far below one ulp is mostly lost, and no more than it all can be rounding.
+    """
+    return math.sqrt(min(float(np.sum(noise_row)), delta_sq))
 
 
 @metric(
     section="precision",
-    formula="√(max_i Σ_j v_ij) + √(max_j Σ_i v_ij), v = ulp(w)²/12",
+    formula="√(max_i Σ_j v_ij) + √(max_j Σ_i v_ij), v as in rounding_noise",
     source="Latała 2005; Bandeira & van Handel 2016; s(√m + √n) for equal variances",
 )
 def noise_edge(noise_row: Vector, noise_col: Vector, noise_inflation: float = 1.0) -> float:
@@ -92,6 +101,22 @@ def resolution(rounding_noise: float, fro_norm: float) -> str:
     if rounding_noise <= math.sqrt(RESOLVED) * fro_norm:
         return "resolved"
     return "noisy" if rounding_noise <= math.sqrt(NOISY) * fro_norm else "below_precision"
+
+
+@metric(section="precision", formula="√(Σ (cast(W0) − W0)²) where ΔW holds it, else 0", unit="weight")
+def base_rounding(base_noise: float) -> float:
+    """The part of rounding_noise that is the base's: training started from W0 cast to the fine-tuned precision."""
+    return math.sqrt(base_noise)
+
+
+@metric(
+    section="precision",
+    formula="share of entries with |x| < ulp(w)/2, x Gaussian of the size of the update, and of those it never touched",
+    source="Widrow & Kollár 2008, chapter 11",
+)
+def unchanged_fraction_null(equal_null: float, entries: float) -> float:
+    """The unchanged_fraction that storing such an update once would leave. Far more: it was rounded at every step."""
+    return equal_null / entries if entries else math.nan
 
 
 def optimal_shrinkage(s: Vector, rows: int, cols: int, noise: float) -> Vector:

@@ -31,10 +31,22 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 FORMATS = ("csv", "parquet", "json")
 
-TEXT = ("name", "stack", "module", "kind", "part", "base_dtype", "ft_dtype", "route", "method")
+TEXT = (
+    "name",
+    "stack",
+    "module",
+    "kind",
+    "part",
+    "base_dtype",
+    "ft_dtype",
+    "ft_precision",
+    "base_precision",
+    "route",
+    "method",
+)
 IDENTITY = (
     *("name", "stack", "layer", "module", "kind", "part", "rows", "cols", "ndim"),
-    *("base_dtype", "ft_dtype", "route", "method", "seconds"),
+    *("base_dtype", "ft_dtype", "ft_precision", "base_precision", "route", "method", "seconds"),
 )
 ADAPTER = ("adapter_type", "adapter_rank", "adapter_scaling")
 TEXT_COLUMNS = frozenset({*TEXT, "adapter_type", "resolution"})

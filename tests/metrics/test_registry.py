@@ -60,6 +60,8 @@ def matrix_quantities():
         "entries": 24,
         "max_abs": float(abs(d).max()),
         "equal": 3,
+        "equal_null": 2.5,
+        "base_noise": 0.0,
         "delta_sq": float((d**2).sum()),
         "base_sq": float((w0**2).sum()),
         "delta_base": float((d * w0).sum()),

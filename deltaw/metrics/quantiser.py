@@ -1,0 +1,98 @@
+"""What rounding makes of an update: a quantiser with a Gaussian input.
+
+Rounding is not an additive error. With steps q and entries of standard deviation t, all that is below q/2 is lost and
+the rest moves by whole steps: the stored energy is E[Q²] = 2q²·Σ_j (2j+1)·Φ(−(j+½)q/t), the part of the input that
+survives has the gain κ = 2(q/t)·Σ_j φ((j+½)q/t), and Φ(q/2t) − Φ(−q/2t) of the entries do not move at all. For q ≪ t
+these are t² + q²/12, 1 and 0. Solved for t, they tell the size of the update from what was stored of it.
+
+Sources: Bussgang 1952; Widrow & Kollár 2008, chapter 11.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from deltaw.types import Vector
+
+FINE, COARSE = 0.2, 64.0  # q/t: below, the sums are their limits to 1e-200; above, nothing moves
+POINTS = 2048  # of the table between them, equidistant in log(q/t)
+TERMS = 48  # of the sums: (j + ½)·FINE reaches beyond 9 standard deviations
+HALVINGS = 40  # to 1e-11 of any t there is
+
+
+class Rounded(NamedTuple):
+    """A Gaussian update that was rounded.
+
+    Attributes:
+        scale: t, the standard deviation of its entries before.
+        gain: κ, averaged over the entries.
+        variance: E[Q²] − κ²t², the variance of an entry that is not the update's.
+        unchanged: The share of entries that did not move.
+    """
+
+    scale: float
+    gain: float
+    variance: float
+    unchanged: float
+
+
+def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Rounded:
+    """The Gaussian update whose rounding has a given energy.
+
+    Args:
+        steps: The different q of the entries, (h,), positive.
+        counts: How many entries have each, (h,).
+        energy: Σ Q² over all of them.
+
+    Returns:
+        All zero, but for `unchanged` = 1, where the energy is.
+    """
+    entries = float(counts.sum())
+    if not (energy > 0 and entries > 0):
+        return Rounded(0.0, 0.0, 0.0, 1.0)
+    low, high = math.log(float(steps.min()) / COARSE), math.log(float(steps.max()) + math.sqrt(energy / entries)) + 1
+    logs, weights = np.log(steps), counts * steps**2
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(weights @ _kept(logs - middle)) > energy else (middle, high)
+    scale = math.exp((low + high) / 2)
+    kept, gains, unchanged = moments(steps / scale)
+    gain = float(counts @ gains) / entries
+    variance = max(0.0, float(weights @ kept) / entries - (gain * scale) ** 2)
+    return Rounded(scale, gain, variance, float(counts @ unchanged) / entries)
+
+
+def moments(ratio: Vector) -> tuple[Vector, Vector, Vector]:
+    """E[Q²]/q², κ and the share of entries that do not move, for every q/t.
+
+    Args:
+        ratio: q/t, positive.
+    """
+    logs, _, gains, unchanged = _table()
+    at, fine = np.log(ratio), ratio < FINE
+    gain = np.where(fine, 1.0, np.interp(at, logs, gains, right=0.0))
+    still = np.where(fine, ratio / math.sqrt(2 * math.pi), np.interp(at, logs, unchanged, right=1.0))
+    return _kept(at), gain, still
+
+
+def _kept(log_ratio: Vector) -> Vector:
+    """E[Q²]/q² for every log(q/t)."""
+    logs, energies, _, _ = _table()
+    fine = np.exp(-2 * np.minimum(log_ratio, 0.0)) + 1 / 12
+    kept: Vector = np.where(log_ratio < logs[0], fine, np.interp(log_ratio, logs, energies, right=0.0))
+    return kept
+
+
+@lru_cache(maxsize=1)
+def _table() -> tuple[Vector, Vector, Vector, Vector]:
+    logs = np.linspace(math.log(FINE), math.log(COARSE), POINTS)
+    q = np.exp(logs)
+    odd = np.arange(TERMS)[:, None] + 0.5
+    tails = np.vectorize(math.erfc, otypes=[np.float64])(odd * q / math.sqrt(2)) / 2
+    energies = 2 * (2 * odd * tails).sum(0)
+    gains = 2 * q * (np.exp(-((odd * q) ** 2) / 2)).sum(0) / math.sqrt(2 * math.pi)
+    return logs, energies, gains, 1 - 2 * tails[0]

@@ -1,0 +1,46 @@
+"""The Gaussian-input quantiser against a rounding that is carried out."""
+
+import math
+
+import numpy as np
+import pytest
+
+from deltaw.metrics.quantiser import gaussian_rounding, moments
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.19, 0.21, 0.5, 1, 2, 4])
+def test_moments_of_a_rounding_that_is_carried_out(ratio):
+    x = np.random.default_rng(0).standard_normal(1_000_000)
+    q = np.round(x / ratio) * ratio
+    kept, gain, unchanged = (float(v[0]) for v in moments(np.array([ratio])))
+    assert kept * ratio**2 == pytest.approx((q**2).mean(), rel=5e-3)
+    assert gain == pytest.approx((q * x).mean(), abs=4e-3)
+    assert unchanged == pytest.approx((q == 0).mean(), abs=2e-3)
+
+
+def test_limits():
+    kept, gain, unchanged = moments(np.array([1e-12, 1e3]))
+    assert kept == pytest.approx([1e24, 0])
+    assert gain.tolist() == [1, 0]
+    assert unchanged == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize("size", [0.05, 0.3, 1, 5, 100])
+def test_the_size_of_an_update_is_found_again(size):
+    g = np.random.default_rng(1)
+    steps = 2.0 ** g.integers(-3, 3, 400_000)
+    x = size * g.standard_normal(steps.size)
+    q = np.round(x / steps) * steps
+    kinds, counts = np.unique(steps, return_counts=True)
+    found = gaussian_rounding(kinds, counts.astype(float), float((q**2).sum()))
+    assert found.scale == pytest.approx(size, rel=0.02)
+    assert found.unchanged == pytest.approx((q == 0).mean(), abs=0.005)
+    assert found.gain == pytest.approx((q * x).mean() / size**2, abs=0.02)
+    if size <= 1:  # beyond, the difference is that of two large numbers, which chance moves
+        assert found.variance == pytest.approx((q**2).mean() - (found.gain * size) ** 2, rel=0.1)
+
+
+def test_nothing_moved():
+    found = gaussian_rounding(np.array([1.0]), np.array([5.0]), 0.0)
+    assert found == (0, 0, 0, 1)
+    assert math.isfinite(gaussian_rounding(np.array([1e-30, 1.0]), np.array([5.0, 1.0]), 1e-70).scale)
