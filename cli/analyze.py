@@ -13,6 +13,7 @@ import click
 
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import Expression, Names, Size, default_out, inputs, matching, verbosity
+from deltaw.cli.printable import say
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
@@ -125,10 +126,10 @@ def command(
 
         show(analysis, out, report=not no_report)
     for s in analysis.failed:
-        click.echo(f"failed: {s.name}: {s.reason.removeprefix('failed: ')}", err=True)
+        say(f"failed: {s.name}: {s.reason.removeprefix('failed: ')}", err=True)
     for outcome in outcomes:
         if line := told(outcome):
-            click.echo(line, err=True)
+            say(line, err=True)
     if any(o.holds for o in outcomes):
         sys.exit(CONDITION_HELD)
     if analysis.failed:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import Size, console, matching, verbosity
+from deltaw.cli.options import Size, matching, verbosity
+from deltaw.cli.printable import say
 from deltaw.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _end(error: ManifestError) -> NoReturn:
     """
     *first, last = str(error).splitlines()
     for line in first:
-        click.echo(f"Error: {line}", err=True)
+        say(f"Error: {line}", err=True)
     raise ManifestError(last) from error
 
 
@@ -124,6 +125,8 @@ def _show(comparison: Comparison, where: Path) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
+
+    from deltaw.cli.screen import console
 
     screen = console()
     for warning in comparison.warnings:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from deltaw.cli.options import verbosity
+from deltaw.cli.printable import say
 from deltaw.errors import CheckpointError
 
 # (package on the index, module, the file in it): all-MiniLM-L6-v2, and a full fine-tune of it.
@@ -43,5 +44,5 @@ def command(ctx: click.Context, out: Path, quiet: bool) -> None:
 
     base, ft = find(*BASE), find(*FT)
     if not quiet:
-        click.echo(f"deltaw analyze {base} {ft} --out {out}\n", err=True)
+        say(f"deltaw analyze {base} {ft} --out {out}\n", err=True)
     ctx.invoke(analyze, base=str(base), ft=str(ft), out=out, quiet=quiet)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltaw.cli.options import console, inputs, matching, verbosity
+from deltaw.cli.options import inputs, matching, verbosity
 
 if TYPE_CHECKING:
     from deltaw.measurement.run import Inspection
@@ -46,6 +46,7 @@ def show(found: Inspection, *, each: bool = False) -> None:
     """The pairs, everything that is skipped by reason, and the notes."""
     from rich.markup import escape
 
+    from deltaw.cli.screen import console
     from deltaw.reports.grouping import grouped
 
     out = console()

@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from deltaw.cli.printable import printable
+
 WORDS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 _kept: list[str] = []
@@ -25,7 +27,7 @@ def install() -> None:
 
 def keeps(what: str) -> None:
     """Say what the running command leaves when it is interrupted: a sentence without its full stop."""
-    _kept[:] = [what]
+    _kept[:] = [printable(what)]
 
 
 def end(number: int = signal.SIGINT) -> NoReturn:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deltaw.cli.printable import say
 from deltaw.errors import OptionError
 from deltaw.files import parse_size
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
     from deltaw.results.conditions import Condition
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-WIDTH = 160  # characters, where stdout is no terminal
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -78,13 +73,20 @@ class Expression(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(e), param, ctx)
 
 
+class _Lines(logging.Handler):
+    """Log records as printable lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
+
+
 def verbosity(function: F) -> F:
     """`-q` and `-v`; the log goes to stderr."""
 
     def set_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
         if param.name == "verbose":
             ctx.meta["deltaw.verbose"] = value
-            logging.basicConfig(format="%(message)s", force=True)  # stderr
+            logging.basicConfig(handlers=[_Lines()], force=True)
             logging.getLogger("deltaw").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(value, 2)])
         return value
 
@@ -130,18 +132,3 @@ def default_out(ft: str) -> Path:
     else:
         name = ft.replace("/", "--")
     return Path("deltaw-results") / (name or "ft")
-
-
-def file_link(path: Path) -> Text:
-    """A path that a terminal opens when it is clicked; plain text anywhere else."""
-    from rich.style import Style
-    from rich.text import Text
-
-    return Text(str(path), style=Style(link=path.resolve().as_uri()))
-
-
-def console() -> Console:
-    """Stdout; as wide as the terminal, and wide enough for long names where there is none."""
-    from rich.console import Console
-
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH, no_color=True)

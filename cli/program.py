@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from deltaw.cli import interrupt
+from deltaw.cli.printable import one_line
 from deltaw.errors import DeltaWError, OptionError, near
 
 COMMANDS = ("analyze", "inspect", "compare", "study", "report", "verify", "metrics", "demo")
@@ -46,7 +50,9 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; no traceback leaves here unless `-v` asks for it."""  # noqa: DOC501  (click's own)
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk behind a redirection is told here
+            return found
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
@@ -59,6 +65,11 @@ class Commands(click.Group):
             raise Failure(_one_line(e)) from e
         except BrokenPipeError:
             raise
+        except OSError as e:
+            _show_traceback(ctx)
+            _drop_output()
+            where = f"{e.filename}: " if e.filename else "the output cannot be written: "
+            raise Failure(one_line(f"{where}{e.strerror or e}")) from e
         except MemoryError as e:
             _show_traceback(ctx)
             raise Failure("out of memory; try --jobs 1, or --memory with a smaller size") from e
@@ -73,8 +84,14 @@ class Failure(click.ClickException):
     exit_code = 1
 
 
+def _drop_output() -> None:
+    """Send what is left of stdout nowhere: the interpreter would try to write it once more when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 def _show_traceback(ctx: click.Context) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
+from deltaw.cli.printable import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -74,7 +74,7 @@ class Lines(Reporter):
     def say(self, what: str) -> None:
         """One line."""
         if what:
-            click.echo(f"deltaw: {what}", err=True)
+            say(f"deltaw: {what}", err=True)
 
 
 class Bar(Reporter):
@@ -105,11 +105,12 @@ def reporting(*, quiet: bool) -> Iterator[Reporter]:
     elif not sys.stderr.isatty():
         yield Lines()
     else:
-        from rich.console import Console
         from rich.logging import RichHandler
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
+        from deltaw.cli.screen import Screen
+
+        console = Screen(stderr=True)
         logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)], force=True)
         columns = (
             SpinnerColumn(),

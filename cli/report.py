@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from deltaw.cli.options import verbosity
+from deltaw.cli.printable import say
 
 
 @click.command("report")
@@ -24,4 +25,4 @@ def command(results: Path, out: Path | None, figures: bool, quiet: bool) -> None
     if figures:
         write_figures(analysis, path.parent / "figures")
     if not quiet:
-        click.echo(path)
+        say(str(path))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import console, file_link, verbosity
+from deltaw.cli.options import verbosity
 
 if TYPE_CHECKING:
     from deltaw.study.runner import Study
@@ -91,6 +91,8 @@ def command(
         found = run(plan, out, device=device, jobs=jobs, cache=cache, fresh=not resume, progress=progress.studied)
     if not quiet:
         click.echo(summary(found))
+        from deltaw.cli.screen import console, file_link
+
         console().print(Text.assemble("Report: ", file_link(found.out / "comparison" / "report.html")), soft_wrap=True)
 
 

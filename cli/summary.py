@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaw.cli.inspect import skipped_lines
-from deltaw.cli.options import console, file_link
+from deltaw.cli.screen import console, file_link
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,6 +7,7 @@ import json
 import click
 
 from deltaw.cli.options import verbosity
+from deltaw.cli.printable import say
 
 
 @click.command("verify")
@@ -30,6 +31,6 @@ def command(base: str, adapter: str, merged: str, as_json: bool, quiet: bool) ->
         click.echo(json.dumps(found.to_dict(), indent=1))
     else:
         for line in found.lines()[: -1 if quiet else None]:
-            click.echo(line)
+            say(line)
     if not found.passed:
         raise click.exceptions.Exit(4)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import deltaw
 from deltaw.cli import main, progress
-from deltaw.cli.options import file_link
+from deltaw.cli.screen import file_link
 from deltaw.cli.summary import fitting
 from deltaw.files import near_path
 from deltaw.measurement.run import Progress

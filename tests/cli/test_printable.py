@@ -1,0 +1,88 @@
+"""A terminal is shown foreign text as escapes, and any stream can be printed on."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+
+from deltaw.cli.printable import LONGEST, one_line, printable
+from deltaw.cli.screen import Screen, file_link
+from tests.conftest import changed, save_single
+
+HOSTILE = "a\x1b[31mred\x1b]0;title\x07\u202egnp\u2066\x9b2J\u200f\ud800\r"
+PROGRAM = [sys.executable, "-m", "deltaw"]
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=())))
+def test_nothing_that_steers_a_terminal_is_left(text: str):
+    shown = printable(text)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
+    assert not any(0x7F <= ord(c) < 0xA0 or 0x202A <= ord(c) <= 0x202E or 0x2066 <= ord(c) <= 0x2069 for c in shown)
+    shown.encode()  # no lone surrogates
+
+
+@pytest.mark.parametrize("text", ["model.layers.0.weight", "größe 漢字 Δ‖W‖", "two\nlines\tand a tab"])
+def test_ordinary_text_stays_as_it_is(text: str):
+    assert printable(text) == text
+
+
+def test_a_message_is_one_line_of_bounded_length():
+    assert one_line("a\nb\x1b c") == "a b\\x1b c"
+    assert len(one_line("x" * 10**6)) < LONGEST + 50
+
+
+def test_tables_and_links_escape_too():
+    out = io.StringIO()
+    screen = Screen(file=out, width=200)
+    table = Table()
+    table.add_column("name")
+    table.add_row(HOSTILE)
+    screen.print(table)
+    screen.print(HOSTILE, markup=False)
+    screen.print(file_link(Path(HOSTILE.replace("\ud800", ""))))
+    assert printable(out.getvalue()) == out.getvalue()
+    assert "\\x1b" in out.getvalue()
+
+
+@pytest.fixture
+def hostile_pair(tmp_path: Path) -> list[str]:
+    state = {HOSTILE.replace("\ud800", ""): torch.eye(3), "only\u202e.weight": torch.eye(2)}
+    ft = changed(state)
+    ft["left\x1b[2J"] = ft.pop("only\u202e.weight")
+    return [str(save_single(state, tmp_path / "base\x1b")), str(save_single(ft, tmp_path / "ft"))]
+
+
+@pytest.mark.parametrize("command", ["inspect", "analyze", "verify"])
+def test_names_of_a_checkpoint_steer_no_terminal(command: str, hostile_pair: list[str], tmp_path: Path):
+    base, ft = hostile_pair
+    extra = {"analyze": ["--out", str(tmp_path / "o"), "--no-report"], "verify": [ft]}.get(command, [])
+    done = subprocess.run([*PROGRAM, command, base, ft, *extra], capture_output=True, check=False)
+    said = (done.stdout + done.stderr).decode()
+    assert said
+    assert printable(said) == said
+    assert "Traceback" not in said
+
+
+def test_any_stream_can_be_printed_on(hostile_pair: list[str]):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([*PROGRAM, "inspect", *hostile_pair], capture_output=True, check=False, env=environment)
+    assert done.returncode == 0
+    assert b"\\u2500" in done.stdout  # a line that ASCII has no sign for
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        command = f"exec {sys.executable} -m deltaw metrics {closed}"
+        assert subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0, closed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_one_line():
+    command = f"exec {sys.executable} -m deltaw metrics >/dev/full"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode().strip() == "Error: the output cannot be written: No space left on device"
