@@ -82,6 +82,18 @@ def save_bin_sharded(state: State, folder: Path, shards: int = 2) -> Path:
     return folder
 
 
+def save_lora(folder: Path, **config: object) -> Path:
+    """A LoRA of rank 2 of one matrix of the pico model, as PEFT saves it; or what `config` makes of it."""
+    folder.mkdir(parents=True)
+    g = torch.Generator().manual_seed(0)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {"lora_A": torch.randn(2, HIDDEN, generator=g), "lora_B": torch.randn(HIDDEN, 2, generator=g)}
+    save_file({f"{name}.{n}.weight": t for n, t in factors.items()}, folder / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    return folder
+
+
 FORMATS: dict[str, Callable[[State, Path], Path]] = {
     "safetensors": save_single,
     "sharded": save_sharded,

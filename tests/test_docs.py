@@ -107,3 +107,25 @@ def test_the_architecture_names_every_module():
             continue
         name = f"deltaw/{path.name}/" if path.is_dir() else path.name
         assert name in README, f"README's architecture section does not name {name}"
+
+
+def test_the_recipes_name_what_is_there():
+    """Each path in CONTRIBUTING.md exists, and each name in it is written in a file that its section names."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^## Add an? ", text, re.MULTILINE)) >= 9
+    for section in re.split(r"^## ", text, flags=re.MULTILINE):
+        words = re.findall(r"`([^`\n]+)`", section)
+        paths = [ROOT / w for w in words if re.fullmatch(r"(deltaw|cli|reports|tests|docs|benchmarks)/[\w./-]*", w)]
+        for path in paths:
+            assert path.exists(), f"CONTRIBUTING.md: {path.relative_to(ROOT)} is not there"
+        files = [f for p in paths for f in (p.rglob("*.py") if p.is_dir() else [p])]
+        sources = "".join(f.read_text(encoding="utf-8") for f in files)
+        for name in re.findall(r"^([A-Z][A-Za-z]*[a-z]\w*|[A-Z]{4,})$", "\n".join(words), re.MULTILINE):
+            assert name in sources or not files, f"CONTRIBUTING.md: {name} stands in none of the files that are named"
+
+
+def test_make_s_targets_are_those_that_the_documents_name():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in generate.documents():
+        named = re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(named) <= targets, path.name

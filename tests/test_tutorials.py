@@ -12,7 +12,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -43,9 +45,16 @@ def python(code: str, names: dict[str, object], page: Path) -> str:
     return printed.getvalue()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(os.environ):  # a page may set variables
+        yield
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.usefixtures("empty_folder")
+def test_a_page_runs(page: Path):
     names: dict[str, object] = {"__name__": "page"}
     replaced: list[tuple[str, str]] = []
     printed, ran = None, 0

@@ -1,7 +1,6 @@
 """What `pip install deltaw` alone can do, without any extra. `make minimal` runs this in an environment of its own."""
 
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -9,15 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from safetensors.torch import save_file
 
 import deltaw
 import deltaw.cli
 import deltaw.reports
 from deltaw.cli.main import COMMANDS
+from tests.conftest import save_lora
 
 pytestmark = pytest.mark.minimal
 ROOT = Path(__file__).parents[2]
@@ -96,21 +94,9 @@ def test_an_analysis(pico_pair, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-def adapter(folder: Path, **config: object) -> Path:
-    """A LoRA of one matrix of the pico model, or what `config` makes of it."""
-    g = torch.Generator().manual_seed(0)
-    name = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = {"lora_A": torch.randn(2, 16, generator=g), "lora_B": torch.randn(16, 2, generator=g)}
-    folder.mkdir()
-    save_file({f"{name}.{n}.weight": t for n, t in factors.items()}, folder / "adapter_model.safetensors")
-    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **config}
-    (folder / "adapter_config.json").write_text(json.dumps(about))
-    return folder
-
-
 def test_a_lora_and_a_comparison(pico_pair, tmp_path):
     base, tuned = pico_pair
-    for name, ft in {"lora-s0": adapter(tmp_path / "lora"), "full-s0": tuned}.items():
+    for name, ft in {"lora-s0": save_lora(tmp_path / "lora"), "full-s0": tuned}.items():
         done = run("analyze", base, ft, "--out", name, "--no-report", at=tmp_path)
         assert done.returncode == 0, done.stderr
     done = run("compare", "lora-s0", "full-s0", "--out", "compared", at=tmp_path)
@@ -120,7 +106,7 @@ def test_a_lora_and_a_comparison(pico_pair, tmp_path):
 
 @pytest.mark.skipif(is_installed("peft"), reason="peft is installed; make minimal runs it without")
 def test_what_needs_an_extra_says_which(pico_pair, tmp_path):
-    done = run("analyze", pico_pair[0], adapter(tmp_path / "ia3", peft_type="IA3"), at=tmp_path)
+    done = run("analyze", pico_pair[0], save_lora(tmp_path / "ia3", peft_type="IA3"), at=tmp_path)
     assert done.returncode == 1
     assert "pip install 'deltaw[peft]'" in done.stderr
     assert "Traceback" not in done.stderr
