@@ -8,7 +8,7 @@ from types import ModuleType
 
 import click
 
-from deltaw.cli.main import COMMANDS, main
+from deltaw.cli.program import COMMANDS, main
 
 PLACE = re.compile(r"<!-- (commands|names of) ?([\w.]*): written by docs/hooks.py -->")
 WIDTH = 100

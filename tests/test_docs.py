@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import deltaw
-from deltaw.cli.main import COMMANDS
+from deltaw.cli.program import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

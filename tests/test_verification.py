@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import deltaw.checkpoints
 from deltaw.adapters import open_adapter
-from deltaw.cli.main import main
+from deltaw.cli.program import main
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.verification import verify
 

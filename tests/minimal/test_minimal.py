@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 import deltaw
 import deltaw.cli
 import deltaw.reports
-from deltaw.cli.main import COMMANDS
+from deltaw.cli.program import COMMANDS
 from tests.conftest import save_lora
 
 pytestmark = pytest.mark.minimal

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from deltaw.cli.main import main
+from deltaw.cli.program import main
 from deltaw.study import Plan, estimate
 from deltaw.study.arms import open_base
 from deltaw.study.costs import describe
