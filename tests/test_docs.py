@@ -12,6 +12,7 @@ import yaml
 
 import deltaw
 from deltaw.cli.program import COMMANDS
+from tests.conftest import save_lora
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,6 +82,19 @@ def test_the_site_has_every_command_and_every_public_name():
     python = hooks.on_page_markdown((reference / "python.md").read_text(encoding="utf-8"))
     for name in set(deltaw.__all__) - {"metrics", "study"}:
         assert f"::: deltaw.{name}\n" in python
+
+
+def test_every_column_is_documented(pico_pair: tuple[Path, Path], tmp_path: Path):
+    documented = {
+        name
+        for page in ("results.md", "metrics.md")
+        for cells in re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", cells)
+    }
+    base, tuned = pico_pair
+    for ft in (tuned, save_lora(tmp_path / "lora")):
+        columns = deltaw.analyze(base, ft, alignment=True, cache=False).to_pandas().columns
+        assert set(columns) - documented == set()
 
 
 def test_one_version():
