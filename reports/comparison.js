@@ -12,7 +12,9 @@
     "median_ratio",
     "ratio_low",
     "ratio_high",
+    "median_difference",
     "cliffs_delta",
+    "p_seeds",
     "p_adjusted",
     "interval_covers",
   ]);

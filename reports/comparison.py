@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltaw.comparison.fronts import MEAN
+from deltaw.comparison.runs import is_signed
 from deltaw.errors import OptionError
 from deltaw.metrics.registry import REGISTRY
 from deltaw.reports import comparison_findings as findings
@@ -16,6 +18,8 @@ from deltaw.reports.page import Column, Picture
 from deltaw.reports.text import EMPTY, missing, number, percent, short, unmarked, visible, whole
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from deltaw.comparison import Comparison
 
 CONTENTS = (
@@ -148,10 +152,10 @@ def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]
         row = {"group": short(r["group"], 48), "reference": short(r["reference"], 48)}
         for q in shown:
             value, low, high = (r[f"{q}_effect{e}"] for e in ("", "_low", "_high"))
-            score = q in {"learning", "retention"}
-            sign = "×\u202f" if not score else "+" if value > 0 else ""
+            plain = q in {"learning", "retention"} or is_signed(q)  # a difference, not a ratio
+            sign = "×\u202f" if not plain else "+" if value > 0 else ""
             bounds = "" if missing(low) else f" ({number(low)} – {number(high)})"
-            clear = not missing(low) and (low > (0 if score else 1) or high < (0 if score else 1))
+            clear = r[f"{q}_p"] < findings.ALPHA and (low > (0 if plain else 1) or high < (0 if plain else 1))
             row[q] = EMPTY if missing(value) else f"{sign}{number(value)}{bounds}{' *' if clear else ''}"
         rows.append(row)
     return columns, rows
@@ -167,7 +171,7 @@ def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]
     ]
     rows: dict[str, dict[str, str]] = {}
     for _, r in frame.iterrows():
-        if r["level"] not in {"", findings.MEAN}:
+        if r["level"] not in {"", MEAN}:
             continue
         empty = dict.fromkeys((c.key for c in columns), EMPTY)
         row = rows.setdefault(r["group"], empty | {"group": short(r["group"], 48)})
@@ -179,12 +183,17 @@ def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]
 
 
 def _claims(comparison: Comparison) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The claims that these runs can be held against, and the others."""
-    frame = comparison.claims()
+    """The claims that these runs can be held against, and the others; what is decided comes first."""
     order = {"agrees": 0, "disagrees": 0, "cannot tell": 1}
-    rows = [{str(k): visible(v) for k, v in r.items()} for r in frame.to_dict("records")]
-    rows = sorted(rows, key=lambda r: order[r["verdict"]])
-    rows = [r | {"level": r["verdict"].replace(" ", "-")} for r in rows]
+    rows = []
+    for c in sorted(comparison.checked, key=lambda c: (order[c.verdict], c.basis != "intervals")):
+        row = {
+            k: visible(getattr(c, k))
+            for k in ("text", "about", "verdict", "says", "rule", "source", "basis", "decides")
+        }
+        grade = c.grade if c.basis == "intervals" else ""
+        p = "" if missing(c.p_claim) else number(c.p_claim, 2)
+        rows.append(row | {"grade": grade, "p": p, "level": c.verdict.replace(" ", "-")})
     return [r for r in rows if r["basis"]], [r for r in rows if not r["basis"]]
 
 
@@ -192,20 +201,23 @@ def _contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str
     """The main metrics against the reference: for paper, and where there is no JavaScript."""
     frame = comparison.contrasts()
     mine = frame["group_a"].eq(comparison.reference) | frame["group_b"].eq(comparison.reference)
-    frame = frame[mine & frame["metric"].isin(HEADLINE)]
+    frame = largest_first(frame[mine & frame["metric"].isin(HEADLINE)])
     columns = [
         *(Column(k, t, numeric=False) for k, t in (("metric", "metric"), ("a", "group a"), ("b", "group b"))),
-        *(Column(k, t) for k, t in (("ratio", "median ratio a/b (95 %)"), ("delta", "Cliff's δ"), ("p", "adjusted p"))),
+        *(Column(k, t) for k, t in (("effect", "median ratio a/b, or difference (95 %)"), ("delta", "Cliff's δ"))),
+        *(Column(k, t) for k, t in (("seeds", "p over seeds"), ("p", "adjusted p"))),
         Column("covers", "interval covers", numeric=False),
     ]
     rows = []
     for _, r in frame.iterrows():
-        bounds = "" if missing(r["ratio_low"]) else f" ({number(r['ratio_low'])} – {number(r['ratio_high'])})"
+        kind = "difference" if missing(r["median_ratio"]) else "ratio"
+        low, high = r[f"{kind}_low"], r[f"{kind}_high"]
+        bounds = "" if missing(low) else f" ({number(low)} – {number(high)})"
         rows.append(
             {
                 **{"metric": r["metric"], "a": short(r["group_a"], 40), "b": short(r["group_b"], 40)},
-                **{"ratio": f"{number(r['median_ratio'])}{bounds}", "delta": number(r["cliffs_delta"], 2)},
-                **{"p": number(r["p_adjusted"], 2), "covers": r["interval_covers"]},
+                **{"effect": f"{number(r[f'median_{kind}'])}{bounds}", "delta": number(r["cliffs_delta"], 2)},
+                **{"seeds": number(r["p_seeds"], 2), "p": number(r["p_adjusted"], 2), "covers": r["interval_covers"]},
             }
         )
     return columns, rows
@@ -244,13 +256,25 @@ def _plain(name: str, value: Any) -> str:
 
 
 def _embedded(comparison: Comparison) -> dict[str, Any]:
-    """The contrasts for the live table, floats to six digits."""
+    """The contrasts for the live table, the largest effects first, floats to six digits."""
     from deltaw.comparison.tables import json_records
 
-    frame = comparison.contrasts()
+    frame = largest_first(comparison.contrasts())
     columns = list(frame.columns)
     records = json_records(frame.head(EMBEDDED))
     return {"columns": columns, "rows": [[_compact(v) for v in r.values()] for r in records]}
+
+
+def largest_first(frame: pd.DataFrame) -> pd.DataFrame:
+    """Contrasts by the size of their effect: |ln ratio|; of signed metrics the difference by the larger median."""
+    import numpy as np
+
+    ratio, difference = (frame[c].to_numpy(dtype=np.float64) for c in ("median_ratio", "median_difference"))
+    level = np.fmax(frame["median_a"].abs().to_numpy(), frame["median_b"].abs().to_numpy())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.where(np.isnan(ratio), np.abs(difference) / level, np.abs(np.log(ratio)))
+    order = np.argsort(-np.nan_to_num(size, nan=-1.0, posinf=np.inf), kind="stable")
+    return frame.iloc[order]
 
 
 def _compact(value: Any) -> Any:

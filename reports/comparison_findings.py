@@ -17,24 +17,25 @@ if TYPE_CHECKING:
 
     from deltaw.comparison import Comparison
 
-MEAN = "mean over the overlap"
-NAMES = {"learning": "Learning", "retention": "Retention"}
 AXES = {"learning": ("learned more", "learned less"), "retention": ("kept more", "kept less")}
+EQUAL = "equal_learning"
+TOLD = 3  # groups that the first sentence tells of
+ALPHA = 0.05
 RULE_DIFFERENCE = (
-    "A group differs from the reference where Welch's 95 % interval of the difference of mean scores excludes 0; "
-    "without seeds only the points are given."
-)
-RULE_MATCHED = (
-    "Mean over the range of learning that both fronts reach; a difference where the 95 % interval excludes 0."
+    "A group differs from its reference where the 95 % interval of the difference excludes 0: Welch's over seeds, each "
+    "group at the largest number of tokens that both have, adjusted by Holm for the number of groups on each axis. At "
+    "equal learning: mean over the range of learning that both fronts reach, with what the points leave open between "
+    "them. With one seed on a side nothing is decided and the points are given."
 )
 RULE_UPDATE = (
-    "Medians over the matrices that both groups have; a difference where the 95 % interval of the ratio excludes 1."
+    "Medians over the matrices that both groups have; a difference where Welch's p over seeds, adjusted by Holm for "
+    "the number of groups, is below 5 % and the interval of the ratio excludes 1."
 )
 
 
 def answer(c: Comparison) -> list[Finding]:
-    """The first screen: what was compared, what was learned and kept, what the updates look like, what it means."""
-    found = [_what(c), *_scores(c), _matched(c), _update(c), _verdicts(c)]
+    """The first screen: who learned and kept more, what was compared, what the updates look like, what it means."""
+    found = [_lead(c), _what(c), _update(c), _verdicts(c)]
     return [f for f in found if f is not None]
 
 
@@ -98,73 +99,63 @@ def _what(c: Comparison) -> Finding:
     return Finding(text, "Groups with one seed have no spread between seeds.", "note" if len(alone) else "info")
 
 
-def _scores(c: Comparison) -> list[Finding]:
-    """Against the reference: who learned more or less, who kept more or less."""
+def _lead(c: Comparison) -> Finding | None:
+    """Each group against its reference on both axes and at equal learning, what is decided first."""
     prints = c.fingerprints()
-    prints = prints[prints["group"] != prints["reference"]]
-    out = []
-    for axis in AXES:
-        known = prints[prints[f"{axis}_effect"].notna()]
-        against = [
-            f"against {code(reference)}: {listed(_against(part, axis), 9)}"
-            for reference, part in known.groupby("reference", sort=False)
-        ]
-        if against:
-            out.append(Finding(f"{strong(NAMES[axis])}, {'; '.join(against)}.", RULE_DIFFERENCE))
-    return out
+    prints = prints[(prints["group"] != prints["reference"])]
+    known = prints[prints[[f"{a}_effect" for a in AXES]].notna().any(axis=1)]
+    if not len(known):
+        return None
+    decided = known[[f"{a}_p" for a in (*AXES, EQUAL)]].lt(ALPHA).sum(axis=1)
+    size = known[[f"{a}_effect" for a in AXES]].abs().max(axis=1)
+    order = known.assign(decided=decided, size=size).sort_values(["decided", "size"], ascending=False, kind="stable")
+    parts = [_told(row, prints["reference"].nunique() > 1) for _, row in order.head(TOLD).iterrows()]
+    text = "; ".join(parts)
+    rest = order.iloc[TOLD:]
+    if len(rest):
+        text += f"; of {plural(len(rest), 'other group')} {_decided(int((rest['decided'] > 0).sum()))}"
+    against = "" if prints["reference"].nunique() > 1 else f"Against {code(c.reference)}: "
+    return Finding(f"{against}{text}.", RULE_DIFFERENCE, "info" if decided.any() else "note")
 
 
-def _against(known: pd.DataFrame, axis: str) -> list[str]:
-    """Who is better, who is worse, who cannot be told apart, and what there is without seeds."""
-    more, less = AXES[axis]
-    sure = known[known[f"{axis}_effect_low"].notna()]
-    up, down = sure[sure[f"{axis}_effect_low"] > 0], sure[sure[f"{axis}_effect_high"] < 0]
-    parts = [f"{_names(part, axis)} {word}" for part, word in ((up, more), (down, less)) if len(part)]
-    undecided = len(sure) - len(up) - len(down)
-    if undecided:
-        parts.append(f"{plural(undecided, 'group')} cannot be told apart from it")
-    points = known[known[f"{axis}_effect_low"].isna()]
-    if len(points):
-        low, high = points[f"{axis}_effect"].min(), points[f"{axis}_effect"].max()
-        span = strong(_signed(low)) if len(points) == 1 else f"{_signed(low)} to {_signed(high)}"
-        who = code(points.iloc[0]["group"]) if len(points) == 1 else plural(len(points), "group")
-        parts.append(f"{who} differ{'s' if len(points) == 1 else ''} by {span} (points, without seeds)")
-    return parts
+def _decided(n: int) -> str:
+    return "none can be told apart" if not n else f"{whole(n)} {'differs' if n == 1 else 'differ'} on some axis"
 
 
-def _names(part: pd.DataFrame, axis: str) -> str:
-    shown = [f"{code(r['group'])} ({strong(_signed(r[f'{axis}_effect']))})" for _, r in part.iterrows()]
-    return listed(shown, 3)
+def _told(row: pd.Series[Any], several: bool) -> str:
+    """`LoRA` learned less (−0.07 [−0.09, −0.05]), kept more (+0.11 [+0.1, +0.12])."""
+    who = f"{code(row['group'])}{' against ' + code(row['reference']) if several else ''}"
+    clear = [_axis(row, a, *words) for a, words in AXES.items() if row[f"{a}_p"] < ALPHA]
+    if row[f"{EQUAL}_p"] < ALPHA:
+        clear.append(f"at equal learning {_axis(row, EQUAL, *AXES['retention'])}")
+    open_ = [a for a in AXES if not missing(row[f"{a}_effect"]) and not row[f"{a}_p"] < ALPHA]
+    seeds = [a for a in open_ if not missing(row[f"{a}_p"])]
+    points = [a for a in open_ if missing(row[f"{a}_p"])]
+    parts = [f"{who} {listed(clear, 3)}"] if clear else []
+    if seeds:
+        said = listed([f"{a} ({_span(row, a)})" for a in seeds])
+        parts.append(f"{'' if clear else who + ' '}cannot be told apart on {said}")
+    if points:
+        said = listed([f"{strong(_signed(row[f'{a}_effect']))} on {a}" for a in points])
+        parts.append(f"{'' if parts else who + ' '}has one seed on a side, no verdict: the points lie at {said}")
+    if not missing(row[f"{EQUAL}_p"]) and not row[f"{EQUAL}_p"] < ALPHA:
+        parts.append(f"at equal learning the difference is open ({_span(row, EQUAL)})")
+    return ", ".join(parts)
+
+
+def _axis(row: pd.Series[Any], axis: str, more: str, less: str) -> str:
+    return f"{more if row[f'{axis}_effect'] > 0 else less} ({_span(row, axis)})"
+
+
+def _span(row: pd.Series[Any], axis: str) -> str:
+    """`−0.07 [−0.09, −0.05]`."""
+    value, low, high = (row[f"{axis}_effect{e}"] for e in ("", "_low", "_high"))
+    bounds = "" if missing(low) else f" [{_signed(low)}, {_signed(high)}]"
+    return f"{strong(_signed(value))}{bounds}"
 
 
 def _signed(value: float) -> str:
     return ("+" if value > 0 else "") + number(value)
-
-
-def _matched(c: Comparison) -> Finding | None:
-    """Each group against its reference at equal learning."""
-    frame = against_references(c)
-    frame = frame[frame["matched"] == "learning"]
-    if not len(frame):
-        return None
-    unknown = frame[frame["level"] == ""]
-    means = frame[frame["level"] == MEAN]
-    more, less, open_ = [], [], 0
-    for _, row in means.iterrows():
-        low, high = row["low"], row["high"]
-        shown = f"{code(row['group'])} ({strong(_signed(row['difference']))})"
-        if low > 0:
-            more.append(shown)
-        elif high < 0:
-            less.append(shown)
-        else:
-            open_ += 1
-    parts = [f"{listed(found)} {word}" for found, word in ((more, "kept more"), (less, "kept less")) if found]
-    if open_:
-        parts.append(f"{plural(open_, 'group')} cannot be told apart")
-    if len(unknown):
-        parts.append(f"nothing is known of {plural(len(unknown), 'group')}, whose range of learning does not overlap")
-    return Finding(f"{strong('At equal learning')}, {listed(parts, 9)}.", RULE_MATCHED)
 
 
 def against_references(c: Comparison) -> pd.DataFrame:
@@ -214,7 +205,9 @@ def _times(ratio: float) -> str:
 
 
 def _sure(row: Any) -> str:
-    clear = row["rank_90_effect_low"] > 1 or row["rank_90_effect_high"] < 1
+    if missing(row["rank_90_p"]):
+        return " (one seed on a side: nothing is known of others)"
+    clear = row["rank_90_p"] < ALPHA and (row["rank_90_effect_low"] > 1 or row["rank_90_effect_high"] < 1)
     return "" if clear else " (within the interval of no difference)"
 
 

@@ -105,7 +105,7 @@ def inspection_html(found: Inspection) -> str:
 def comparison_html(comparison: Comparison) -> str:
     """The runs and what they say of the claims."""
     runs = comparison.runs()
-    shown = [c for c in ("run", "group", "method", "seed", "learning", "retention", "forgetting") if c in runs.columns]
+    shown = [c for c in ("run", "group", "method", "seed", "learning", "retention") if c in runs.columns]
     claims = comparison.claims()
     told = claims[claims["basis"] != ""]
     body = [simple_table(shown, [[_text(v) for v in row] for row in runs[shown].itertuples(index=False)])]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.comparison import analysis_cache, loading, same_base
-from deltaw.comparison.claims import claims_frame
+from deltaw.comparison.claims import all_claims, claims_frame
+from deltaw.comparison.claims.verdicts import Claim
 from deltaw.comparison.contrasts import contrasts_frame
+from deltaw.comparison.copies import without_copies
 from deltaw.comparison.fingerprint import fingerprints_frame
-from deltaw.comparison.fronts import fronts_frame
+from deltaw.comparison.fronts import Compared, compare_fronts, fronts_frame
 from deltaw.comparison.loading import Source
 from deltaw.comparison.manifest import Manifest, read_manifest
 from deltaw.comparison.naming import aligned, unshared
@@ -51,9 +53,10 @@ class Comparison:
         base: Any = None,
         similarity: bool | None = None,
     ):
+        items, copies = without_copies(runs.items)
         self.title = title
-        self.warnings = list(warnings)
-        self.runs_ = runs
+        self.warnings = [*warnings, *copies]
+        self.runs_ = replace(runs, items=items)
         self._base = base
         self._wanted = similarity
 
@@ -136,11 +139,16 @@ class Comparison:
 
     @cached_property
     def _fingerprints(self) -> pd.DataFrame:
-        return fingerprints_frame(self.runs_)
+        return fingerprints_frame(self.runs_, self.gaps)
+
+    @cached_property
+    def gaps(self) -> list[Compared]:
+        """Every pair of fronts, with the estimates that their intervals come from."""
+        return compare_fronts(self.runs_)
 
     @cached_property
     def _fronts(self) -> pd.DataFrame:
-        return fronts_frame(self.runs_)
+        return fronts_frame(self.gaps)
 
     @cached_property
     def _trajectories(self) -> pd.DataFrame:
@@ -148,7 +156,12 @@ class Comparison:
 
     @cached_property
     def _claims(self) -> pd.DataFrame:
-        return claims_frame(self.runs_, self._fronts, self._trajectories)
+        return claims_frame(self.checked)
+
+    @cached_property
+    def checked(self) -> list[Claim]:
+        """The claims with their comparisons, as the table of claims and the report's figures read them."""
+        return all_claims(self.runs_, self.gaps)
 
     @cached_property
     def _similar(self) -> tuple[pd.DataFrame, str]:

@@ -3,53 +3,85 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deltaw.comparison import statistics
-from deltaw.comparison.runs import Array, Runs
+from deltaw.comparison.endpoints import Endpoints, endpoints, has_layers
+from deltaw.comparison.runs import Runs, is_signed
+from deltaw.comparison.statistics import Contrast
+from deltaw.comparison.welch import holm
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
+@dataclass(frozen=True)
+class Row:
+    """What a contrast is of: a metric, two groups, and what each was trained on."""
+
+    metric: str
+    group_a: str
+    group_b: str
+    tokens_a: int | None
+    tokens_b: int | None
+
+
 COLUMNS = (
     *("metric", "group_a", "group_b", "n_layers", "n_seeds_a", "n_seeds_b", "median_a", "median_b"),
-    *("median_ratio", "ratio_low", "ratio_high", "cliffs_delta", "p_value", "p_adjusted"),
-    *("p_seeds", "interval_covers"),
+    *("median_ratio", "median_difference", "ratio_low", "ratio_high", "difference_low", "difference_high"),
+    *("cliffs_delta", "p_value", "p_seeds", "p_adjusted", "tokens_a", "tokens_b", "interval_covers"),
 )
 
 
-def contrasts_frame(runs: Runs) -> pd.DataFrame:
+def contrasts_frame(runs: Runs, draws: int = statistics.DRAWS) -> pd.DataFrame:
     """One row per metric and pair of groups, groups in the order of the manifest.
 
-    Each group is represented by its chosen setting (`Runs.chosen`). `p_adjusted` is Holm's correction of `p_value`
-    over the table, and never below `p_seeds`: Wilcoxon's test takes the layers of these runs as the sample, and a
-    seed that moves all of them together would look like a difference of methods.
+    Two groups are compared at the largest number of tokens that both have (`tokens_a`, `tokens_b`; where none is
+    common, each at its last). `p_adjusted` is Holm's correction over the table of the larger of `p_value` and
+    `p_seeds`: Wilcoxon's test takes the layers of these runs as the sample, and a seed that moves all of them together
+    would look like a difference of methods. It is empty where a group has one seed, which says nothing about others.
+
+    Args:
+        runs: The runs.
+        draws: Bootstrap replicates of each interval; 0 for no intervals.
     """
     import pandas as pd
 
+    found = [row for a, b in itertools.combinations(runs.groups, 2) for row in _pair(runs, a, b, draws)]
+    frame = pd.DataFrame(
+        [asdict(row) | asdict(c) for row, c in found], columns=[c for c in COLUMNS if c != "p_adjusted"]
+    )
+    frame = frame.astype({"tokens_a": "Int64", "tokens_b": "Int64"})
+    p_value, p_seeds = (frame[c].to_numpy(dtype=np.float64) for c in ("p_value", "p_seeds"))
+    frame["p_adjusted"] = holm(np.maximum(p_value, p_seeds))  # NaN where either is
+    return frame
+
+
+def _pair(runs: Runs, a: str, b: str, draws: int) -> Iterator[tuple[Row, Contrast]]:
+    """The contrasts of one pair of groups; those without a common layer are left out."""
+    ends = endpoints(runs, a, b, has_layers, anywhere=True)
+    if ends is None:
+        return
     table = runs.table
-    values = {g: table.values[table.rows(runs.representatives(g))] for g in runs.groups}
-    values = {g: v for g, v in values.items() if len(v)}
-    rows = []
-    for a, b in itertools.combinations(values, 2):
-        rows.extend(_pair(a, b, values[a], values[b], table.metrics, runs.seed))
-    frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_adjusted"])
-    frame = frame[frame["n_layers"] > 0].reset_index(drop=True)
-    adjusted = statistics.holm(frame["p_value"].to_numpy(dtype=np.float64))
-    frame["p_adjusted"] = np.fmax(adjusted, frame["p_seeds"].to_numpy(dtype=np.float64))
-    return frame[list(COLUMNS)]
+    p = _wilcoxon(runs, ends)
+    for m, metric in enumerate(table.metrics):
+        x, y = (table.values[table.rows(group), m] for group in (ends.a, ends.b))
+        c = statistics.contrast(x, y, signed=is_signed(metric), seed=runs.seed, draws=draws, p_value=float(p[m]))
+        if c.n_layers:
+            yield Row(metric, a, b, ends.tokens_a, ends.tokens_b), c
 
 
-def _pair(a: str, b: str, x: Array, y: Array, metrics: list[str], seed: int) -> list[dict[str, object]]:
-    """The contrasts of one pair; x and y are (runs, metrics, layers)."""
-    both = np.isfinite(x).any(0) & np.isfinite(y).any(0)
-    means = [statistics.seed_mean(v.reshape(len(v), -1)).reshape(v.shape[1:]) for v in (x, y)]
-    difference = np.where(both, means[0] - means[1], np.nan)
-    p = statistics.wilcoxon_many(difference)
-    return [
-        {"metric": metric, "group_a": a, "group_b": b}
-        | vars(statistics.contrast(x[:, m], y[:, m], seed=seed, p_value=float(p[m])))
-        for m, metric in enumerate(metrics)
-    ]
+def _wilcoxon(runs: Runs, ends: Endpoints) -> statistics.Array:
+    """Wilcoxon's p of every metric, over the layers that all runs of both groups have."""
+    table = runs.table
+    out = np.full((len(table.metrics), len(table.keys)), np.nan)
+    for m in range(len(table.metrics)):
+        x, y = (table.values[table.rows(group), m] for group in (ends.a, ends.b))
+        x, y = (v[np.isfinite(v).any(1)] for v in (x, y))
+        if len(x) and len(y):
+            out[m] = x.mean(0) - y.mean(0)  # NaN where some run has no value
+    return statistics.wilcoxon_many(out)

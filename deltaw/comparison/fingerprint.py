@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from deltaw.comparison import statistics
+from deltaw.comparison.endpoints import endpoints, has_layers
+from deltaw.comparison.fronts import MEAN, Compared
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.roles import references
-from deltaw.comparison.runs import Run, Runs
+from deltaw.comparison.runs import Array, Run, Runs, is_signed
+from deltaw.comparison.score_differences import at_endpoints, score_endpoints
+from deltaw.comparison.welch import holm_steps, two_sided
 from deltaw.types import Interval
 
 if TYPE_CHECKING:
@@ -33,31 +38,54 @@ QUANTITIES: dict[str, str] = {
     "factor_balance": "balance of the factors",
     "intruders": "new leading directions",
 }
-COMMON_SPREAD = 0.25  # a common c: the middle half of the layers within a quarter of the median
+LINEAR = ("attention", "mlp")
+COMMON_SPREAD = 0.25  # a common c: every matrix within a quarter of the median, or within 4 standard deviations
 COMMON_Z = 3.0
 
 
-def fingerprints_frame(runs: Runs) -> pd.DataFrame:
+def fingerprints_frame(runs: Runs, gaps: Sequence[Compared]) -> pd.DataFrame:
     """One row per group.
 
     Columns: `group`; `reference`, its group to compare with (in another domain that domain's plain full fine-tuning);
     `method`, `setting`, `n_seeds`, `n_layers`, `interval_covers`; for each quantity x the median over layers `x` with
-    `x_low` and `x_high`, and against the reference `x_effect` (median ratio over shared layers), `x_effect_low`,
-    `x_effect_high`; `common_shrinkage` (whether all matrices shrank by about the same c, as decoupled weight decay
-    does) and `shrinkage_spread`; for `learning` and `retention` the mean over seeds, its bounds, and as effect the
-    difference to the reference.
+    `x_low` and `x_high`; for `learning` and `retention` the mean over seeds, its bounds, `x_items` (the standard error
+    of the difference by the test items alone) and `x_where` (the tokens and settings that are compared);
+    `common_shrinkage` (whether all attention and MLP matrices shrank by about the same c, as decoupled weight decay
+    does) and `shrinkage_spread`.
+
+    Against the reference, at the largest number of tokens that both have: `x_effect` (median ratio over shared layers;
+    of signed metrics and scores the difference), `x_effect_low`, `x_effect_high`, and `x_p`, Welch's p over seeds;
+    `equal_learning_effect` and so on: the difference in retention over the range of learning that both reach. The
+    intervals and p of one quantity are adjusted by Holm for the number of groups; p is empty with one seed.
     """
     import pandas as pd
 
     against = references(runs)
-    return pd.DataFrame([_row(runs, g, against[g]) for g in runs.groups])
+    rows = [_row(runs, g, against[g]) for g in runs.groups]
+    for name in QUANTITIES:
+        _enter(rows, name, _metric_effects(runs, against, name))
+    for axis in AXES:
+        _enter(rows, axis, _score_effects(runs, against, axis))
+        _enter_places(runs, rows, against, axis)
+    _enter(rows, "equal_learning", _gap_effects(gaps, against))
+    return pd.DataFrame(rows)
 
 
-def _row(runs: Runs, group: str, reference: str) -> dict[str, Any]:
-    mine, theirs = runs.representatives(group), runs.representatives(reference)
+Row = dict[str, object]
+
+
+class Effect(NamedTuple):
+    """A group against its reference: the p of the seeds, and the effect with its interval at a level."""
+
+    p: float
+    at: Callable[[float], Interval]
+
+
+def _row(runs: Runs, group: str, reference: str) -> Row:
+    mine = runs.representatives(group)
     table = runs.table
     analysed = table.rows(mine)
-    row: dict[str, Any] = {
+    row: Row = {
         "group": group,
         "reference": reference,
         "method": mine[0].method,
@@ -67,54 +95,98 @@ def _row(runs: Runs, group: str, reference: str) -> dict[str, Any]:
         "interval_covers": "",
     }
     for name in QUANTITIES:
-        a, b = table.metric(name, mine), table.metric(name, theirs)
-        interval, covers = statistics.median_interval(a, seed=runs.seed)
+        interval, covers = statistics.median_interval(table.metric(name, mine), seed=runs.seed)
         row["interval_covers"] = row["interval_covers"] or covers
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        row |= {f"{name}_effect": math.nan, f"{name}_effect_low": math.nan, f"{name}_effect_high": math.nan}
-        if group != reference and a.size and b.size:
-            c = statistics.contrast(a, b, seed=runs.seed, p_value=math.nan)
-            row[f"{name}_effect"] = c.median_ratio
-            row[f"{name}_effect_low"], row[f"{name}_effect_high"] = c.ratio_low, c.ratio_high
     row |= _common_shrinkage(runs, mine)
     for axis in AXES:
-        row |= _score(mine, None if group == reference else theirs, axis)
+        value = statistics.mean_interval([r.score(axis) for r in mine])
+        row |= {axis: value.value, f"{axis}_low": value.low, f"{axis}_high": value.high}
     return row
 
 
-def _common_shrinkage(runs: Runs, mine: list[Run]) -> dict[str, Any]:
-    """Decoupled decay shrinks every decayed matrix by the same c; learning does not."""
-    c, z = runs.table.metric("shrinkage", mine), runs.table.metric("shrinkage_z", mine)
-    if not c.size or not np.isfinite(c).any():
-        return {"common_shrinkage": None, "shrinkage_spread": math.nan}
-    mean = statistics.seed_mean(c)
-    mean = mean[np.isfinite(mean)]
-    median = float(np.median(mean))
-    low, high = np.percentile(mean, [25, 75])
+def _metric_effects(runs: Runs, against: Mapping[str, str], name: str) -> dict[str, Effect]:
+    """The effect of every group that has layers in common with its reference."""
+    out: dict[str, Effect] = {}
+    signed = is_signed(name)
+    for group, reference in against.items():
+        ends = endpoints(runs, group, reference, has_layers, anywhere=True) if group != reference else None
+        if ends is None:
+            continue
+        a, b = statistics.shared(runs.table.metric(name, ends.a), runs.table.metric(name, ends.b))
+        if not a.size or not b.size:
+            continue
+
+        def at(alpha: float, a: Array = a, b: Array = b) -> Interval:
+            c = statistics.contrast(a, b, signed=signed, seed=runs.seed, alpha=alpha, p_value=math.nan)
+            return c.difference if math.isnan(c.median_ratio) else c.ratio
+
+        out[group] = Effect(two_sided(statistics.seed_difference(a, b, signed=signed)), at)
+    return out
+
+
+def _score_effects(runs: Runs, against: Mapping[str, str], axis: str) -> dict[str, Effect]:
+    """The difference of every group that has scores at a number of tokens that its reference has, too."""
+    out: dict[str, Effect] = {}
+    for group, reference in against.items():
+        ends = score_endpoints(runs, group, reference, axis) if group != reference else None
+        if ends is not None:
+            estimate = at_endpoints(ends, axis).estimate
+            out[group] = Effect(two_sided(estimate), estimate.interval)
+    return out
+
+
+def _gap_effects(gaps: Sequence[Compared], against: Mapping[str, str]) -> dict[str, Effect]:
+    """The difference in retention at equal learning of every group whose front overlaps with its reference's."""
+    out: dict[str, Effect] = {}
+    for gap, estimate in gaps:
+        if gap.matched == AXES[0] and gap.level == MEAN:
+            a, b = gap.group_a, gap.group_b
+            if against[a] == b:
+                out[a] = Effect(two_sided(estimate), estimate.interval)
+            elif against[b] == a:
+                out[b] = Effect(two_sided(estimate), estimate.negated().interval)
+    return out
+
+
+def _enter(rows: Sequence[Row], name: str, found: Mapping[str, Effect]) -> None:
+    """Enter the effects of one quantity into the rows, adjusted for their number."""
+    adjusted, level = holm_steps(np.array([e.p for e in found.values()], dtype=np.float64))
+    by_group = dict(zip(found, zip(map(float, adjusted), map(float, level), strict=True), strict=True))
+    for row in rows:
+        effect, low, high, p = math.nan, math.nan, math.nan, math.nan
+        group = str(row["group"])
+        if group in found:
+            p, alpha = by_group[group]
+            effect, low, high = found[group].at(alpha)
+        row |= {f"{name}_effect": effect, f"{name}_effect_low": low, f"{name}_effect_high": high, f"{name}_p": p}
+
+
+def _enter_places(runs: Runs, rows: Sequence[Row], against: Mapping[str, str], axis: str) -> None:
+    """Enter where the scores of a group and its reference are compared, and their error by the test items alone."""
+    for row in rows:
+        group = str(row["group"])
+        ends = score_endpoints(runs, group, against[group], axis) if group != against[group] else None
+        row[f"{axis}_where"] = ends.where.strip() if ends is not None else ""
+        row[f"{axis}_items"] = at_endpoints(ends, axis).items if ends is not None else math.nan
+
+
+def _common_shrinkage(runs: Runs, mine: list[Run]) -> Row:
+    """Decoupled decay shrinks every decayed matrix by the same c; learning does not, and a turn by δ²/2 only."""
+    inside = np.isin(np.array(runs.table.kind), LINEAR)
+    c, change, z = (runs.table.metric(name, mine) for name in ("shrinkage", "relative_change", "shrinkage_z"))
+    nothing: Row = {"common_shrinkage": None, "shrinkage_spread": math.nan}
+    if not (c.size and change.size and z.size):
+        return nothing
+    c, change, z = (statistics.seed_mean(v[:, inside]) for v in (c, change, z))
+    known = np.isfinite(c) & np.isfinite(change) & np.isfinite(z)
+    if not known.any():
+        return nothing
+    c, change, z = c[known], change[known], z[known]
+    median = float(np.median(c))
+    # z is c over its standard deviation by chance, so that c/z is that deviation.
+    allowed = np.maximum(COMMON_SPREAD * abs(median), 4 * np.abs(np.divide(c, z, out=np.zeros_like(c), where=z != 0)))
+    alike = bool((np.abs(c - median) <= allowed).all()) and median > 2 * float(np.median(change)) ** 2
+    low, high = np.percentile(c, [25, 75])
     spread = float(high - low) / abs(median) if median else math.inf
-    clear = bool(z.size) and float(np.nanmedian(z)) > COMMON_Z
-    return {"common_shrinkage": clear and median > 0 and spread < COMMON_SPREAD, "shrinkage_spread": spread}
-
-
-def _score(mine: list[Run], theirs: list[Run] | None, axis: str) -> dict[str, float]:
-    value = score_interval(mine, axis)
-    effect = Interval(math.nan, math.nan, math.nan) if theirs is None else score_difference(mine, theirs, axis)
-    row = {axis: value.value, f"{axis}_low": value.low, f"{axis}_high": value.high}
-    return row | {f"{axis}_effect": effect.value, f"{axis}_effect_low": effect.low, f"{axis}_effect_high": effect.high}
-
-
-def score_interval(runs: list[Run], axis: str) -> Interval:
-    """The mean score of replicates with its interval over seeds (one run: from the evaluation's standard error)."""
-    return statistics.mean_interval([r.score(axis) for r in runs], _error(runs, axis))
-
-
-def score_difference(a: list[Run], b: list[Run], axis: str) -> Interval:
-    """The difference of two settings' mean scores, a − b, with its interval."""
-    errors = (_error(a, axis), _error(b, axis))
-    return statistics.mean_difference([r.score(axis) for r in a], [r.score(axis) for r in b], errors)[0]
-
-
-def _error(runs: list[Run], axis: str) -> float:
-    """The evaluation's own standard error of the mean of these runs."""
-    errors = [r.spec.scores[axis].error for r in runs if axis in r.spec.scores]
-    return math.sqrt(sum(e * e for e in errors)) / len(errors) if errors else math.nan
+    return {"common_shrinkage": alike and float(np.median(z)) > COMMON_Z, "shrinkage_spread": spread}

@@ -5,9 +5,9 @@ rates) are joined to a front: those that no other point of the group beats on bo
 lines between neighbours (half-way in training is about half-way on both axes; a convex hull would promise models
 that nobody trained). Two groups are compared where their fronts overlap, and nowhere else.
 
-Intervals come from the seeds: how far each seed's scores lie from the means at the corners of the front moves its
-height there, to first order, and Welch's t compares the two groups. Without seeds there is a difference and no
-interval.
+Two things are uncertain. The seeds move the corners (`front_error`). And between two corners the curve need not be
+straight: one and the same curve looks different where it was sampled at two points and at six. So the interval takes
+in the chord's sag (`front_sag`). Without seeds there is a difference and no interval.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from deltaw.comparison import statistics
+from deltaw.comparison.front_error import Corners, seed_error
+from deltaw.comparison.front_sag import Sag, sag
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.runs import Array, Run, Runs, arena, mean_scores
-from deltaw.types import Interval
+from deltaw.comparison.welch import Estimate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = (
-    *("group_a", "group_b", "matched", "compared", "level", "at", "value_a", "value_b"),
-    *("difference", "low", "high", "n_seeds_a", "n_seeds_b", "note"),
-)
 LEVELS = {"low": 0.0, "middle": 0.5, "high": 1.0}
 MEAN = "mean over the overlap"
 
@@ -38,12 +36,14 @@ MEAN = "mean over the overlap"
 class Front(NamedTuple):
     """A group's best points: `x` ascending (learning), `y` descending (retention: what was kept).
 
-    `seeds` has the (learning, retention) of each seed at each point, if they are known.
+    `seeds` has the (learning, retention) of each seed at each point, if they are known; `settings` says from how many
+    choices of hyperparameters the points were picked.
     """
 
     x: Array
     y: Array
     seeds: Sequence[Mapping[int, tuple[float, float]]] = ()
+    settings: int = 1
 
     def axis(self, matched: str) -> tuple[Array, Array]:
         """(matched, compared) coordinates, ascending in the matched one."""
@@ -74,30 +74,84 @@ def front(points: Sequence[tuple[float, float]], seeds: Sequence[Mapping[int, tu
     return Front(x, y, [seeds[i] for i in best] if seeds else ())
 
 
-def fronts_frame(runs: Runs) -> pd.DataFrame:
-    """Differences between fronts, for every pair of groups whose scores may be compared.
+@dataclass(frozen=True)
+class Gap:
+    """Two groups at equal learning (or retention); the fields are columns of `fronts`.
 
-    One row per pair, direction (`matched` is the axis held equal, `compared` the other one) and `level`: the
-    low end, the middle and the high end of the overlap, and the mean over it. `difference` is a − b, positive if a
-    is better; `low`, `high` its 95 % interval over seeds. Where the fronts do not overlap there is one row with
-    a `note` and no numbers.
+    Attributes:
+        group_a, group_b: The groups.
+        matched: The axis on which they are equal.
+        compared: The other one.
+        level: Where along the common range, `MEAN` for all of it; empty if there is none.
+        at: On the matched axis.
+        value_a, value_b: Heights of the fronts.
+        difference: a − b.
+        low, high: Its 95 % interval: seeds, and what the points do not show of the curve between them.
+        down, up: The part of that interval that the points leave open whatever the seeds.
+        n_seeds_a, n_seeds_b: Seeds that have every corner that matters.
+        settings_a, settings_b: How many choices of hyperparameters the fronts were picked from.
+        note: Why something is missing.
     """
+
+    group_a: str
+    group_b: str
+    matched: str
+    compared: str
+    level: str = ""
+    at: float = math.nan
+    value_a: float = math.nan
+    value_b: float = math.nan
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    down: float = math.nan
+    up: float = math.nan
+    n_seeds_a: int = 0
+    n_seeds_b: int = 0
+    settings_a: int = 0
+    settings_b: int = 0
+    note: str = ""
+
+
+COLUMNS = tuple(f.name for f in fields(Gap))
+
+
+class Compared(NamedTuple):
+    """A gap, and the estimate that its interval comes from."""
+
+    gap: Gap
+    estimate: Estimate
+
+
+def fronts_frame(gaps: Sequence[Compared]) -> pd.DataFrame:
+    """One row per pair of groups, direction (`matched`, `compared`) and `level`: the columns are `Gap`'s fields."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
-    scored = [g for g in runs.groups if len(group_front(runs, g).x)]
+    return pd.DataFrame([asdict(g.gap) for g in gaps], columns=list(COLUMNS))
+
+
+def compare_fronts(runs: Runs) -> list[Compared]:
+    """Every pair of groups whose scores may be compared: over their overlap, at its ends and in its middle.
+
+    Where the fronts do not overlap there is one gap with a `note` and no numbers.
+    """
+    fronts = {g: group_front(runs, g) for g in runs.groups}
+    scored = [g for g in runs.groups if len(fronts[g].x)]
+    out: list[Compared] = []
     for a, b in itertools.combinations(scored, 2):
         if arena(runs.chosen[a]) == arena(runs.chosen[b]):
             for matched in AXES:
-                rows.extend(_pair(runs, a, b, matched))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+                out.extend(_pair(a, b, fronts[a], fronts[b], matched))
+    return out
 
 
 def group_front(runs: Runs, group: str) -> Front:
     """The front of a group: of its settings, seeds averaged."""
     home = arena(runs.chosen[group])
-    settings = [rs for s, rs in runs.settings.items() if s.group == group and arena(s) == home]
-    return front([mean_scores(rs) for rs in settings], [_by_seed(rs) for rs in settings])
+    found = [(s, rs) for s, rs in runs.settings_of[group] if arena(s) == home]
+    points = [mean_scores(rs) for _, rs in found]
+    choices = {s._replace(tokens=None) for (s, _), p in zip(found, points, strict=True) if all(map(math.isfinite, p))}
+    return front(points, [_by_seed(rs) for _, rs in found])._replace(settings=max(1, len(choices)))
 
 
 def _by_seed(replicates: Sequence[Run]) -> dict[int, tuple[float, float]]:
@@ -107,38 +161,53 @@ def _by_seed(replicates: Sequence[Run]) -> dict[int, tuple[float, float]]:
     return {k: v for k, v in zip(labels, scores, strict=True) if all(map(math.isfinite, v))}
 
 
-def _pair(runs: Runs, a: str, b: str, matched: str) -> list[dict[str, Any]]:
+def _pair(a: str, b: str, fa: Front, fb: Front, matched: str) -> list[Compared]:
     compared = AXES[1 - AXES.index(matched)]
-    row = {"group_a": a, "group_b": b, "matched": matched, "compared": compared}
-    fa, fb = group_front(runs, a), group_front(runs, b)
     overlap = common_range(fa, fb, matched)
     if overlap is None:
         spans = " and ".join(f"[{f.axis(matched)[0][0]:.4g}, {f.axis(matched)[0][-1]:.4g}]" for f in (fa, fb))
         note = f"unknown: the ranges of {matched} do not overlap ({spans})"
-        return [row | {"level": "", "n_seeds_a": 0, "n_seeds_b": 0, "note": note}]
-    rows = []
+        return [Compared(Gap(a, b, matched, compared, note=note), Estimate(math.nan))]
+    out = []
     for level, (low, high) in ranges(overlap).items():
         va, vb = (mean_height(f, matched, low, high) for f in (fa, fb))
-        xs, ys = (seed_heights(f, matched, low, high) for f in (fa, fb))
         assert va is not None
         assert vb is not None
-        difference = _difference(va - vb, xs, ys)
-        rows.append(
-            row
-            | {"level": level, "at": (low + high) / 2, "value_a": va, "value_b": vb, "difference": difference.value}
-            | {"low": difference.low, "high": difference.high, "n_seeds_a": len(xs), "n_seeds_b": len(ys)}
-            | {"note": "" if math.isfinite(difference.low) else "no interval: fewer than two seeds in each group"}
+        estimate, seeds = _gap(fa, fb, matched, low, high, va - vb)
+        interval = estimate.interval()
+        note = "" if estimate.known else f"no interval: {_unknown(seeds)}"
+        gap = Gap(
+            *(a, b, matched, compared, level, (low + high) / 2, va, vb, *interval, estimate.down, estimate.up),
+            *(*seeds, fa.settings, fb.settings, note),
         )
+        out.append(Compared(gap, estimate))
         if overlap[0] == overlap[1]:
             break  # a single common point: its ends and its mean are the same
-    return rows
+    return out
 
 
-def _difference(value: float, a: list[float], b: list[float]) -> Interval:
-    """The difference of the fronts, with the half-width that the seeds' fronts give."""
-    spread = statistics.mean_difference(a, b)[0]
-    half = (spread.high - spread.low) / 2
-    return Interval(value, value - half, value + half)
+def _gap(fa: Front, fb: Front, matched: str, low: float, high: float, value: float) -> tuple[Estimate, tuple[int, int]]:
+    """The difference of two fronts over a range with its error, and how many seeds it rests on."""
+    ca, cb = _corners(fa, matched), _corners(fb, matched)
+    error, df, seeds = seed_error(ca, cb, low, high)
+    sa, sb = (_sag(f, matched, low, high) for f in (fa, fb))
+    most, least = max(fa.settings, fb.settings), min(fa.settings, fb.settings)
+    return Estimate(value, error, df, sa.down + sb.up, sa.up + sb.down, math.ceil(most / least)), seeds
+
+
+def _unknown(seeds: tuple[int, int]) -> str:
+    return "fewer than two seeds in a group" if min(seeds) < 2 else "the seeds do not differ at all"
+
+
+def _sag(f: Front, matched: str, low: float, high: float) -> Sag:
+    return sag(*f.axis(matched), low, high)
+
+
+def _corners(f: Front, matched: str) -> Corners:
+    """A front's corners and their seeds in (matched, compared) coordinates, ascending in the matched one."""
+    x, y = f.axis(matched)
+    seeds = list(f.seeds) if matched == AXES[0] else [{k: v[::-1] for k, v in s.items()} for s in f.seeds][::-1]
+    return Corners(x, y, seeds)
 
 
 def common_range(a: Front, b: Front, matched: str) -> tuple[float, float] | None:
@@ -173,37 +242,3 @@ def mean_height(f: Front, matched: str, low: float, high: float) -> float | None
     corners = np.concatenate([[low], x[(x > low) & (x < high)], [high]])
     heights = np.interp(corners, x, y)
     return float(((heights[1:] + heights[:-1]) / 2 * np.diff(corners)).sum() / (high - low))
-
-
-def seed_heights(f: Front, matched: str, low: float, high: float) -> list[float]:
-    """How far each seed lies from the front's mean height over [low, high], to first order.
-
-    A corner that moves by (dx, dy) moves the height beside it by its weight × (dy − slope·dx). Only seeds that have
-    every corner that matters count.
-    """
-    x, y = f.axis(matched)
-    corners = list(f.seeds) if matched == AXES[0] else list(f.seeds)[::-1]
-    order = slice(None) if matched == AXES[0] else slice(None, None, -1)
-    vertical, sideways = _weights(x, y, low, high)
-    used = [i for i in range(len(corners)) if vertical[i] > 0]
-    labels = [s for s in (corners[used[0]] if used else {}) if all(s in corners[i] for i in used)]
-    out = []
-    for s in labels:
-        moved = np.array([corners[i][s][order] for i in used]) - np.column_stack([x[used], y[used]])
-        out.append(float(vertical[used] @ moved[:, 1] - sideways[used] @ moved[:, 0]))
-    return out
-
-
-def _weights(x: Array, y: Array, low: float, high: float, points: int = 65) -> tuple[Array, Array]:
-    """Each corner's weight in the mean height over [low, high], and the same times the slope there."""
-    if len(x) == 1:
-        return np.ones(1), np.zeros(1)
-    at = np.linspace(low, high, points)
-    left = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
-    share = np.clip((at - x[left]) / (x[left + 1] - x[left]), 0.0, 1.0)
-    slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
-    vertical, sideways = np.zeros(len(x)), np.zeros(len(x))
-    for corner, weight in ((left, 1 - share), (left + 1, share)):
-        np.add.at(vertical, corner, weight / points)
-        np.add.at(sideways, corner, weight * slope / points)
-    return vertical, sideways

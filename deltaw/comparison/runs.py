@@ -62,6 +62,7 @@ class Run:
             None if there are scores only.
         about: `base`, `ft`, `options` of the analysis.
         curves: The mean spectrum of each kind of module.
+        copy_of: The replicate that has the same numbers in every layer; it is counted once.
     """
 
     spec: RunSpec
@@ -69,6 +70,7 @@ class Run:
     layers: pd.DataFrame | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, MeanSpectrum] = field(default_factory=dict)
+    copy_of: str = ""
 
     @property
     def setting(self) -> Setting:
@@ -108,20 +110,25 @@ class Runs:
 
     @cached_property
     def settings(self) -> dict[Setting, list[Run]]:
-        """Replicates by setting."""
+        """Replicates by setting; a copy of another run is none."""
         out: dict[Setting, list[Run]] = {}
         for run in self.items:
-            out.setdefault(run.setting, []).append(run)
+            if not run.copy_of:
+                out.setdefault(run.setting, []).append(run)
         return out
 
-    def of(self, group: str) -> list[Run]:
-        """The runs of a group."""
-        return [r for r in self.items if r.spec.group == group]
+    @cached_property
+    def settings_of(self) -> dict[str, list[tuple[Setting, list[Run]]]]:
+        """The settings of each group with their replicates."""
+        out: dict[str, list[tuple[Setting, list[Run]]]] = {g: [] for g in self.groups}
+        for setting, replicates in self.settings.items():
+            out[setting.group].append((setting, replicates))
+        return out
 
     @cached_property
     def chosen(self) -> dict[str, Setting]:
         """The setting that stands for each group."""
-        return {g: _choose([(s, rs) for s, rs in self.settings.items() if s.group == g]) for g in self.groups}
+        return {g: _choose(self.settings_of[g]) for g in self.groups}
 
     def representatives(self, group: str) -> list[Run]:
         """The replicates that stand for a group."""
@@ -142,15 +149,15 @@ def _choose(candidates: list[tuple[Setting, list[Run]]]) -> Setting:
     def rank(item: tuple[Setting, list[Run]]) -> tuple[bool, float, float, int]:
         setting, runs = item
         tokens = -math.inf if setting.tokens is None else float(setting.tokens)
-        learned = [v for r in runs if math.isfinite(v := r.score("learning"))]
-        return (
-            any(r.layers is not None for r in runs),
-            tokens,
-            sum(learned) / len(learned) if learned else -math.inf,
-            len(runs),
-        )
+        return any(r.layers is not None for r in runs), tokens, learned(runs), len(runs)
 
     return max(candidates, key=rank)[0]
+
+
+def learned(replicates: Sequence[Run]) -> float:
+    """The mean score on what was to be learned; −∞ where there is none."""
+    scores = [v for r in replicates if math.isfinite(v := r.score("learning"))]
+    return sum(scores) / len(scores) if scores else -math.inf
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,14 @@ def build_table(runs: Sequence[Run]) -> Table:
         values[np.ix_([i], [metrics.index(m) for m in known], columns)] = block
     kind, module, blocks = (list(c) for c in zip(*keys.values(), strict=True)) if keys else ([], [], [])
     return Table([r.spec.name for r in runs], metrics, list(keys), values, kind, module, np.array(blocks, dtype=float))
+
+
+SIGNED = frozenset({"shrinkage", "shrinkage_z", "cosine_to_base", "norm_growth", "decay_estimate"})
+
+
+def is_signed(metric: str) -> bool:
+    """Whether a metric has a sign: it is contrasted by differences, not ratios."""
+    return metric in SIGNED
 
 
 def _hidden(metric: str) -> bool:

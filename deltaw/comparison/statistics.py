@@ -1,4 +1,4 @@
-"""Effects between two groups of runs: the median ratio over layers with its interval, and what goes with it.
+"""Effects between two groups of runs: the median ratio (or difference) over layers, its interval, and its tests.
 
 Runs of one group are replicates (seeds); each has one value per layer, and the layers are the same in all runs.
 Two things vary: the seed, which moves all layers of a run together, and the layer. Layers of one run are
@@ -16,8 +16,10 @@ The interval is a hierarchical bootstrap, seeds then layers:
 
 With one seed in each group nothing is known about seeds: the interval covers layers only, and says so.
 
-References: Efron & Tibshirani 1993; Owen 2007, The pigeonhole bootstrap; Cliff 1993; Wilcoxon 1945; Welch 1947;
-Holm 1979.
+Metrics that are never negative are compared as ratios, on the log scale; those with a sign (a shrinkage, a cosine) as
+differences: a ratio of numbers on both sides of zero means nothing.
+
+References: Efron & Tibshirani 1993; Owen 2007, The pigeonhole bootstrap; Cliff 1993; Wilcoxon 1945; Welch 1947.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deltaw.comparison.welch import ALPHA, Estimate, difference, two_sided
 from deltaw.types import Interval
 
 Array = NDArray[np.float64]
 Covers = Literal["", "layers", "seeds", "seeds and layers", "seeds of one group and layers"]
 
 DRAWS = 4000
-LEVEL = 0.95
 NAN = math.nan
 
 
@@ -46,28 +48,42 @@ class Contrast:
     """One metric of one pair of groups; the fields are columns of `contrasts`.
 
     Attributes:
-        n_layers: Layers with a value in both groups.
+        n_layers: Layers with a value in every run of both groups.
         n_seeds_a, n_seeds_b: Runs averaged in each group.
         median_a, median_b: Medians over those layers, seeds averaged.
-        median_ratio, ratio_low, ratio_high: Median over layers of a/b, with its 95 % interval.
+        median_ratio, ratio_low, ratio_high: Median over layers of a/b, with its 95 % interval; NaN for signed metrics.
+        median_difference, difference_low, difference_high: The same of a − b; NaN for metrics without a sign.
         cliffs_delta: P(a > b) − P(a < b) over pairs of layers.
         p_value: Wilcoxon signed-rank over paired layers, seeds averaged: do the layers of *these* runs differ?
-        p_seeds: Welch's t over seeds: would other seeds differ too? NaN with one seed in each group.
+        p_seeds: Welch's t over seeds: would other seeds differ too? NaN with one seed in a group.
         interval_covers: What the interval accounts for.
     """
 
     n_layers: int
     n_seeds_a: int
     n_seeds_b: int
-    median_a: float
-    median_b: float
-    median_ratio: float
-    ratio_low: float
-    ratio_high: float
-    cliffs_delta: float
-    p_value: float
-    p_seeds: float
-    interval_covers: Covers
+    median_a: float = NAN
+    median_b: float = NAN
+    median_ratio: float = NAN
+    ratio_low: float = NAN
+    ratio_high: float = NAN
+    median_difference: float = NAN
+    difference_low: float = NAN
+    difference_high: float = NAN
+    cliffs_delta: float = NAN
+    p_value: float = NAN
+    p_seeds: float = NAN
+    interval_covers: Covers = ""
+
+    @property
+    def ratio(self) -> Interval:
+        """The median ratio with its interval."""
+        return Interval(self.median_ratio, self.ratio_low, self.ratio_high)
+
+    @property
+    def difference(self) -> Interval:
+        """The median difference with its interval."""
+        return Interval(self.median_difference, self.difference_low, self.difference_high)
 
 
 class Spread(NamedTuple):
@@ -78,27 +94,46 @@ class Spread(NamedTuple):
     covers: Covers
 
 
-def contrast(a: Array, b: Array, *, seed: int = 0, draws: int = DRAWS, p_value: float | None = None) -> Contrast:
+def shared(a: Array, b: Array) -> tuple[Array, Array]:
+    """The runs that have the metric, and the layers that all of those have: the same set for every run."""
+    a, b = a[np.isfinite(a).any(1)], b[np.isfinite(b).any(1)]
+    keep = np.isfinite(a).all(0) & np.isfinite(b).all(0)
+    return a[:, keep], b[:, keep]
+
+
+def contrast(
+    a: Array,
+    b: Array,
+    *,
+    signed: bool = False,
+    seed: int = 0,
+    draws: int = DRAWS,
+    alpha: float = ALPHA,
+    p_value: float | None = None,
+) -> Contrast:
     """Compare one metric between two groups.
 
     Args:
         a: (seeds of A, layers), NaN where there is no value.
         b: (seeds of B, layers), the same layers in the same order.
+        signed: The metric has a sign: differences instead of ratios.
         seed: Of the bootstrap; the same seed gives the same numbers.
-        draws: Bootstrap replicates.
+        draws: Bootstrap replicates; 0 for no interval.
+        alpha: The interval has level 1 − alpha.
         p_value: Wilcoxon's p, where the caller has computed it for many metrics at once.
 
     Returns:
         The contrast; NaN for what cannot be computed.
     """
-    keep = np.isfinite(a).any(0) & np.isfinite(b).any(0)
-    a, b = a[:, keep], b[:, keep]
-    a, b = a[np.isfinite(a).any(1)], b[np.isfinite(b).any(1)]
-    n = int(keep.sum())
-    if n == 0:
-        return Contrast(0, len(a), len(b), NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, "")
-    mean_a, mean_b = seed_mean(a), seed_mean(b)
-    ratio, p_seeds, covers = _ratio_interval(a, b, mean_a, mean_b, seed, draws)
+    a, b = shared(a, b)
+    n = a.shape[1]
+    if n == 0 or not len(a) or not len(b):
+        return Contrast(0, len(a), len(b))
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    log = not signed and float(min(a.min(), b.min())) >= 0
+    value, covers = _effect(a, b, mean_a, mean_b, log, seed, draws, alpha)
+    nothing = Interval(NAN, NAN, NAN)
+    ratio, plain = (value, nothing) if log else (nothing, value)
     return Contrast(
         n_layers=n,
         n_seeds_a=len(a),
@@ -108,11 +143,32 @@ def contrast(a: Array, b: Array, *, seed: int = 0, draws: int = DRAWS, p_value: 
         median_ratio=ratio.value,
         ratio_low=ratio.low,
         ratio_high=ratio.high,
+        median_difference=plain.value,
+        difference_low=plain.low,
+        difference_high=plain.high,
         cliffs_delta=cliffs_delta(mean_a, mean_b),
         p_value=wilcoxon(mean_a - mean_b) if p_value is None else p_value,
-        p_seeds=p_seeds,
+        p_seeds=two_sided(seed_difference(a, b, signed=signed)),
         interval_covers=covers,
     )
+
+
+def seed_difference(a: Array, b: Array, *, signed: bool = False) -> Estimate:
+    """A − b of one value for each run: the median over layers of how far the run lies from the middle of both groups.
+
+    Logarithms where all values are positive and the metric has no sign. Every layer counts in every run.
+
+    Args:
+        a: (seeds of A, layers), all finite.
+        b: (seeds of B, layers), all finite.
+        signed: The metric has a sign.
+    """
+    if not a.size or not b.size:
+        return Estimate(NAN)
+    if not signed and min(a.min(), b.min()) > 0:
+        a, b = np.log(a), np.log(b)
+    middle = (a.mean(0) + b.mean(0)) / 2
+    return difference(np.median(a - middle, axis=1), np.median(b - middle, axis=1))
 
 
 def median_interval(a: Array, *, seed: int = 0, draws: int = DRAWS) -> tuple[Interval, Covers]:
@@ -131,59 +187,24 @@ def median_interval(a: Array, *, seed: int = 0, draws: int = DRAWS) -> tuple[Int
     scaled = np.log(a) if positive else a
     center = np.log(seed_mean(a)) if positive else seed_mean(a)
     spread = seed_spread([np.nanmedian(scaled, axis=1)])
-    low, high = _bounds(center, spread, seed, draws)
+    low, high = _bounds(center, spread, seed, draws, ALPHA)
     value = float(np.median(seed_mean(a)))
     if positive:
         low, high = math.exp(low), math.exp(high)
     return Interval(value, low, high), _and_layers(spread.covers)
 
 
-def mean_difference(
-    a: Sequence[float], b: Sequence[float], errors: tuple[float, float] = (NAN, NAN)
-) -> tuple[Interval, Covers]:
-    """mean(a) − mean(b) of scores, with Welch's 95 % interval over seeds.
-
-    Args:
-        a: One score per seed of A.
-        b: One score per seed of B.
-        errors: Standard errors of the two means from the evaluation itself, used where there are no seeds.
-
-    Returns:
-        The interval, with NaN bounds where neither seeds nor errors are known, and what it covers.
-    """
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean over seeds with Student's 95 % interval; NaN bounds with one seed."""
     from scipy import stats
 
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    x, y = x[np.isfinite(x)], y[np.isfinite(y)]
-    if len(x) == 0 or len(y) == 0:
-        return Interval(NAN, NAN, NAN), ""
-    value = float(x.mean() - y.mean())
-    spread = seed_spread([x, y])
-    if spread.covers == "":
-        half = 1.959963984540054 * math.hypot(*errors)
-        return Interval(value, value - half, value + half), ""
-    half = spread.error * float(stats.t.ppf((1 + LEVEL) / 2, spread.df))
-    return Interval(value, value - half, value + half), spread.covers
-
-
-def mean_interval(a: Sequence[float], error: float = NAN) -> Interval:
-    """The mean over seeds with Student's 95 % interval; one seed: ± 1.96 of `error` if that is known.
-
-    Args:
-        a: One value per seed.
-        error: The value's own standard error, where there is one seed.
-    """
-    from scipy import stats
-
-    x = np.asarray(a, dtype=np.float64)
+    x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
     if len(x) == 0:
         return Interval(NAN, NAN, NAN)
-    value = float(x.mean())
-    if len(x) == 1:
-        half = 1.959963984540054 * error
-    else:
-        half = float(x.std(ddof=1)) / math.sqrt(len(x)) * float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1))
+    value, half = float(x.mean()), NAN
+    if len(x) > 1:
+        half = float(x.std(ddof=1)) / math.sqrt(len(x)) * float(stats.t.ppf(1 - ALPHA / 2, len(x) - 1))
     return Interval(value, value - half, value + half)
 
 
@@ -227,42 +248,36 @@ def _variance(x: Array) -> float:
     return float(deviations @ deviations) / (len(x) - 1)
 
 
-def _ratio_interval(
-    a: Array, b: Array, mean_a: Array, mean_b: Array, seed: int, draws: int
-) -> tuple[Interval, float, Covers]:
-    """The median ratio with its interval, the p of the seeds, and what the interval covers."""
-    from scipy.special import stdtr
-
-    log = bool(np.nanmin(a) >= 0 and np.nanmin(b) >= 0)
-    center = _ratios(mean_a, mean_b, log)
+def _effect(
+    a: Array, b: Array, mean_a: Array, mean_b: Array, log: bool, seed: int, draws: int, alpha: float
+) -> tuple[Interval, Covers]:
+    """The median ratio (or difference) with its interval, and what the interval covers."""
+    center = _apart(mean_a, mean_b, log)
     defined = ~np.isnan(center)  # 0/0 is no ratio: such a layer says nothing about one
     center = center[defined]
     if len(center) == 0:
-        return Interval(NAN, NAN, NAN), NAN, ""
-    by_a = _nanmedians(_ratios(a, mean_b, log)[:, defined])
-    by_b = _nanmedians(_ratios(mean_a, b, log)[:, defined])
-    spread = seed_spread([by_a, by_b])
-    value = _median(np.sort(center))
-    low, high = _bounds(center, spread, seed, draws)
-    null = 0.0 if log else 1.0
-    p_seeds = NAN
-    if spread.covers:
-        t = math.inf if spread.error == 0 else abs(value - null) / spread.error
-        p_seeds = 1.0 if value == null else float(2 * stdtr(spread.df, -t))
-    covers = _and_layers(spread.covers)
-    if log:
-        value, low, high = (_exp(x) for x in (value, low, high))
-    return Interval(value, low, high), p_seeds, covers
+        return Interval(NAN, NAN, NAN), ""
+    value, low, high = _median(np.sort(center)), NAN, NAN
+    covers: Covers = ""
+    if draws:
+        by_a = _nanmedians(_apart(a, mean_b, log)[:, defined])
+        by_b = _nanmedians(_apart(mean_a, b, log)[:, defined])
+        spread = seed_spread([by_a, by_b])
+        low, high = _bounds(center, spread, seed, draws, alpha)
+        covers = _and_layers(spread.covers)
+    return Interval(*(_exp(x) for x in (value, low, high))) if log else Interval(value, low, high), covers
 
 
-def _ratios(a: Array, b: Array, log: bool) -> Array:
-    """a/b, or its logarithm; 0/0 is NaN, x/0 is infinite."""
+def _apart(a: Array, b: Array, log: bool) -> Array:
+    """log(a/b), or a − b; 0/0 is NaN, x/0 is infinite."""
+    if not log:
+        return np.asarray(a - b)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.log(a) - np.log(b) if log else a / b)
+        return np.asarray(np.log(a) - np.log(b))
 
 
-def _bounds(center: Array, spread: Spread, seed: int, draws: int) -> tuple[float, float]:
-    """The central 95 % of (median of resampled layers) + (error of the seeds)."""
+def _bounds(center: Array, spread: Spread, seed: int, draws: int, alpha: float) -> tuple[float, float]:
+    """The central 1 − alpha of (median of resampled layers) + (error of the seeds)."""
     ordered = np.sort(center)
     n = len(ordered)
     lower, upper = _middle_ranks(n, seed, draws)
@@ -272,7 +287,7 @@ def _bounds(center: Array, spread: Spread, seed: int, draws: int) -> tuple[float
             sample = sample + spread.error * np.random.default_rng([seed, 1]).standard_t(spread.df, draws)
     if np.isnan(sample).any():  # −∞ and +∞ in the middle of one replicate
         return NAN, NAN
-    cut = round((1 - LEVEL) / 2 * draws)
+    cut = round(alpha / 2 * draws)
     ends = (cut, draws - 1 - cut)
     sample = np.partition(sample, ends)
     return float(sample[ends[0]]), float(sample[ends[1]])
@@ -345,19 +360,4 @@ def wilcoxon_many(differences: Array) -> Array:
             out[rows] = stats.wilcoxon(block, axis=1).pvalue
         else:
             out[rows] = [wilcoxon(row) for row in block]
-    return out
-
-
-def holm(p: Array) -> Array:
-    """Holm's step-down adjustment: reject below .05 and the chance of any false rejection is at most 5 %.
-
-    Args:
-        p: Unadjusted p values; NaN are not tests and stay NaN.
-    """
-    p = np.asarray(p, dtype=np.float64)
-    out = np.full(len(p), NAN)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    out[order] = np.minimum(1.0, np.maximum.accumulate(factors * p[order]))
     return out

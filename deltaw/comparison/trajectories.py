@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,43 +27,63 @@ METRICS = (
 COLUMNS = ("group", "curve", "tokens", "metric", "value", "low", "high", "n_seeds")
 
 
+class Curve(NamedTuple):
+    """The points of one group that differ by tokens only.
+
+    Attributes:
+        group: The group.
+        setting: The hyperparameters that all points share, in words.
+        points: (tokens, replicates), ascending; two or more.
+    """
+
+    group: str
+    setting: str
+    points: list[tuple[int, list[Run]]]
+
+
 def trajectories_frame(runs: Runs) -> pd.DataFrame:
     """Curves over tokens; empty where no group has runs at two or more numbers of tokens.
 
     Columns: `group`; `curve` (the hyperparameters that all its points share; a group may have several curves);
-    `tokens`; `metric` (a column of layers, whose value is the median over layers, or `learning`, `retention`);
-    `value` (mean over seeds), `low`, `high` (Student's 95 % over seeds; NaN with one seed), `n_seeds`.
+    `tokens`; `metric` (a column of layers, whose value is the median over the layers that have one at every point of
+    the curve, or `learning`, `retention`); `value` (mean over seeds), `low`, `high` (Student's 95 % over seeds; NaN
+    with one seed), `n_seeds`.
     """
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
-    for (group, curve), points in curves(runs).items():
-        for tokens, replicates in points:
-            for metric in (*METRICS, *AXES):
-                values = [v for r in replicates if math.isfinite(v := value_of(runs, r, metric))]
-                if values:
-                    interval = statistics.mean_interval(values)
-                    rows.append(
-                        {"group": group, "curve": curve, "tokens": tokens, "metric": metric, "n_seeds": len(values)}
-                        | interval._asdict()
-                    )
+    rows = [row for curve in curves(runs) for metric in (*METRICS, *AXES) for row in _points(runs, curve, metric)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def curves(runs: Runs) -> dict[tuple[str, str], list[tuple[int, list[Run]]]]:
-    """(group, hyperparameters in words) → [(tokens, replicates)], ascending; only curves of two points or more."""
+def _points(runs: Runs, curve: Curve, metric: str) -> Iterator[tuple[str, str, int, str, float, float, float, int]]:
+    every = [r for _, replicates in curve.points for r in replicates]
+    value_of = _score(metric) if metric in AXES else _median(runs, every, metric)
+    for tokens, replicates in curve.points:
+        values = [v for r in replicates if math.isfinite(v := value_of(r))]
+        if values:
+            interval = statistics.mean_interval(values)
+            yield curve.group, curve.setting, tokens, metric, *interval, len(values)
+
+
+def curves(runs: Runs) -> list[Curve]:
+    """Every group's curves of two points or more, one for each choice of hyperparameters."""
     found: dict[tuple[str, str], list[tuple[int, list[Run]]]] = {}
     for setting, replicates in runs.settings.items():
         if setting.tokens is not None:
             key = (setting.group, setting._replace(tokens=None).describe())
             found.setdefault(key, []).append((setting.tokens, replicates))
-    return {k: sorted(points, key=lambda p: p[0]) for k, points in found.items() if len(points) > 1}
+    return [Curve(*key, sorted(points, key=lambda p: p[0])) for key, points in found.items() if len(points) > 1]
 
 
-def value_of(runs: Runs, run: Run, metric: str) -> float:
-    """A score, or the median over layers of a metric; NaN if the run has neither."""
-    if metric in AXES:
-        return run.score(metric)
-    values = runs.table.metric(metric, [run])
-    values = values[np.isfinite(values)]
-    return float(np.median(values)) if values.size else math.nan
+def _score(axis: str) -> Callable[[Run], float]:
+    return lambda run: run.score(axis)
+
+
+def _median(runs: Runs, every: Sequence[Run], metric: str) -> Callable[[Run], float]:
+    """The median over layers of a run, over those that have a value in every analysed run of the curve."""
+    analysed = [r for r in every if r.layers is not None]
+    values = runs.table.metric(metric, analysed)
+    known = np.isfinite(values).all(0) if values.size else np.zeros(0, dtype=bool)
+    medians = np.median(values[:, known], axis=1) if known.any() else np.full(len(analysed), math.nan)
+    by_name = {r.spec.name: float(m) for r, m in zip(analysed, medians, strict=True)}
+    return lambda run: by_name.get(run.spec.name, math.nan)

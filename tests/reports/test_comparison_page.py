@@ -88,20 +88,22 @@ def test_every_figure_is_there_or_says_why(compared):
 
 def test_the_answer(compared):
     said = [unmarked(f.text) for f in findings.answer(compared)]
-    assert said[0] == "16 runs of one base in 4 groups; full is compared with LoRA r=4, LoRA r=8 and full + decay."
-    assert said[1].startswith("Learning, against full: ")
-    assert said[2].startswith("Retention, against full: ")
-    assert said[3].startswith("At equal learning, ")
-    assert "of their norm with a median rank_90 of" in said[4]
+    assert said[0].startswith("Against full: LoRA r=8 learned less (")
+    assert "at equal learning the difference is open (" in said[0]
+    assert "full + decay has one seed on a side" in said[0]  # its seeds are copies
+    assert said[1].startswith("16 runs of one base in 4 groups; full is compared with LoRA r=4, LoRA r=8 and full +")
+    assert "of their norm with a median rank_90 of" in said[2]
     assert all(f.rule for f in findings.answer(compared))
 
 
 def test_sentences_follow_the_intervals(compared):
     prints = compared.fingerprints().set_index("group")
-    text = unmarked(findings.answer(compared)[1].text)
+    text = unmarked(findings.answer(compared)[0].text)
+    assert text.startswith("Against full: ")
     for group in ("LoRA r=4", "LoRA r=8", "full + decay"):
-        clear = prints.loc[group, "learning_effect_high"] < 0
-        assert (f"{group} (" in text) == clear
+        clear = prints.loc[group, "learning_p"] < 0.05
+        assert clear == (prints.loc[group, "learning_effect_high"] < 0)
+        assert (f"{group} learned less" in text) == clear
 
 
 def test_common_shrinkage_is_read_off(compared):
@@ -118,12 +120,16 @@ def test_verdicts_and_their_rules_are_on_the_page(compared, compared_html):
 
 def test_one_seed_is_said_first(arms, tmp_path):
     c = deltaw.compare(manifest_of(tmp_path, arms[:2], tokens=(1000,), seeds=1))
-    said = unmarked(findings.answer(c)[0].text)
+    lead, said, update = (unmarked(f.text) for f in findings.answer(c)[:3])
     assert "one seed per group" in said
     assert said.endswith("intervals cover layers only.")
-    assert "(points, without seeds)" in unmarked(findings.answer(c)[1].text)
-    assert "nothing is known of 1 group" in unmarked(findings.answer(c)[3].text)
-    assert "intervals cover layers only" in page.html(c)
+    assert "LoRA r=4 has one seed on a side, no verdict: the points lie at" in lead
+    assert not any(word in lead for word in ("learned", "kept"))
+    assert "one seed on a side: nothing is known of others" in update
+    html = page.html(c)
+    assert "intervals cover layers only" in html
+    assert "*</td>" not in html
+    assert set(c.claims()["verdict"]) == {"cannot tell"}
 
 
 def test_scores_only(tmp_path):

@@ -1,224 +1,228 @@
-"""Claims about the update itself: its rank, how that grows, and where it is high."""
+"""Claims about the update of full fine-tuning: its rank, how that grows, and where it is high.
+
+Each rests on one number for each run, a median over the matrices that all runs of the comparison have: matrices that
+do not stand above their rounding in one of them are left out of all.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deltaw.comparison import statistics
-from deltaw.comparison.claims.verdicts import BIDERMAN, Claim, Evidence, show
+from deltaw.comparison.claims.evidence import Found, claim
+from deltaw.comparison.claims.sources import BIDERMAN
+from deltaw.comparison.claims.verdicts import Claim, Evidence
 from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Array, Run, Runs
-from deltaw.comparison.trajectories import curves, value_of
-from deltaw.types import Interval
+from deltaw.comparison.trajectories import Curve, curves
+from deltaw.comparison.welch import Estimate, Part, combination
 
-if TYPE_CHECKING:
-    import pandas as pd
+Chosen = NDArray[np.bool_]
 
+RANK = "rank_90"
 TYPICAL_RANK = 16
 TIMES = (10.0, 100.0)
 LINEAR = ("attention", "mlp")
+NO_FULL = "needs an analysed run of full fine-tuning whose update stands above its rounding noise"
+SEEDS = "Student's t over seeds at 5 %, Holm over the comparisons"
 
 
-def of_arena(runs: Runs, a: Arena, trajectories: pd.DataFrame) -> Iterator[Claim]:
+def of_arena(runs: Runs, a: Arena) -> Iterator[Claim]:
     """The claims about the weights of plain full fine-tuning."""
-    yield _many_times(runs, a)
+    full = [r for r in runs.representatives(a.full) if r.layers is not None] if a.full is not None else []
+    yield _many_times(runs, a, full)
     yield _grows(runs, a)
-    yield _mlp_above(runs, a)
-    yield _ends_lower(runs, a)
+    yield _mlp_above(runs, a, full)
+    yield _ends_lower(runs, a, full)
 
 
-def _claim(name: str, text: str, rule: str, a: Arena, evidence: list[Evidence], missing: str) -> Claim:
-    return Claim(name, text, BIDERMAN, rule, a.label, evidence, "" if evidence else f"Cannot be checked: {missing}.")
-
-
-def _ranks(runs: Runs, group: str, kinds: tuple[str, ...] = LINEAR) -> Array:
-    """(seeds, layers) of rank_90 in the linear layers; what is mostly rounding has no rank worth a claim."""
-    replicates = [r for r in runs.representatives(group) if r.layers is not None]
-    values = runs.table.metric("rank_90", replicates)
+def _ranks(runs: Runs, replicates: Sequence[Run]) -> Array:
+    """(runs, layers) of the rank; NaN where some run has none above its rounding, or no update at all."""
+    values = runs.table.metric(RANK, replicates)
     if not values.size:
-        return values
-    chosen = np.isin(np.array(runs.table.kind), kinds)
-    return np.where(_resolved(runs, replicates), values, math.nan)[:, chosen]
+        return np.full((len(replicates), len(runs.table.keys)), math.nan)
+    return np.where((np.isfinite(values) & (values > 0)).all(0), values, math.nan)
 
 
-def _resolved(runs: Runs, replicates: list[Run]) -> np.ndarray:
-    """(runs, layers): whether ΔW stands above its rounding noise (and is not zero)."""
-    out = np.zeros((len(replicates), len(runs.table.keys)), dtype=bool)
+def _null(runs: Runs, replicates: Sequence[Run]) -> Array:
+    """(layers,) of the rank that pure noise of each matrix's shape has; NaN where it is not known."""
+    out = np.full(len(runs.table.keys), math.nan)
     at = {k: i for i, k in enumerate(runs.table.keys)}
-    for i, r in enumerate(replicates):
+    for r in replicates:
         assert r.layers is not None
-        words = r.layers["resolution"] if "resolution" in r.layers.columns else ["resolved"] * len(r.layers)
-        for key, word in zip(r.layers.index, words, strict=True):
-            out[i, at[str(key)]] = word == "resolved"
+        if f"{RANK}_null" in r.layers.columns:
+            out[[at[str(k)] for k in r.layers.index]] = r.layers[f"{RANK}_null"].to_numpy(dtype=np.float64)
     return out
 
 
-NO_FULL = "needs an analysed run of full fine-tuning whose update stands above its rounding noise"
+def _linear(runs: Runs) -> Chosen:
+    return np.isin(np.array(runs.table.kind), LINEAR)
 
 
-def _many_times(runs: Runs, a: Arena) -> Claim:
-    name, text = "full-rank-10-to-100-times", "ΔW of full fine-tuning has a rank 10 to 100 times that of typical LoRA"
+def _over_seeds(values: Sequence[float] | Array, minus: float = 0.0) -> Estimate:
+    """The mean over runs, less a number."""
+    return combination([Part(1.0, values)], -minus)
+
+
+def _medians(values: Array) -> Array:
+    """The median over layers of each run; NaN where there is none."""
+    known = np.isfinite(values).all(0)
+    return np.median(values[:, known], axis=1) if known.any() else np.full(len(values), math.nan)
+
+
+def _many_times(runs: Runs, a: Arena, full: Sequence[Run]) -> Claim:
     rule = (
-        f"Median rank_90 over attention and MLP matrices, over the median rank of the LoRA groups (else "
-        f"{TYPICAL_RANK}). For: the interval lies within [10, 100]; against: wholly outside. Matrices with fewer than "
-        "ten times that many singular values cannot show it."
+        f"ln(median {RANK} over attention and MLP matrices) of each run, against the median rank of the LoRA groups "
+        f"(else {TYPICAL_RANK}). For: above ln 10 and below ln 100 times it, {SEEDS}; against: beyond one of them. "
+        "Matrices with fewer than ten times that many singular values cannot show it. Where pure noise of these "
+        "shapes would satisfy it too, that is said."
     )
-    values = _ranks(runs, a.full) if a.full else np.zeros((0, 0))
-    interval, _ = statistics.median_interval(values, seed=runs.seed)
-    if not math.isfinite(interval.value) or interval.value <= 0:
-        return _claim(name, text, rule, a, [], NO_FULL)
+    text = "ΔW of full fine-tuning has a rank 10 to 100 times that of typical LoRA"
+    return claim("full-rank-10-to-100-times", text, rule, a, [_times(runs, a, full)], NO_FULL, BIDERMAN)
+
+
+def _times(runs: Runs, a: Arena, full: Sequence[Run]) -> Found:
+    values = _ranks(runs, full)[:, _linear(runs)]
+    medians = _medians(values)
+    if not len(medians) or not np.isfinite(medians).all():
+        return None
     ranks = [r for r, _ in a.lora if r]
     typical = float(np.median(ranks)) if ranks else float(TYPICAL_RANK)
-    widest = _width(runs, a.full)
+    widest = _width(full)
     if widest < TIMES[0] * typical:
-        return _claim(
-            name, text, rule, a, [], f"the matrices have {widest:.0f} singular values, less than 10 × {typical:g}"
-        )
-    times = Interval(*(v / typical for v in interval))
-    null = runs.table.metric("rank_90_ratio", runs.representatives(a.full or ""))
-    beside = f"; {np.nanmedian(null):.2f} of what pure noise has" if null.size and np.isfinite(null).any() else ""
-    shown = f"rank_90 {show(interval)}, {show(times)} times rank {typical:g}{beside}"
-    return _claim(name, text, rule, a, [Evidence(f"{a.full}", _inside(times, *TIMES), 0.0, shown)], "")
+        return f"the matrices have {widest:.0f} singular values, less than 10 × {typical:g}"
+    low, high = (math.log(t) for t in TIMES)
+    times = _over_seeds(np.log(medians / typical))
+    bounds = [replace(times, value=times.value - low), replace(times.negated(), value=high - times.value)]
+    known = np.isfinite(values).all(0)
+    null = float(np.nanmedian(_null(runs, full)[_linear(runs)][known])) / typical
+    noise = f"pure noise of these shapes × {null:.3g}"
+    as_noise = f", as pure noise of these shapes would (× {null:.3g})" if TIMES[0] <= null <= TIMES[1] else f"; {noise}"
+    beside = as_noise if math.isfinite(null) else ""
+    note = f" of rank {typical:g} (median {RANK} {float(np.exp(np.log(medians).mean())):.3g}){beside}"
+    return Evidence(str(a.full), times, bounds, scale="ratio", note=note, lines=(low, high))
 
 
-def _width(runs: Runs, group: str | None) -> float:
-    """The median number of singular values of the linear layers of a group."""
-    run = next(r for r in runs.representatives(group or "") if r.layers is not None)
-    assert run.layers is not None
-    linear = run.layers[run.layers["kind"].isin(LINEAR)]
+def _width(replicates: Sequence[Run]) -> float:
+    """The median number of singular values of the linear layers."""
+    layers: Any = replicates[0].layers
+    linear = layers[layers["kind"].isin(LINEAR)]
     return float(np.median(np.minimum(linear["rows"], linear["cols"])))
 
 
-def _inside(x: Interval, low: float, high: float) -> Interval:
-    """How far inside [low, high] something is, on the log scale: positive if the whole interval is inside."""
-    inner = [min(math.log(v / low), math.log(high / v)) for v in x if v > 0]
-    if len(inner) < 3:
-        return Interval(inner[0] if inner else math.nan, math.nan, math.nan)
-    best = math.log(high / low) / 2 if x.low <= math.sqrt(low * high) <= x.high else max(inner)
-    return Interval(inner[0], min(inner), best)
-
-
 def _grows(runs: Runs, a: Arena) -> Claim:
-    name, text = "rank-grows-with-tokens", "The rank of full fine-tuning's update grows with tokens"
     rule = (
-        "Per seed, ln(rank_90 at the last tokens / at the first), medians over layers. For: Student's 95 % interval "
-        "over seeds lies above 0; one seed: a growth of more than 5 %."
+        f"Per seed ln({RANK} at the last tokens / at the first), medians over the matrices that stand above their "
+        f"rounding at every point of every seed. For: above 0, {SEEDS}."
     )
-    evidence = []
-    for (group, curve), points in curves(runs).items():
-        if group != a.full:
-            continue
-        (first, before), (last, after) = points[0], points[-1]
-        start = {r.spec.seed: value_of(runs, r, "rank_90") for r in before}
-        growth = [
-            math.log(v / start[r.spec.seed])
-            for r in after
-            if (v := value_of(runs, r, "rank_90")) > 0 and start.get(r.spec.seed, 0) > 0
-        ]
-        if growth:
-            interval = statistics.mean_interval(growth)
-            shown = f"× {show(Interval(*(math.exp(min(x, 700)) for x in interval)))}"
-            where = f"{group}{', ' + curve if curve else ''}, {first:,} to {last:,} tokens"
-            evidence.append(Evidence(where, interval, math.log(1.05), shown))
+    found = [_growth(runs, curve) for curve in curves(runs) if curve.group == a.full]
+    text = "The rank of full fine-tuning's update grows with tokens"
     missing = "needs analysed runs of full fine-tuning at two or more numbers of tokens"
-    return _claim(name, text, rule, a, evidence, missing)
+    return claim("rank-grows-with-tokens", text, rule, a, found, missing, BIDERMAN)
 
 
-def _mlp_above(runs: Runs, a: Arena) -> Claim:
-    name, text = "mlp-above-attention", "The rank is higher in MLP than in attention matrices"
+def _growth(runs: Runs, curve: Curve) -> Found:
+    """How much the rank grew from the first point of a curve to the last, over one and the same set of matrices."""
+    analysed = [(tokens, [r for r in rs if r.layers is not None]) for tokens, rs in curve.points]
+    analysed = [(tokens, rs) for tokens, rs in analysed if rs]
+    if len(analysed) < 2:
+        return None
+    everywhere = _ranks(runs, [r for _, rs in analysed for r in rs])
+    known: Chosen = np.asarray(np.isfinite(everywhere).all(axis=0))
+    if not known.any():
+        return f"no matrix of {curve.group} stands above its rounding at every number of tokens"
+    (first, before), (last, after) = analysed[0], analysed[-1]
+    start, end = ({_seed(r, i): v for i, (r, v) in enumerate(_with_rank(runs, rs, known))} for rs in (before, after))
+    growth = [math.log(end[s] / start[s]) for s in end if s in start]
+    if not growth:
+        return f"no seed of {curve.group} has both the first and the last number of tokens"
+    where = f"{curve.group}{', ' + curve.setting if curve.setting else ''}, {first:,} to {last:,} tokens"
+    note = f" over {int(known.sum())} matrices"
+    return Evidence(where, _over_seeds(growth), scale="ratio", note=note)
+
+
+def _with_rank(runs: Runs, replicates: Sequence[Run], known: Chosen) -> list[tuple[Run, float]]:
+    values = runs.table.metric(RANK, replicates)[:, known]
+    return [(r, float(np.median(v))) for r, v in zip(replicates, values, strict=True)]
+
+
+def _seed(run: Run, position: int) -> int:
+    return position if run.spec.seed is None else run.spec.seed
+
+
+def _mlp_above(runs: Runs, a: Arena, full: Sequence[Run]) -> Claim:
     rule = (
-        "Per block, the median rank_90 of its MLP matrices over that of its attention matrices; median ratio over "
-        "blocks. For: the interval lies above 1. Part of it is shape: the same ratio is given relative to pure noise."
+        f"Per block, ln(median {RANK} of its MLP matrices / that of its attention matrices); median over blocks, one "
+        f"number for each run. For: above 0, {SEEDS}. Part of it is shape: that of pure noise is given."
     )
-    evidence = []
-    for metric, what in (("rank_90", "rank_90"),):
-        mlp, attention = (_by_block(runs, a, metric, kind) for kind in ("mlp", "attention"))
-        if mlp.size and attention.size:
-            c = statistics.contrast(mlp, attention, seed=runs.seed, p_value=math.nan)
-            relative = statistics.contrast(
-                _by_block(runs, a, "rank_90_ratio", "mlp"),
-                _by_block(runs, a, "rank_90_ratio", "attention"),
-                seed=runs.seed,
-                p_value=math.nan,
-            )
-            ratio = Interval(c.median_ratio, c.ratio_low, c.ratio_high)
-            shape = Interval(relative.median_ratio, relative.ratio_low, relative.ratio_high)
-            shown = f"× {show(ratio)} over {c.n_layers} blocks; relative to noise of each shape × {show(shape)}"
-            if math.isfinite(c.median_ratio) and c.ratio_low > 0:
-                evidence.append(Evidence(f"{a.full}, {what}, MLP / attention", _log(ratio), 0.0, shown))
-    return _claim(name, text, rule, a, evidence, NO_FULL)
+    text = "The rank is higher in MLP than in attention matrices"
+    return claim("mlp-above-attention", text, rule, a, [_mlp(runs, a, full)], NO_FULL, BIDERMAN)
 
 
-def _by_block(runs: Runs, a: Arena, metric: str, kind: str) -> Array:
-    """(seeds, blocks): the median of a metric over the matrices of one kind in each block."""
-    if a.full is None:
-        return np.zeros((0, 0))
-    replicates = [r for r in runs.representatives(a.full) if r.layers is not None]
-    values = runs.table.metric(metric, replicates)
-    if not values.size:
-        return np.zeros((0, 0))
-    values = np.where(_resolved(runs, replicates), values, math.nan)
+def _mlp(runs: Runs, a: Arena, full: Sequence[Run]) -> Found:
+    values = _ranks(runs, full)
+    ratio, n = _by_block(runs, np.log(values))
+    if not n:
+        return None
+    known = np.isfinite(values).all(0)
+    null = np.where(known, np.log(_null(runs, full)), math.nan)
+    shape = float(_by_block(runs, null[None, :])[0][0])
+    estimate = _over_seeds(ratio)
+    beside = ""
+    if math.isfinite(shape):
+        same = shape * estimate.value > 0
+        beside = f", as pure noise of these shapes would (× {math.exp(shape):.3g})" if same else ""
+        beside += f"; relative to that × {math.exp(estimate.value - shape):.3g}"
+    return Evidence(f"{a.full}, MLP / attention", estimate, scale="ratio", note=f" over {n} blocks{beside}")
+
+
+def _by_block(runs: Runs, logs: Array) -> tuple[Array, int]:
+    """(runs,) of the median over blocks of MLP − attention, each a median over matrices; and how many blocks."""
     kinds, block = np.array(runs.table.kind), runs.table.block
-    columns = []
+    differences = []
     for b in np.unique(block[np.isfinite(block)]):
-        chosen = values[:, (block == b) & (kinds == kind)]
-        columns.append(_row_medians(chosen))
-    return np.stack(columns, axis=1) if columns else np.zeros((0, 0))
+        mlp, attention = (_medians(logs[:, (block == b) & (kinds == kind)]) for kind in ("mlp", "attention"))
+        if np.isfinite(mlp - attention).all():
+            differences.append(mlp - attention)
+    if not differences:
+        return np.full(len(logs), math.nan), 0
+    return np.median(np.stack(differences, axis=1), axis=1), len(differences)
 
 
-def _row_medians(values: Array) -> Array:
-    known = [row[np.isfinite(row)] for row in values]
-    return np.array([float(np.median(row)) if row.size else math.nan for row in known])
-
-
-def _ends_lower(runs: Runs, a: Arena) -> Claim:
-    name, text = "first-and-last-lower", "The rank is lower in the first and last layers"
+def _ends_lower(runs: Runs, a: Arena, full: Sequence[Run]) -> Claim:
     rule = (
-        "For each module, rank_90 in the first and in the last block over the median of the blocks between; median "
-        "ratio over modules, for each end. For: an interval lies below 1 and none above; needs four blocks."
+        f"For each module, ln({RANK} in the first or in the last block / median of the blocks between); median over "
+        f"modules, one number for each run. For: below 0 at the first and at the last, {SEEDS}; needs four blocks."
     )
-    ends = {"first": _end(runs, a, 0), "last": _end(runs, a, -1)}
-    evidence = []
-    for which, (end, middle) in ends.items():
-        if not end.size:
-            continue
-        c = statistics.contrast(end, middle, seed=runs.seed, p_value=math.nan)
-        ratio = Interval(c.median_ratio, c.ratio_low, c.ratio_high)
-        if math.isfinite(ratio.value) and ratio.low > 0:
-            shown = f"× {show(ratio)} over {c.n_layers} modules"
-            evidence.append(Evidence(f"{a.full}, {which} block / middle", _negated(_log(ratio)), 0.0, shown))
-    return _claim(name, text, rule, a, evidence, f"{NO_FULL}, with four blocks or more")
+    found: list[Found] = []
+    for which, position in (("first", 0), ("last", -1)):
+        values, n = _end(runs, np.log(_ranks(runs, full)), position)
+        if n:
+            lower = _over_seeds(values)
+            what = f"{a.full}, {which} block / middle"
+            found.append(Evidence(what, lower, [lower.negated()], scale="ratio", note=f" over {n} modules"))
+    text = "The rank is lower in the first and last layers"
+    missing = f"{NO_FULL}, with four blocks or more"
+    return replace(claim("first-and-last-lower", text, rule, a, found, missing, BIDERMAN), needs_all=True)
 
 
-def _end(runs: Runs, a: Arena, which: int) -> tuple[Array, Array]:
-    """(seeds, modules) of rank_90 at one end, and the median of the blocks between the ends."""
-    none = np.zeros((0, 0))
-    if a.full is None:
-        return none, none
-    replicates = [r for r in runs.representatives(a.full) if r.layers is not None]
-    values = runs.table.metric("rank_90", replicates)
-    if not values.size:
-        return none, none
-    values = np.where(_resolved(runs, replicates), values, math.nan)
-    module, kinds, block = np.array(runs.table.module), np.array(runs.table.kind), runs.table.block
-    blocks = np.unique(block[np.isfinite(block) & np.isin(kinds, LINEAR)])
-    if len(blocks) < 4:
-        return none, none
-    end, middle = [], []
-    for m in np.unique(module[np.isin(kinds, LINEAR)]):
-        end.append(_row_medians(values[:, (module == m) & (block == blocks[which])]))
-        between = (module == m) & (block > blocks[0]) & (block < blocks[-1])
-        middle.append(_row_medians(values[:, between]))
-    return np.stack(end, axis=1), np.stack(middle, axis=1)
-
-
-def _log(x: Interval) -> Interval:
-    return Interval(*(math.log(v) if 0 < v < math.inf else math.nan for v in x))
-
-
-def _negated(x: Interval) -> Interval:
-    return Interval(-x.value, -x.high, -x.low)
+def _end(runs: Runs, logs: Array, which: int) -> tuple[Array, int]:
+    """(runs,) of the median over modules of one end − the blocks between; and how many modules."""
+    module, block = np.array(runs.table.module), runs.table.block
+    inside = _linear(runs) & np.isfinite(block)
+    blocks = np.unique(block[inside])
+    if len(blocks) < 4 or not len(logs):
+        return np.zeros(0), 0
+    differences = []
+    for m in np.unique(module[inside]):
+        mine = inside & (module == m)
+        end = _medians(logs[:, mine & (block == blocks[which])])
+        between = _medians(logs[:, mine & (block > blocks[0]) & (block < blocks[-1])])
+        if np.isfinite(end - between).all():
+            differences.append(end - between)
+    return (np.median(np.stack(differences, axis=1), axis=1), len(differences)) if differences else (np.zeros(0), 0)

@@ -1,238 +1,245 @@
-"""Claims about learning and retention, checked on scores."""
+"""Claims about learning and retention in one domain, checked on the endpoints and fronts of its groups."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from deltaw.comparison.claims.verdicts import BIDERMAN, MORA, Claim, Evidence
-from deltaw.comparison.fingerprint import score_difference
-from deltaw.comparison.fronts import MEAN
+import numpy as np
+
+from deltaw.comparison.claims.evidence import Found, at_end, at_equal_learning, claim
+from deltaw.comparison.claims.sources import BIDERMAN, CONSISTENCY, MORA
+from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.endpoints import Endpoints
+from deltaw.comparison.fronts import Compared
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.roles import Arena
-from deltaw.comparison.runs import Runs, arena, mean_scores
-from deltaw.types import Interval
-
-if TYPE_CHECKING:
-    import pandas as pd
+from deltaw.comparison.runs import Runs
+from deltaw.comparison.score_differences import Weighted, at_endpoints, score_combination, score_endpoints
+from deltaw.comparison.welch import ALPHA, Estimate, holm, two_sided
 
 LEARNING, RETENTION = AXES
-SHARE_OF_RANGE = 0.1  # points that differ by less say nothing
 NEARLY = 0.25  # "about like full": within a quarter of what LoRA changes
-ENDPOINT = "Each group at its last tokens and best learning rate; {what}. For: the 95 % interval lies above 0."
+HIGH_RANK, WIDTHS = 256, 16  # the paper's high rank, which is a sixteenth of its model's width
+ENDPOINT = (
+    "Each group at the largest number of tokens that both have and its best setting there; {what}. Welch's t over "
+    "seeds, Holm over the comparisons. For: above 0 at 5 %."
+)
+FRONT = (
+    "Fronts over tokens and settings, see `fronts`; mean over the range of learning that both reach of ({what}), its "
+    "interval takes in seeds and what the points leave open of the curve between them. For: above 0 at 5 %, Holm over "
+    "the comparisons."
+)
 CODE, MATHS = ("code",), ("maths", "math", "mathematics")
-PRETRAINING = ("cpt", "pretraining", "continued pretraining", "continued-pretraining")
-INSTRUCTION = ("ift", "sft", "instruction", "instruction tuning", "instruction-tuning", "instruction finetuning")
 
 
-def of_arena(runs: Runs, a: Arena, fronts: pd.DataFrame) -> Iterator[Claim]:
+def of_arena(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Claim]:
     """The claims that concern one domain."""
-    lora = [g for _, g in a.lora]
-    yield _claim(
-        "lora-learns-less",
-        "LoRA learns less than full fine-tuning",
-        ENDPOINT.format(what="learning of full − learning of LoRA"),
-        a,
-        [_difference(runs, a.full, g, LEARNING) for g in lora if a.full],
-        "needs learning scores of full fine-tuning and of a LoRA group",
-    )
-    yield _claim(
-        "lora-forgets-less",
-        "LoRA forgets less than full fine-tuning",
-        ENDPOINT.format(what="retention of LoRA − that of full (higher: more was kept)"),
-        a,
-        [_difference(runs, g, a.full, RETENTION) for g in lora if a.full],
-        "needs retention scores of full fine-tuning and of a LoRA group",
-    )
-    yield _matched(a, fronts)
+    yield from _biderman(runs, a, fronts)
     yield _high_rank(runs, a)
-    arms = [*a.decay, *(g for g in a.dropout if g not in a.decay)]
-    yield _claim(
-        "lora-regularises-more",
-        "LoRA keeps more of what the base knew than weight decay and attention dropout do",
-        ENDPOINT.format(what="retention of LoRA − that of full fine-tuning with decay or dropout"),
-        a,
-        [_difference(runs, g, arm, RETENTION) for g in lora for arm in arms],
-        "needs retention scores of LoRA and of full fine-tuning with weight decay or dropout",
-    )
-    yield _like_plain(runs, a, arms)
+    yield _regularises(runs, a)
+    yield _like_plain(runs, a)
+    yield from _consistency(runs, a, fronts)
     pairs = [(m, g) for rank, m in a.mora for r, g in a.lora if r is not None and r == rank]
-    yield _claim(
+    yield claim(
         "mora-learns-more",
         "MoRA learns new facts that LoRA of equal size cannot",
         ENDPOINT.format(what="learning of MoRA − learning of LoRA with the same rank (equal parameters)"),
         a,
-        [_difference(runs, m, g, LEARNING) for m, g in pairs],
+        [at_end(runs, m, g, LEARNING) for m, g in pairs],
         "needs learning scores of MoRA and of a LoRA group of the same rank",
         MORA,
     )
 
 
-def _claim(
-    name: str,
-    text: str,
-    rule: str,
-    a: Arena,
-    found: Sequence[Evidence | None],
-    missing: str,
-    source: str = BIDERMAN,
-) -> Claim:
-    evidence = [e for e in found if e is not None]
-    return Claim(name, text, source, rule, a.label, evidence, "" if evidence else f"Cannot be checked: {missing}.")
-
-
-def _difference(runs: Runs, a: str | None, b: str | None, axis: str) -> Evidence | None:
-    """A − b on one axis, of the settings that stand for them."""
-    if a is None or b is None:
-        return None
-    x, y = runs.representatives(a), runs.representatives(b)
-    interval = score_difference(x, y, axis)
-    if not math.isfinite(interval.value):
-        return None
-    return Evidence(f"{a} − {b} on {axis}", interval, SHARE_OF_RANGE * score_range(runs, a, axis))
-
-
-def score_range(runs: Runs, group: str, axis: str) -> float:
-    """Max − min of an axis over the settings that may be compared with this group's."""
-    home = arena(runs.chosen[group])
-    values = [mean_scores(rs)[AXES.index(axis)] for s, rs in runs.settings.items() if arena(s) == home]
-    values = [v for v in values if math.isfinite(v)]
-    return max(values) - min(values) if values else 0.0
-
-
-def _matched(a: Arena, fronts: pd.DataFrame) -> Claim:
-    """LoRA against full where they learned equally much."""
-    rule = (
-        "Fronts over tokens and learning rates, see `fronts`; mean over the range of learning that both reach of "
-        "(retention of LoRA − that of full). For: the 95 % interval over seeds lies above 0."
+def _biderman(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Claim]:
+    """LoRA learns less and forgets less; and at equal learning."""
+    lora = [g for _, g in a.lora]
+    yield claim(
+        "lora-learns-less",
+        "LoRA learns less than full fine-tuning",
+        ENDPOINT.format(what="learning of full − learning of LoRA"),
+        a,
+        [at_end(runs, a.full, g, LEARNING) for g in lora],
+        "needs learning scores of full fine-tuning and of a LoRA group",
+        BIDERMAN,
     )
-    evidence = []
-    unknown = 0
-    for _, g in a.lora:
-        for _, row in fronts[(fronts["matched"] == LEARNING)].iterrows():
-            if {row["group_a"], row["group_b"]} != {g, a.full}:
-                continue
-            if row["level"] == MEAN:
-                sign = 1 if row["group_a"] == g else -1
-                ends = sorted((sign * row["low"], sign * row["high"]))
-                interval = Interval(sign * row["difference"], *ends)
-                what = f"{g} − {a.full} on {RETENTION} at equal learning ({row['at']:.3g} on average)"
-                margin = SHARE_OF_RANGE * max(abs(row["value_a"] - row["value_b"]), 0.0)
-                evidence.append(Evidence(what, interval, margin))
-            unknown += row["level"] == ""
-    missing = "needs learning and retention scores of full fine-tuning and LoRA at several tokens or learning rates"
-    if unknown and not evidence:
-        missing = "LoRA and full fine-tuning never learned equally much (their ranges of learning do not overlap)"
-    text = "LoRA forgets less than full fine-tuning that learned as much"
-    return _claim("lora-forgets-less-at-equal-learning", text, rule, a, evidence, missing)
+    yield claim(
+        "lora-forgets-less",
+        "LoRA forgets less than full fine-tuning",
+        ENDPOINT.format(what="retention of LoRA − that of full (higher: more was kept)"),
+        a,
+        [at_end(runs, g, a.full, RETENTION) for g in lora],
+        "needs retention scores of full fine-tuning and of a LoRA group",
+        BIDERMAN,
+    )
+    yield claim(
+        "lora-forgets-less-at-equal-learning",
+        "LoRA forgets less than full fine-tuning that learned as much",
+        FRONT.format(what="retention of LoRA − that of full"),
+        a,
+        [at_equal_learning(fronts, g, a.full) for g in lora],
+        "needs learning and retention scores of full fine-tuning and LoRA at several tokens or learning rates",
+        BIDERMAN,
+    )
+
+
+def _consistency(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Claim]:
+    """The counter-claim: with the optimiser of pretraining, full fine-tuning forgets less than LoRA."""
+    pairs = [(full, g) for full in a.same_optimiser for _, g in a.lora]
+    needs = (
+        "full fine-tuning whose optimizer is that of the pretraining (hyperparameters.optimizer equal to "
+        "hyperparameters.pretraining_optimizer), and of a LoRA group"
+    )
+    yield claim(
+        "full-with-same-optimiser-forgets-less",
+        "Full fine-tuning with the optimiser of pretraining forgets less than LoRA",
+        ENDPOINT.format(what="retention of full with the pretraining's optimiser − that of LoRA"),
+        a,
+        [at_end(runs, full, g, RETENTION) for full, g in pairs],
+        f"needs retention scores of {needs}",
+        CONSISTENCY,
+    )
+    yield claim(
+        "full-with-same-optimiser-forgets-less-at-equal-learning",
+        "Full fine-tuning with the optimiser of pretraining forgets less than LoRA that learned as much",
+        FRONT.format(what="retention of full with the pretraining's optimiser − that of LoRA"),
+        a,
+        [at_equal_learning(fronts, full, g) for full, g in pairs],
+        f"needs learning and retention scores at several tokens or learning rates of {needs}",
+        CONSISTENCY,
+    )
+
+
+def _regularises(runs: Runs, a: Arena) -> Claim:
+    return claim(
+        "lora-regularises-more",
+        "LoRA keeps more of what the base knew than weight decay and attention dropout do",
+        ENDPOINT.format(what="retention of LoRA − that of full fine-tuning with decay or dropout"),
+        a,
+        [at_end(runs, g, arm, RETENTION) for _, g in a.lora for arm in _arms(a)],
+        "needs retention scores of LoRA and of full fine-tuning with weight decay or dropout",
+        BIDERMAN,
+    )
+
+
+def _arms(a: Arena) -> list[str]:
+    return [*a.decay, *(g for g in a.dropout if g not in a.decay)]
 
 
 def _high_rank(runs: Runs, a: Arena) -> Claim:
     """In maths, LoRA of high rank forgets nearly as much as full fine-tuning."""
     rule = (
-        f"In maths: the highest rank's gap to full in retention is at most {NEARLY:.0%} of the lowest "
-        "rank's gap (the paper: rank 256, a sixteenth of the width). For: the whole interval is within that."
+        f"In maths, of the highest LoRA rank (at least {HIGH_RANK}, or a {WIDTHS}th of the width where the weights are "
+        f"known) and the lowest: |retention of the highest − that of full| is at most {NEARLY:.0%} of (retention of "
+        "the lowest − that of full), which must be above 0 by itself. For: within that at 5 %, errors of all three "
+        "groups counted; against: beyond it."
     )
     text = "In maths, LoRA of rank 256 forgets nearly as much as full fine-tuning"
-    name = "high-rank-forgets-like-full"
+    needs = 'needs maths runs (hyperparameters.domain = "maths") of full fine-tuning and two LoRA ranks'
+    return claim("high-rank-forgets-like-full", text, rule, a, [_nearly_full(runs, a)], needs, BIDERMAN)
+
+
+def _nearly_full(runs: Runs, a: Arena) -> Found:
     ranked = [(r, g) for r, g in a.lora if r is not None]
-    missing = 'needs maths runs (hyperparameters.domain = "maths") of full fine-tuning and two LoRA ranks'
     if a.domain not in MATHS or a.full is None or len(ranked) < 2:
-        return _claim(name, text, rule, a, [], missing)
-    low = _difference(runs, ranked[0][1], a.full, RETENTION)
-    high = _difference(runs, ranked[-1][1], a.full, RETENTION)
-    if low is None or high is None:
-        return _claim(name, text, rule, a, [], missing)
-    allowed = NEARLY * abs(low.interval.value)
-    return _claim(name, text, rule, a, [_within(high, allowed)], missing)
+        return None
+    (_, low), (rank, high) = ranked[0], ranked[-1]
+    least = high_rank(runs, high)
+    if rank < least:
+        return f"the highest rank is {rank}; the claim is about a rank of at least {least:g}"
+    ends, base = score_endpoints(runs, high, a.full, RETENTION), score_endpoints(runs, low, a.full, RETENTION)
+    if ends is None or base is None:
+        return at_end(runs, high if ends is None else low, a.full, RETENTION) if ends or base else None
+    gap = at_endpoints(base, RETENTION).estimate
+    if gap.value <= 0 or (gap.known and not 2 * gap.above() < ALPHA):
+        return f"{low} did not keep more than {a.full} beyond chance, so there is no gap to measure rank {rank} by"
+    return _nearly(ends, base, f"{high} − {a.full} on {RETENTION}{ends.where}", RETENTION)
 
 
-def _within(e: Evidence, allowed: float) -> Evidence:
-    """Evidence that a difference is at most so large either way (two one-sided tests)."""
-    value, low, high = e.interval
-    inside = allowed - abs(value)
-    if math.isfinite(low):
-        ends = (allowed - max(abs(low), abs(high)), allowed - (0.0 if low <= 0 <= high else min(abs(low), abs(high))))
-    else:
-        ends = (math.nan, math.nan)
-    shown = f"{e.text.rsplit(': ', 1)[1]}, allowed ±{allowed:.3g}"
-    return Evidence(e.what, Interval(inside, *ends), 0.0, shown)
+def _nearly(ends: Endpoints, yard: Endpoints, what: str, axis: str) -> Evidence:
+    """That |a − b| of `ends` is within a quarter of |a − b| of `yard`: two one-sided tests with the errors of both."""
+    trials = max(ends.trials, yard.trials)
+    allowed = NEARLY * at_endpoints(yard, axis).estimate.value
+    share = math.copysign(NEARLY, allowed)
+    bounds = [
+        score_combination(
+            [
+                *(Weighted(-sign, ends.a), Weighted(sign, ends.b)),
+                *(Weighted(share, yard.a), Weighted(-share, yard.b)),
+            ],
+            axis,
+            trials,
+        ).estimate
+        for sign in (1.0, -1.0)
+    ]
+    d = at_endpoints(ends, axis)
+    lines = (-abs(allowed), abs(allowed))
+    return Evidence(what, d.estimate, bounds, items=d.items, note=f", allowed ±{abs(allowed):.3g}", lines=lines)
 
 
-def _like_plain(runs: Runs, a: Arena, arms: list[str]) -> Claim:
+def high_rank(runs: Runs, group: str) -> float:
+    """The least rank that the claim about high ranks speaks of: 256, or a sixteenth of the model's width."""
+    for r in runs.representatives(group):
+        if r.layers is not None:
+            inside = r.layers[r.layers["kind"].isin(("attention", "mlp"))]
+            if len(inside):
+                return min(HIGH_RANK, float(np.median(np.minimum(inside["rows"], inside["cols"]))) / WIDTHS)
+    return HIGH_RANK
+
+
+def _like_plain(runs: Runs, a: Arena) -> Claim:
     """Decay and dropout learn and forget about like plain full fine-tuning."""
     rule = (
-        f"On each axis, |arm − plain full| is at most {NEARLY:.0%} of the largest |LoRA − plain full|. For: the whole "
-        "interval is within that; against: it is wholly outside."
+        f"On each axis, |arm − plain full| is at most {NEARLY:.0%} of the smallest |LoRA − plain full| that differs "
+        "from 0 at 5 % (Holm over the LoRA groups and both axes). For: within that at 5 %, errors of all three "
+        "groups counted; against: beyond it."
     )
-    found: list[Evidence | None] = []
+    found: list[Found] = []
+    yardsticks = _yardsticks(runs, a)
     for axis in AXES:
-        lora = [_difference(runs, g, a.full, axis) for _, g in a.lora]
-        effects = [abs(e.interval.value) for e in lora if e is not None]
-        for arm in arms if effects else []:
-            e = _difference(runs, arm, a.full, axis)
-            found.append(_within(e, NEARLY * max(effects)) if e is not None else None)
-    return _claim(
+        if a.full is None or axis not in yardsticks:
+            continue
+        if yardsticks[axis] is None and _arms(a):
+            found.append(f"no LoRA group differs from {a.full} on {axis} beyond chance: there is no yardstick")
+            continue
+        found += [_within(runs, arm, a.full, yardsticks[axis], axis) for arm in _arms(a)]
+    return claim(
         "decay-and-dropout-like-plain",
         "Weight decay and attention dropout learn and forget about like plain full fine-tuning",
         rule,
         a,
         found,
         "needs scores of plain full fine-tuning, of the same with decay or dropout, and of LoRA as the yardstick",
+        BIDERMAN,
     )
 
 
-def across(runs: Runs, found: list[Arena]) -> Iterator[Claim]:
-    """The claims that compare domains or kinds of training."""
+def _yardsticks(runs: Runs, a: Arena) -> dict[str, str | None]:
+    """By axis the LoRA group whose difference from plain is the smallest that is decided; None if none is.
+
+    With a single seed nothing is decided: then the smallest difference of the points.
+    """
+    effects: list[tuple[str, str, Estimate]] = []
     for axis in AXES:
-        yield _gap(
-            runs,
-            f"{axis}-gap-larger-for-code",
-            f"The gap between LoRA and full fine-tuning in {axis} is larger for code than for maths",
-            axis,
-            [
-                (x, y)
-                for x in found
-                for y in found
-                if x.domain in CODE and y.domain in MATHS and x.training == y.training
-            ],
-            'needs runs of both domains (hyperparameters.domain = "code" and "maths")',
-        )
-        yield _gap(
-            runs,
-            f"{axis}-gap-larger-for-pretraining",
-            f"The gap in {axis} is larger for continued pretraining than for instruction tuning",
-            axis,
-            [
-                (x, y)
-                for x in found
-                for y in found
-                if x.training in PRETRAINING and y.training in INSTRUCTION and x.domain == y.domain
-            ],
-            'needs runs of both kinds (hyperparameters.training = "cpt" and "ift")',
-        )
+        for _, g in a.lora:
+            ends = score_endpoints(runs, g, a.full, axis) if a.full is not None else None
+            if ends is not None:
+                effects.append((axis, g, at_endpoints(ends, axis).estimate))
+    p = holm(np.array([two_sided(e) for _, _, e in effects], dtype=np.float64))
+    out: dict[str, str | None] = {}
+    for axis in dict.fromkeys(axis for axis, _, _ in effects):
+        mine = [(abs(e.value), g, e.known, q) for (x, g, e), q in zip(effects, map(float, p), strict=True) if x == axis]
+        clear = [(size, g) for size, g, known, q in mine if q < ALPHA or not known]
+        out[axis] = min(clear)[1] if clear else None
+    return out
 
 
-def _gap(runs: Runs, name: str, text: str, axis: str, pairs: list[tuple[Arena, Arena]], missing: str) -> Claim:
-    rule = (
-        "For each LoRA rank that both have: the gap in the first minus the gap in the second, in the units of the "
-        "scores. For: the 95 % interval (the two combined in quadrature) lies above 0."
-    )
-    evidence = []
-    sign = -1 if axis == LEARNING else 1  # LoRA is expected to learn less and to keep more
-    for x, y in pairs:
-        other = {r: g for r, g in y.lora if r is not None}
-        for rank, g in x.lora:
-            if rank not in other:
-                continue
-            first = _difference(runs, g, x.full, axis)
-            second = _difference(runs, other[rank], y.full, axis)
-            if first is None or second is None:
-                continue
-            value = sign * (first.interval.value - second.interval.value)
-            half = math.hypot(*((e.interval.high - e.interval.low) / 2 for e in (first, second)))
-            margin = SHARE_OF_RANGE * max(abs(first.interval.value), abs(second.interval.value))
-            what = f"gap of rank {rank}, {x.label} − {y.label}"
-            evidence.append(Evidence(what, Interval(value, value - half, value + half), margin))
-    return Claim(name, text, BIDERMAN, rule, "", evidence, "" if evidence else f"Cannot be checked: {missing}.")
+def _within(runs: Runs, arm: str, plain: str, lora: str | None, axis: str) -> Found:
+    """Whether an arm's difference from plain is within a quarter of a LoRA group's."""
+    if lora is None:
+        return None
+    ends, wide = score_endpoints(runs, arm, plain, axis), score_endpoints(runs, lora, plain, axis)
+    if ends is None or wide is None:
+        return at_end(runs, arm, plain, axis)
+    return _nearly(ends, wide, f"{arm} − {plain} on {axis}{ends.where}", axis)
