@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from deltaw.cli.options import inputs, matching, verbosity
 
 if TYPE_CHECKING:
     from deltaw.measurement.run import Inspection
+    from deltaw.types import Coverage
 
 HEADS = ("tensors", "rows × cols", "stored as", "kind", "route")
 GAP = 2  # between columns
@@ -66,10 +68,22 @@ def show(found: Inspection, *, each: bool = False) -> None:
     routes = Counter(pair["route"] for pair in about["pairs"])
     counted = ", ".join(f"{count:,} {route}" for route, count in routes.items())
     out.print(f"{len(about['pairs']):,} to measure{': ' if counted else ''}{counted}")
+    out.print(coverage_line(found.plan.coverage()))
     for line in skipped_lines(about["skipped"]):
         out.print(escape(line), soft_wrap=True)
     for note in about["notes"]:
         out.print(escape(f"note: {note}"), soft_wrap=True)
+
+
+def coverage_line(c: Coverage) -> str:
+    """How much of the base is compared, in tensors and in numbers; empty where there is no base."""
+    if not c.tensors:
+        return "coverage: not known without a base"
+    share = f"{100 * c.share:.3g} %" if c.compared_numbers == c.numbers else f"{math.floor(1000 * c.share) / 10:.3g} %"
+    return (
+        f"coverage: {share} of the base, {c.compared_numbers:,} of {c.numbers:,} numbers in {c.compared_tensors:,} of "
+        f"{c.tensors:,} tensors"
+    )
 
 
 def table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:

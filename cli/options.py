@@ -97,8 +97,11 @@ def verbosity(function: F) -> F:
 
 
 def matching(function: F) -> F:
-    """`--include`, `--exclude` and `--split-fused`: which matrices there are."""
+    """`--include`, `--exclude`, `--rename` and `--split-fused`: which matrices there are."""
     for option in (
+        click.option(
+            "--rename", multiple=True, metavar="REGEX=TEXT", help="Applied to FT's names before they are paired."
+        ),
         click.option("--split-fused", is_flag=True, help="One row per part of a fused tensor (q, k, v; gate, up)."),
         click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors whose name matches."),
         click.option("--include", multiple=True, metavar="REGEX", help="Only tensors whose name matches."),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltaw.cli.inspect import skipped_lines
+from deltaw.cli.inspect import coverage_line, skipped_lines
 from deltaw.cli.screen import console, file_link
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
     if summary.changed_matrices:
         screen.print(_by_kind(summary, screen.width))
         _most_changed(screen, summary)
+    screen.print(coverage_line(summary.coverage))
     for line in skipped_lines([s.__dict__ for s in analysis.skipped]):
         screen.print(escape(line), soft_wrap=True)
     for note in analysis.notes:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 Method = Literal["exact", "low_rank", "estimate"]
+ENOUGH = 0.9  # of the numbers of the base
 Route = Literal["dense", "factored", "unchanged", "vector"]
 
 
@@ -174,6 +175,11 @@ class Coverage:
     share: float = field(init=False)
     ft_tensors: int = 0
     ft_numbers: int = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether so little was compared that a sentence about the model would be one about a part of it."""
+        return self.share < ENOUGH
 
     def __post_init__(self) -> None:
         share = self.compared_numbers / self.numbers if self.numbers else math.nan

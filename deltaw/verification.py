@@ -30,9 +30,10 @@ from deltaw.adapters.base import Base
 from deltaw.adapters.keys import saved_name
 from deltaw.adapters.merging import Expected, expected_blocks
 from deltaw.adapters.trained import same
-from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
+from deltaw.checkpoints import Checkpoint, locate, open_checkpoint, unread
 from deltaw.errors import AdapterError, CheckpointError
-from deltaw.pairs.plan import is_floating, match_names
+from deltaw.pairs.counterparts import counterparts
+from deltaw.pairs.views import is_floating, size
 from deltaw.types import Handle, Pair, Update, is_update
 
 Status = Literal["equal", "rounding", "differs", "missing"]
@@ -157,19 +158,16 @@ def _verdicts(
     new: Mapping[str, Handle],
     progress: Progress | None,
 ) -> list[Verdict]:
-    names = dict.fromkeys([*base.tensors, *updates, *new])
-    matched, lacking, extra, _ = match_names(names, merged.tensors)
-    total = len(matched)
+    own = {name: pairs[0].base for name, pairs in updates.items() if pairs[0].base is not None}
+    tensors = {**own, **new, **base.tensors}
+    there = counterparts(tensors, base, merged)
     out = []
-    for i, (name, there) in enumerate(matched):
+    for i, (name, handle) in enumerate(there.found.items()):
         if progress is not None:
-            progress(i, total, name)
-        pairs = updates.get(name, ())
-        handle = pairs[0].base if pairs else (base.tensors.get(name) or new[name])
-        assert handle is not None
-        out.append(_compare(name, handle, pairs, merged.tensors[there]))
-    out.extend(_lacking(name, base, merged, updates.get(name, ())) for name in lacking)
-    out.extend(_extra(name, base, merged, updates) for name in extra)
+            progress(i, len(there.found), name)
+        out.append(_compare(name, tensors[name], updates.get(name, ()), handle))
+    out.extend(_lacking(name, base, merged, updates.get(name, ())) for name in there.lacking)
+    out.extend(_extra(name, base, merged, updates) for name in there.extra)
     return out
 
 
@@ -197,14 +195,20 @@ def _extra(name: str, base: Checkpoint, merged: Checkpoint, updates: Mapping[str
 
 
 def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> Verdict:
-    """The verdict on one tensor that both sides store."""
+    """The verdict on one tensor that both sides store.
+
+    Raises:
+        CheckpointError: It is of a format that is not read.
+    """
     whole = [p for p in pairs if not is_update(p.ft)]
     adds = [p for p in pairs if is_update(p.ft)]
     source = cast("Handle", whole[-1].ft) if whole else base
     touched = bool(pairs)
+    for handle in (source, merged):
+        if (why := unread(handle)) is not None:
+            raise CheckpointError(f"{name} cannot be verified ({why.reason}: {why.detail})")
     if source.shape != merged.shape:
-        want, found = ("×".join(map(str, h.shape)) or "scalar" for h in (source, merged))
-        return Verdict(name, "differs", f"{found} where {want} is expected", touched, inf)
+        return Verdict(name, "differs", f"{size(merged)} where {size(source)} is expected", touched, inf)
     if not (is_floating(source) and is_floating(merged)):
         equal = source.dtype == merged.dtype and same(source, merged)
         return Verdict(name, "equal" if equal else "differs", "" if equal else f"{merged.dtype}, other values", touched)

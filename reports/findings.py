@@ -14,7 +14,11 @@ from deltaw.reports.text import EMPTY, code, number, percent, plural, strong, wh
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Summary
 from deltaw.results.verdict import RULES, Verdict
+from deltaw.types import ENOUGH
 
+UNRELATED = "These are not a base and its fine-tune"
+# Reasons that take nothing from what was compared: buffers, copies, what nobody asked for.
+KNOWN_WITHOUT_A_ROW = frozenset({"not_floating", "tied_to", "excluded", "not_a_weight"})
 WORDS = (
     (0.15, "is low-rank"),
     (0.5, "is concentrated in few directions"),
@@ -43,18 +47,42 @@ class Figure:
 
 
 def answer(s: Summary) -> list[Finding]:
-    """The answer in up to three sentences: what changed, how much of it is real, how low-rank it is."""
+    """The answer in a few sentences: what changed, how much of it is real, how low-rank it is.
+
+    How much was compared comes first where it is not nearly all, and nothing is then said of the model.
+    """
+    return [*_coverage(s), *_said(s)]
+
+
+def _coverage(s: Summary) -> list[Finding]:
+    c = s.coverage
+    if not c.partial:
+        return []
+    missing = {reason: count for reason, count in s.skipped.items() if reason not in KNOWN_WITHOUT_A_ROW}
+    why = ""
+    if missing:
+        reason = max(missing, key=lambda r: missing[r])
+        why = f"; the largest group without a row is {code(reason)} ({plural(missing[reason], 'tensor')})"
+    return [
+        Finding(
+            f"{strong(f'Only {share(c.share)} of the base was compared')}: {whole(c.compared_numbers)} of "
+            f"{whole(c.numbers)} numbers, in {whole(c.compared_tensors)} of {plural(c.tensors, 'tensor')}{why}. "
+            "What follows is about that part.",
+            f"Less than {ENOUGH:.0%} of the base's floating numbers were compared or are known to be unchanged.",
+            "warn",
+        )
+    ]
+
+
+def _said(s: Summary) -> list[Finding]:
     kind = s.verdict
     rule = RULES[kind]
     if kind == Verdict.EMPTY:
         failed = f" {plural(s.failed, 'tensor')} could not be measured." if s.failed else ""
         return [Finding(f"No tensor of the two checkpoints has a row in this analysis.{failed}", rule, "warn")]
     if kind == Verdict.UNCHANGED:
-        return [
-            Finding(
-                f"{strong('Nothing changed')}: {_all(s.tensors)} compared hold the same numbers on both sides.", rule
-            )
-        ]
+        equal = f"{_all(s.tensors, s.coverage.partial)} compared hold the same numbers on both sides."
+        return [Finding(equal.capitalize() if s.coverage.partial else f"{strong('Nothing changed')}: {equal}", rule)]
     return [said for said in (_what(s, kind), _real(s, kind), _rank(s, kind)) if said]
 
 
@@ -66,25 +94,27 @@ def _what(s: Summary, kind: Verdict) -> Finding:
     )
     if kind == Verdict.VECTORS_ONLY:
         return Finding(
-            f"Only {strong(plural(s.changed_vectors, 'vector'))} (norms and biases) changed; "
-            f"{'all' if s.matrices != 1 else 'the'} {plural(s.matrices, 'matrix', 'matrices')} hold the same "
-            f"numbers on both sides.",
+            f"{_of_these(s, 'Only')} {strong(plural(s.changed_vectors, 'vector'))} (norms and biases) changed; "
+            f"{'all' if s.matrices != 1 and not s.coverage.partial else 'the'} "
+            f"{plural(s.matrices, 'matrix', 'matrices')} hold the same numbers on both sides.",
             rule,
         )
+    compared = "compared " if s.coverage.partial else ""
     if kind == Verdict.UNRELATED:
         return Finding(
-            f"{strong('These are not a base and its fine-tune')}: the typical difference is "
+            f"{strong('What was compared is no base and its fine-tune' if s.coverage.partial else UNRELATED)}: the "
+            "typical difference is "
             f"{percent(s.change.median)} of the base's "
             f"norm, and the two sets of weights hardly point the same way (cosine "
             f"{number(s.against_base.cosine.median, 2)}; a fine-tune is close to 1).",
             rule,
             "warn",
         )
-    counts = f"{strong(f'{whole(s.changed)} of {whole(s.tensors)}')} tensors changed"
+    counts = f"{strong(f'{whole(s.changed)} of {whole(s.tensors)}')} {compared}tensors changed"
     if kind == Verdict.EMBEDDINGS_ONLY:
         counts = (
-            f"Only {' and '.join(sorted(s.changed_kinds))} matrices changed ({whole(s.changed_matrices)} of "
-            f"{whole(s.matrices)} matrices"
+            f"{_of_these(s, 'Only')} {' and '.join(sorted(s.changed_kinds))} matrices changed "
+            f"({whole(s.changed_matrices)} of {whole(s.matrices)} matrices"
             + (f", and {plural(s.changed_vectors, 'vector')})" if s.changed_vectors else ")")
         )
     if math.isnan(s.change.median):
@@ -92,6 +122,10 @@ def _what(s: Summary, kind: Verdict) -> Finding:
     return Finding(
         f"{counts}; the typical matrix moved by {strong(percent(s.change.median))} of its norm{_range(s)}.", rule
     )
+
+
+def _of_these(s: Summary, word: str) -> str:
+    return f"Of these {word.lower()}" if s.coverage.partial else word
 
 
 def _range(s: Summary) -> str:
@@ -222,8 +256,13 @@ def _span(x: Spread) -> str:
     return number(x.low) if x.low == x.high else f"{number(x.low)}–{number(x.high)} (median {number(x.median)})"
 
 
-def _all(count: int) -> str:
-    return "the one tensor" if count == 1 else f"all {whole(count)} tensors"
+def _all(count: int, partial: bool) -> str:
+    return "the one tensor" if count == 1 else f"{'the' if partial else 'all'} {whole(count)} tensors"
+
+
+def share(x: float) -> str:
+    """A share below all, never rounded to all of it."""
+    return f"{math.floor(1000 * x) / 10:.3g} %"
 
 
 def five(s: Summary) -> list[Figure]:

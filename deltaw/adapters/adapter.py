@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, NamedTuple
 
 from deltaw.adapters import variants
 from deltaw.adapters.base import Base
-from deltaw.adapters.experts import expert_pairs, targets
+from deltaw.adapters.experts import expert_pairs, leaves, targets
 from deltaw.adapters.keys import Contents, Module, sort_tensors
 from deltaw.adapters.lora import Job, module_pairs
 from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
 from deltaw.checkpoints import Checkpoint
 from deltaw.errors import AdapterError
+from deltaw.pairs.renames import renamed
 from deltaw.types import Handle, Pair, Skipped
 
 
@@ -80,7 +82,7 @@ class Adapter:
             AdapterError: It does not fit the base, or nothing of it has a ΔW that can be known.
             MissingExtraError: The method needs the `peft` library, which is not installed.
         """
-        on = Base(base) if base is not None else None
+        on = Base(base, self._expected()) if base is not None else None
         job = Job(self.source, self.config, on, self.initial)
         kind = self.config.get("peft_type")
         if self.format in {"kohya", "diffusers"}:
@@ -93,12 +95,61 @@ class Adapter:
             from deltaw.adapters.bridge import bridged_pairs
 
             found = bridged_pairs(job, self.tensors)
-        pairs = tuple(p for p in found if isinstance(p, Pair))
+        pairs = tuple(_placed(p, on) for p in found if isinstance(p, Pair))
         skipped = tuple(s for s in found if isinstance(s, Skipped))
         if not pairs:
             first = skipped[0] if skipped else Skipped("", "empty", "it holds no tensor")
             raise AdapterError(f"{self.source}: no ΔW can be known ({first.name}: {first.reason}, {first.detail})")
-        return Matched(pairs, skipped, self.notes)
+        return Matched(pairs, skipped, on.notes if on is not None else ())
+
+    def renamed(self, rules: Sequence[str]) -> tuple[Adapter, tuple[str, ...]]:
+        """The adapter with the names of its tensors after `--rename`, and notes on the rules.
+
+        Raises:
+            OptionError: A rule is malformed.
+        """
+        if not rules:
+            return self, ()
+        names, notes = renamed(self.tensors, rules)
+        return replace(self, tensors={names[n]: h for n, h in self.tensors.items()}), notes
+
+    def _expected(self) -> dict[str, tuple[int, ...] | None]:
+        """The weights of the base that it will ask for, with outputs × inputs where the factors tell."""
+        kind = self.config.get("peft_type")
+        if self.format in {"kohya", "diffusers"}:
+            return {}
+        if kind in {"LORA", "ADALORA"}:
+            return expected_weights(self.config, sort_tensors(self.tensors, self.source))
+        from deltaw.adapters.bridge import adapted_modules
+        from deltaw.adapters.methods import NO_DELTA
+
+        if kind in NO_DELTA:
+            return {}
+        return dict.fromkeys(f"{path}.weight" for path in adapted_modules(str(kind), self.tensors))
+
+
+def _placed(pair: Pair, base: Base | None) -> Pair:
+    """A pair under the name of the stored tensor, with what was cut out of it as its part."""
+    piece = base.pieces.get(pair.name) if base is not None else None
+    if piece is None or not piece.part:
+        return pair
+    return replace(pair, name=piece.name, view=replace(pair.view, part=piece.part))
+
+
+def expected_weights(config: Mapping[str, Any], contents: Contents) -> dict[str, tuple[int, ...] | None]:
+    """The weights that LoRA's modules change, and those that are stored whole, with their sizes."""
+    out: dict[str, tuple[int, ...] | None] = {}
+    for module in contents.modules:
+        A, B = module.parts.get("lora_A"), module.parts.get("lora_B")
+        parameters = targets(config, module.path)
+        if parameters:
+            out |= dict.fromkeys([*parameters, *(n for p in parameters for n in leaves(p, 0))])
+        else:
+            # MoRA's and BD-LoRA's factors do not multiply to the weight
+            plain = A is not None and B is not None and not config.get("use_mora") and not config.get("use_bdlora")
+            out[f"{module.path}.weight"] = (B.shape[0], prod(A.shape[1:])) if plain and A and B else None
+    out |= {name: handle.shape for name, handle in contents.saved.items()}
+    return out | dict.fromkeys(f"{module}.weight" for module in contents.tokens)
 
 
 def _lora(job: Job, contents: Contents) -> list[Pair | Skipped]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from deltaw.checkpoints import Checkpoint
 from deltaw.errors import AdapterError
-from deltaw.tensors.layout import inputs_first, text_config, uses_conv1d
+from deltaw.pairs.experts import APART, Piece, find_stacks, leaf_sizes
+from deltaw.pairs.matching import Rule, Shape, join, unique
+from deltaw.pairs.renames import known, suggestion
+from deltaw.tensors.layout import Layout, text_config
 from deltaw.tensors.names import EMBEDDINGS, TOKEN_HEADS, unwrap
 from deltaw.types import Handle
 
@@ -19,10 +22,43 @@ SUFFIXES = (".weight", ".in_proj_weight")
 
 
 class Base:
-    """A base checkpoint, looked up by the names that an adapter uses."""
+    """A base checkpoint, looked up by the names that an adapter uses.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Args:
+        checkpoint: The base.
+        expected: The weights that an adapter will ask for, with outputs × inputs where its factors tell: which prefix
+            one side has more, and whether a stack of experts is to be cut, shows in all of them together.
+
+    Attributes:
+        pieces: Its tensors by name, and the experts of stacks that the adapter changes one by one.
+        notes: By which rules names were matched.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, expected: Mapping[str, Shape] | None = None) -> None:
         self.checkpoint = checkpoint
+        shapes = ((n, h.shape) for n, h in checkpoint.tensors.items())
+        self.layout = Layout.of(shapes, checkpoint.config)
+        expected = dict(expected or {})
+        self.pieces: dict[str, Piece] = {n: Piece(n, h) for n, h in checkpoint.tensors.items()}
+        self._cut(expected)
+        asked = {n: s for n, s in expected.items() if self.tied(n.removesuffix(".weight")) is None}
+        joined = join({n: self._sized(p.handle.shape) for n, p in self.pieces.items()}, asked, checkpoint.config)
+        self._rules = [Rule("", key, key) for key in (unwrap, known)] + joined.rules
+        self._matched = joined.pairs
+        self.notes = tuple(joined.notes)
+
+    def _cut(self, expected: Mapping[str, Shape]) -> None:
+        """Cut the stacks of experts of which an adapter names single ones."""
+        if not self.layout.stacks or not any(APART.match(known(unwrap(n))) for n in expected):
+            return
+        sizes = leaf_sizes({n: s for n, s in expected.items() if s is not None})
+        for stack in find_stacks(self.checkpoint.tensors, self.layout).values():
+            self.pieces |= stack.cut(stack.sizes() | sizes)
+
+    @staticmethod
+    def _sized(shape: tuple[int, ...]) -> Shape:
+        """Outputs × inputs of a convolution, as its factors multiply."""
+        return shape if len(shape) < 3 else (shape[0], prod(shape[1:]))
 
     @property
     def source(self) -> str:
@@ -30,27 +66,25 @@ class Base:
         return self.checkpoint.source
 
     def __getitem__(self, name: str) -> Handle:
-        return self.checkpoint.tensors[name]
-
-    @cached_property
-    def _bare(self) -> dict[str, str]:
-        return _unique((unwrap(n), n) for n in self.checkpoint.tensors)
-
-    @cached_property
-    def _shortened(self) -> dict[str, str]:
-        return _unique((n.split(".", 1)[1], stored) for n, stored in self._bare.items() if "." in n)
+        return self.pieces[name].handle
 
     def find(self, name: str) -> str | None:
-        """The tensor that an adapter calls `name`: exactly, without wrappers, or with one outer module more or less.
+        """The tensor (or the piece of one) that an adapter calls `name`, by the rules by which checkpoints are paired.
 
-        A model saved without its head lacks the outer `model.` or `transformer.`. Ambiguous names are not guessed.
+        Ambiguous names are not guessed.
         """
-        if name in self.checkpoint.tensors:
+        if name in self.pieces:
             return name
-        found = self._bare.get(unwrap(name)) or self._shortened.get(unwrap(name))
-        if found is None and "." in name:
-            found = self._bare.get(unwrap(name).split(".", 1)[1])
-        return found
+        if (found := self._matched.get(name)) is not None:
+            return found
+        for rule, index in self._indices:
+            if (found := index.get(rule.right(name))) is not None:
+                return found
+        return None
+
+    @cached_property
+    def _indices(self) -> list[tuple[Rule, dict[str, str]]]:
+        return [(rule, unique(rule.left, self.pieces)) for rule in self._rules]
 
     def weight(self, module: str) -> str | None:
         """The weight of a module; the tied embedding's for a head that is not stored."""
@@ -74,25 +108,23 @@ class Base:
         own = module + ".weight"
         return own if self.find(own) is None and self.tied(module) == stored else stored
 
-    @cached_property
-    def _conv1d(self) -> bool:
-        tensors = self.checkpoint.tensors
-        return uses_conv1d(self.checkpoint.config, ((n, h.shape) for n, h in tensors.items()))
-
     def inputs_first(self, name: str) -> bool:
-        """Whether a tensor is stored inputs × outputs."""
-        return inputs_first(name, self[name].shape, self.checkpoint.config, self._conv1d)
+        """Whether a tensor is stored inputs × outputs; a piece that was cut out of a stack is turned round already."""
+        return not self.pieces[name].part and self.layout.inputs_first(name, self[name].shape)
 
     def near(self, module: str) -> str:
         """A hint for a message: the tensor whose name is nearest."""
         close = difflib.get_close_matches(module + ".weight", self.checkpoint.tensors, n=1, cutoff=0.0)
-        return f"the nearest name there is {close[0]!r}" if close else "it has no tensors"
+        if not close:
+            return "it has no tensors"
+        option = suggestion(f"{module}.weight", close[0])
+        return f"the nearest name there is {close[0]!r}; if that is its name, give {option}"
 
     def missing(self, module: str, source: str) -> AdapterError:
         """The error for a module that the base lacks."""
         return AdapterError(
             f"{source} adapts {module!r}, but {self.source} has no such module ({self.near(module)}); "
-            f"give the base that the adapter was trained on"
+            f"else give the base that the adapter was trained on"
         )
 
 
@@ -115,9 +147,3 @@ def stored_transposed(
     if (rows, cols) == product:
         return False
     return True if len(shape) == 2 and (cols, rows) == product else None
-
-
-def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    pairs = list(pairs)
-    counts = Counter(key for key, _ in pairs)
-    return {key: value for key, value in pairs if counts[key] == 1}

@@ -22,7 +22,6 @@ from deltaw.adapters.lora import Job
 from deltaw.adapters.methods import CHANGES_BIAS, NO_DELTA, installed
 from deltaw.adapters.skeleton import Stand, build, stand_in
 from deltaw.adapters.trained import saved_pairs, token_pairs
-from deltaw.checkpoints import Checkpoint
 from deltaw.errors import AdapterError, MissingExtraError
 from deltaw.tensors.names import unwrap
 from deltaw.types import Handle, Pair, Skipped, View
@@ -45,7 +44,7 @@ class Bridge:
 
     source: str
     config: Mapping[str, Any]
-    base: Checkpoint
+    base: Base
     tensors: Mapping[str, Handle]
     siblings: tuple[Stand, ...] = ()
 
@@ -82,7 +81,7 @@ class Bridge:
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import set_peft_model_state_dict
 
-        skeleton = build(stand, self.siblings, Base(self.base))
+        skeleton = build(stand, self.siblings, self.base)
         model = get_peft_model(skeleton, peft_config(self.config, self.source), ADAPTER)
         wanted = {n: h.read() for n, h in self._tensors_of(stand).items()}
         loaded = set_peft_model_state_dict(model, wanted, ADAPTER)
@@ -149,7 +148,7 @@ class Bridged:
             AdapterError: PEFT cannot merge it.
         """
         after = self.bridge.merged(self.stand)[self.part]
-        delta = after - self.bridge.base.tensors[self.name].read().double()
+        delta = after - self.bridge.base[self.name].read().double()
         if base is not None:
             delta = delta.to(base.device)
         if delta.ndim < 2:
@@ -231,12 +230,28 @@ def bridged_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skippe
     if kind in LARGEST | ORDERED:
         stands = targeted(job, job.base, stands, known[kind])
     siblings = _siblings(job, job.base, kind, stands)
-    bridge = Bridge(job.source, job.config, job.base.checkpoint, tensors, siblings)
+    bridge = Bridge(job.source, job.config, job.base, tensors, siblings)
     out: list[Pair | Skipped] = [Skipped(n, "not_a_weight", "only training needs it") for n in training]
     for stand in stands:
         out.extend(_pairs(bridge, stand))
     out.extend(saved_pairs(job, saved, frozenset()))
     return out
+
+
+def adapted_modules(kind: str, tensors: Mapping[str, Handle]) -> list[str]:
+    """The modules that the tensors of an adapter belong to, by where the method's own names begin.
+
+    Raises:
+        MissingExtraError: There is no peft.
+    """
+    prefix = "trainable_tokens" if kind == "TRAINABLE_TOKENS" else str(getattr(installed().get(kind), "prefix", kind))
+    found: dict[str, None] = {}
+    for stored in tensors:
+        parts = unwrap(stored).split(".")
+        own = next((i for i, part in enumerate(parts) if part.startswith(prefix)), 0)
+        if own and not shared_tensor(stored):
+            found[".".join(parts[:own])] = None
+    return list(found)
 
 
 def _tokens(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
@@ -315,7 +330,7 @@ def _pairs(bridge: Bridge, stand: Stand) -> list[Pair]:
     names = [("weight", stand.weight), *([("bias", stand.bias)] if stand.bias and bridge.kind in CHANGES_BIAS else [])]
     out = []
     for part, name in names:
-        handle = bridge.base.tensors[name]
+        handle = bridge.base[name]
         m, n = stand.outputs_inputs if part == "weight" else (handle.shape[0], 1)
         transposed = stand.kind == "Conv1D" and part == "weight"
         update = Bridged(

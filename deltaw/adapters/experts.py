@@ -4,6 +4,9 @@ PEFT wraps the module once per parameter, so the file says `experts.lora_A` and 
 which parameter is which: that follows the order in which the model registers them, which no checkpoint stores. The
 shapes tell. A is (experts·r, in), B is (out, r·experts); a parameter (E, d1, d2) takes them as in = d2, out = d1, or
 the other way round where the model stores inputs first (`is_transposed`) or an earlier PEFT saved it.
+
+A base may store the experts apart (`experts.0.gate_proj.weight`), as most do on the Hub: then each of its tensors gets
+the rows of the product that are its own.
 """
 
 from __future__ import annotations
@@ -13,22 +16,45 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltaw.adapters.base import Base
-from deltaw.adapters.factored import ExpertPart, LowRank, Stack, Term
+from deltaw.adapters.factored import ExpertPart, LowRank, SomeRows, Stack, Term
 from deltaw.adapters.keys import Module
 from deltaw.adapters.lora import Job
 from deltaw.adapters.scaling import rank, scale
 from deltaw.errors import AdapterError
-from deltaw.types import Handle, Pair, Skipped, View
+from deltaw.pairs.experts import FUSED
+from deltaw.types import Pair, Skipped, View
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parameter as the adapter saw it, and where the base stores it.
+
+    Attributes:
+        name: By the adapter's name.
+        shape: Experts × rows × columns, or a plain matrix.
+        stored: The base's tensor, or its tensors for each expert where they are apart: one, or gate and up.
+        inputs_first: Whether the base's model stores it inputs × outputs.
+        apart: Whether each expert has tensors of its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: tuple[tuple[str, ...], ...]
+    inputs_first: bool
+    apart: bool = False
+
+    @property
+    def experts(self) -> int:
+        """How many there are; 1 for a plain matrix."""
+        return self.shape[0] if len(self.shape) == 3 else 1
 
 
 @dataclass(frozen=True)
 class Fit:
     """One way to lay the LoRA tensors of a module on a parameter; `inputs_first` says how the product is stored."""
 
-    name: str
-    handle: Handle
+    target: Target
     r: int
-    experts: int
     inputs_first: bool
 
 
@@ -59,69 +85,88 @@ def expert_pairs(job: Job, path: str, wrappings: Sequence[Module]) -> list[Pair 
         if not {"lora_A", "lora_B"} <= module.parts.keys():
             raise AdapterError(f"{job.source}: {path} has {', '.join(module.parts)}; both lora_A and lora_B are needed")
         fit = _fit(job, job.base, module, [n for n in names if n not in taken])
-        taken.add(fit.name)
+        taken.add(fit.target.name)
         out.extend(_pairs(job, job.base, module, fit))
     return out
 
 
+def leaves(parameter: str, expert: int) -> list[str]:
+    """What the tensors of one expert are called where experts lie apart: gate and up of `experts.gate_up_proj`."""
+    at, _, leaf = parameter.rpartition(".")
+    return [f"{at}.{expert}.{name}.weight" for name in FUSED.get(leaf, (leaf,))]
+
+
+def find_target(base: Base, name: str) -> Target | None:
+    """The parameter in the base: one tensor, or the tensors of each expert; None where it is not there."""
+    stored = base.find(name)
+    if stored is not None:
+        shape = base[stored].shape
+        return Target(name, shape, ((stored,),), base.inputs_first(stored)) if len(shape) in {2, 3} else None
+    found: list[tuple[str, ...]] = []
+    while all(here := [base.find(leaf) for leaf in leaves(name, len(found))]):
+        found.append(tuple(h for h in here if h is not None))
+    shapes = {base[n].shape for names in found for n in names}
+    if len(shapes) != 1 or len(shape := next(iter(shapes))) != 2:
+        return None
+    return Target(name, (len(found), len(found[0]) * shape[0], shape[1]), tuple(found), inputs_first=False, apart=True)
+
+
 def _fit(job: Job, base: Base, module: Module, names: Sequence[str]) -> Fit:
     A, B = module.parts["lora_A"], module.parts["lora_B"]
-    fits = [fit for name in names for fit in _candidates(job, base, name, A.shape, B.shape)]
-    if len({f.name for f in fits}) == 1:
+    known = {name: find_target(base, name) for name in names}
+    fits = [fit for target in known.values() if target for fit in _candidates(job, target, A.shape, B.shape)]
+    if len({f.target.name for f in fits}) == 1:
         return fits[0]
     sizes = f"lora_A {_size(A.shape)} and lora_B {_size(B.shape)}"
     if not fits:
-        known = [(n, base.find(n)) for n in names]
-        have = ", ".join(f"{n} is {_size(base[s].shape)}" if s else f"{n} is not there" for n, s in known)
+        have = ", ".join(f"{n} is {_size(t.shape)}" if t else f"{n} is not there" for n, t in known.items())
         raise AdapterError(f"{job.source}: {sizes} of {module.path} fit no target parameter of {base.source} ({have})")
-    several = " and ".join(sorted({f.name for f in fits}))
+    several = " and ".join(sorted({f.target.name for f in fits}))
     raise AdapterError(
         f"{job.source}: {sizes} of {module.path} fit both {several} of {base.source}; they cannot be told apart"
     )
 
 
-def _candidates(job: Job, base: Base, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> list[Fit]:
-    stored = base.find(name)
-    if stored is None or len(base[stored].shape) not in {2, 3}:
-        return []
-    handle = base[stored]
-    experts, d1, d2 = handle.shape if len(handle.shape) == 3 else (1, *handle.shape)
-    r = rank(job.config, name)
-    if a[0] != r * experts or b[1] != r * experts:
+def _candidates(job: Job, target: Target, a: tuple[int, ...], b: tuple[int, ...]) -> list[Fit]:
+    d1, d2 = target.shape[-2:]
+    r = rank(job.config, target.name)
+    if a[0] != r * target.experts or b[1] != r * target.experts:
         return []
     ways = [first for first, (out, inputs) in ((False, (d1, d2)), (True, (d2, d1))) if (b[0], a[1]) == (out, inputs)]
     if len(ways) == 2:  # square: only the model's own layout tells
-        ways = [base.inputs_first(stored)]
-    return [Fit(name, handle, r, experts, first) for first in ways]
+        ways = [target.inputs_first]
+    return [Fit(target, r, first) for first in ways]
 
 
 def _pairs(job: Job, base: Base, module: Module, fit: Fit) -> list[Pair | Skipped]:
-    """One pair per expert, oriented as the model's layout says, whichever way the product is stored."""
-    stored = base.find(fit.name)
-    assert stored is not None
-    transposed = base.inputs_first(stored)
-    s = scale(job.config, fit.name)
+    """One pair per expert (and its tensors), oriented as the model's layout says, whichever way it is stored."""
+    target = fit.target
+    s = scale(job.config, target.name)
     A, B = Stack(module.parts["lora_A"]), Stack(module.parts["lora_B"])
-    flip = fit.inputs_first != transposed  # (BA)ᵀ = AᵀBᵀ
-    d1, d2 = fit.handle.shape[-2:]
+    flip = fit.inputs_first != target.inputs_first  # (BA)ᵀ = AᵀBᵀ
+    d1, d2 = target.shape[-2:]
     out: list[Pair | Skipped] = []
-    for e in range(fit.experts):
-        down = ExpertPart(A, e, fit.experts, columns=False, transposed=flip)
-        up = ExpertPart(B, e, fit.experts, columns=True, transposed=flip)
-        term = Term(s, down, up) if flip else Term(s, up, down)
-        expert = e if len(fit.handle.shape) == 3 else None
-        update = LowRank(
-            name=stored,
-            shape=(d2, d1) if transposed else (d1, d2),
-            terms=(term,),
-            adapter_type="lora",
-            rank=fit.r,
-            scaling=s,
-            expert=expert,
-            transposed=transposed,
-        )
-        part = f"expert {e}" if fit.experts > 1 else ""
-        out.append(Pair(stored, fit.handle, update, View(expert=expert, transposed=transposed, part=part)))
+    for e in range(target.experts):
+        down = ExpertPart(A, e, target.experts, columns=False, transposed=flip)
+        up = ExpertPart(B, e, target.experts, columns=True, transposed=flip)
+        left, right = (down, up) if flip else (up, down)
+        here = target.stored[e if target.apart else 0]
+        for i, name in enumerate(here):
+            rows = d1 // len(here)
+            own = left if len(here) == 1 else SomeRows(left, i * rows, (i + 1) * rows)
+            expert = e if len(target.shape) == 3 and not target.apart else None
+            update = LowRank(
+                name=name,
+                shape=(d2, d1) if target.inputs_first else (rows, d2),
+                terms=(Term(s, own, right),),
+                adapter_type="lora",
+                rank=fit.r,
+                scaling=s,
+                expert=expert,
+                transposed=target.inputs_first,
+            )
+            part = f"expert {e}" if expert is not None and target.experts > 1 else ""
+            out.append(Pair(name, base[name], update, View(expert=expert, transposed=target.inputs_first, part=part)))
     return out
 
 

@@ -65,6 +65,19 @@ class ExpertPart:
         return own.T if self.transposed else own
 
 
+@dataclass(frozen=True)
+class SomeRows:
+    """Rows of a factor: what of gate and up together is the gate's."""
+
+    factor: ExpertPart
+    start: int
+    stop: int
+
+    def read(self) -> Tensor:
+        """The rows as a float64 matrix of its own."""
+        return self.factor.read()[self.start : self.stop].clone()
+
+
 @lru_cache(maxsize=2)
 def _whole(stack: Stack) -> Tensor:
     """The factor of all experts, kept while its experts are read one after another: they lie interleaved."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from deltaw.tensors.slices import Slice
 from deltaw.types import Factors, Handle, Pair, Update
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ def expected_blocks(base: Handle, pairs: Sequence[Pair]) -> Iterator[Expected]:
         CheckpointError: The base cannot be read.
         AdapterError: An update does not fit.
     """
-    stacked = any(p.view.expert is not None for p in pairs)
+    stacked = any(_expert(p) is not None for p in pairs)
     for expert in range(base.shape[0]) if stacked else (None,):
-        rows = [_rows(p) for p in pairs if p.view.expert == expert]
+        rows = [_rows(p) for p in pairs if _expert(p) == expert]
         length = base.shape[1] if stacked else (base.shape[0] if base.shape else 1)
         width = max(1, _entries(base) // max(1, length * (base.shape[0] if stacked else 1)))
         step = max(1, BLOCK // width)
@@ -77,8 +78,30 @@ def _block(base: Handle, updates: Sequence[Rows], expert: int | None, rows: slic
     return Expected(W0, delta, magnitude, read)
 
 
+def _expert(pair: Pair) -> int | None:
+    """The expert that a pair changes, where the base stores them as one tensor."""
+    return pair.base.index if isinstance(pair.base, Slice) else pair.view.expert
+
+
+def _inside(pair: Pair, piece: Slice) -> Rows:
+    """The same for a piece of an expert, as rows of the whole expert."""
+    import torch
+
+    found = []
+    for part in _matrix_rows(pair)(slice(0, piece.shape[0])):
+        whole = torch.zeros(piece.handle.shape[1:], dtype=part.dtype)
+        at = slice(None) if piece.rows is None else slice(piece.rows.start, piece.rows.stop, piece.rows.step)
+        (whole.T if piece.transposed else whole)[at] = part.reshape(piece.shape)
+        found.append(whole)
+    return lambda rows: (found[0][rows], found[1][rows])
+
+
 def _rows(pair: Pair) -> Rows:
     """ΔW of some rows of the stored tensor, and the magnitude behind it."""
+    return _inside(pair, pair.base) if isinstance(pair.base, Slice) else _matrix_rows(pair)
+
+
+def _matrix_rows(pair: Pair) -> Rows:
     from deltaw.tensors.matrix import matrix
 
     update = cast("Update", pair.ft)

@@ -37,7 +37,7 @@ def inspect_all(specs: Sequence[RunSpec], base: Any, options: Mapping[str, Any])
     """
     from deltaw.measurement.run import inspect
 
-    matching = {k: options[k] for k in ("include", "exclude", "split_fused") if k in options}
+    matching = {k: options[k] for k in ("include", "exclude", "rename", "split_fused") if k in options}
     found: dict[str, Any] = {}
     problems = []
     for spec in specs:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deltaw.comparison.runs import Run
-from deltaw.pairs.plan import match_names
+from deltaw.pairs.matching import join
 from deltaw.tensors.names import unwrap
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def aligned(runs: Sequence[Run]) -> list[Run]:
             out.append(run)
             continue
         names = list(dict.fromkeys(map(str, run.layers["name"])))
-        matched, _, alone, _ = match_names(known, names)
-        common = {own: shared for shared, own in matched}
-        for name in alone:
+        found = join(known, dict.fromkeys(names))
+        common = dict(found.pairs)
+        for name in found.right:
             short = unwrap(name)
             common[name] = name if short in known else short
             known[common[name]] = None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from deltaw.comparison.runs import Run
 from deltaw.errors import DeltaWError, ManifestError
-from deltaw.pairs.plan import is_floating, match_names
+from deltaw.pairs.matching import join
+from deltaw.pairs.views import is_floating
 
 if TYPE_CHECKING:
     from deltaw.checkpoints import Checkpoint
@@ -144,7 +145,7 @@ def _differs(run: Run, base: Checkpoint, norms: dict[str, float]) -> str | None:
     f = run.layers
     assert f is not None
     names = list(map(str, f["name"]))
-    stored = {own: b for b, own in match_names(base.tensors, dict.fromkeys(names))[0]}
+    stored = join(dict.fromkeys(base.tensors), dict.fromkeys(names)).pairs
     if names and not stored:
         return f"it has no tensor in common with it ({names[0]!r}, there {next(iter(base.tensors), 'none')!r})"
     # The parts of one tensor (experts; q, k, v) are added up: stored is the whole.

@@ -70,7 +70,7 @@ def _source(run: Run, base: Any, runs: Runs) -> Source | None:
     if ft is None or base is None:
         return None
     options = run.about.get("options", {})
-    matching = {k: options[k] for k in ("include", "exclude", "split_fused") if k in options}
+    matching = {k: options[k] for k in ("include", "exclude", "rename", "split_fused") if k in options}
     try:
         pairs = inspect(base, ft, **matching).plan.pairs
     except DeltaWError:

@@ -19,7 +19,7 @@ from deltaw.errors import DeltaWError
 from deltaw.measurement.journal import Measured
 from deltaw.measurement.options import Options
 from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage
-from deltaw.pairs.plan import describe
+from deltaw.pairs.views import describe
 from deltaw.spectra import Noise, singular_values_batched, spectrum
 from deltaw.tensors.matrix import matrix
 from deltaw.types import Factors, Pair, Skipped, Spectrum, is_update

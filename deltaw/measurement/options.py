@@ -26,6 +26,7 @@ class Options:
     device: str = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
     split_fused: bool = False
     alignment: bool = False
     top_k: int = 10

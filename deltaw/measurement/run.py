@@ -10,14 +10,15 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter, open_base
+from deltaw.adapters.plan import plan_adapter
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.files import parse_size
@@ -25,9 +26,10 @@ from deltaw.measurement.directory import claim
 from deltaw.measurement.engines.threads import Budget, map_unordered
 from deltaw.measurement.journal import Journal, Measured
 from deltaw.measurement.options import Options, resolve_devices
-from deltaw.pairs.plan import Plan, describe, matrix_shape, plan, plan_adapter
+from deltaw.pairs.plan import Plan, plan
+from deltaw.pairs.views import describe, matrix_shape
 from deltaw.results import storage
-from deltaw.results.analysis import Analysis
+from deltaw.results.analysis import Analysis, plain
 from deltaw.tensors.names import natural
 from deltaw.types import Pair, Skipped, Spectrum
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger("deltaw")
+
+Names = str | Iterable[str] | Mapping[str, str]
 
 FREE_SHARE = 0.6  # of the free memory: the rest is for the report, the page cache and whoever else is there
 MAX_JOBS = 16  # matrices at a time on a CPU; more mostly cost memory
@@ -73,7 +77,7 @@ class Inspection:
         return inspection_html(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values: `base`, `ft`, `pairs`, `skipped`, `notes`."""
+        """As JSON values: `base`, `ft`, `pairs`, `skipped`, `coverage`, `notes`."""
         pairs = [
             describe(p) | {"base_name": p.base.name if p.base else None, "route": route(p)} for p in self.plan.pairs
         ]
@@ -82,6 +86,7 @@ class Inspection:
             "ft": self.ft,
             "pairs": pairs,
             "skipped": [s.__dict__ for s in self.plan.skipped],
+            "coverage": plain(asdict(self.plan.coverage())),
             "notes": list(self.plan.notes),
         }
 
@@ -100,6 +105,7 @@ def inspect(
     *,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    rename: Names = (),
     split_fused: bool = False,
 ) -> Inspection:
     """What `analyze` would compare; nothing but headers is read.
@@ -107,13 +113,19 @@ def inspect(
     Args:
         base: The base checkpoint, or None for an adapter alone.
         ft: The fine-tuned checkpoint or adapter.
-        include, exclude, split_fused: See `analyze`.
+        include, exclude, rename, split_fused: See `analyze`.
 
     Raises:
         DeltaWError: The inputs cannot be used.
     """
     opened = _open(base, ft)
-    planned = _plan(*opened, include=_patterns(include), exclude=_patterns(exclude), split_fused=split_fused)
+    planned = _plan(
+        *opened,
+        include=_patterns(include),
+        exclude=_patterns(exclude),
+        rename=_renames(rename),
+        split_fused=split_fused,
+    )
     return Inspection(*_described(*opened), planned)
 
 
@@ -125,6 +137,7 @@ def analyze(
     device: str = "auto",
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    rename: Names = (),
     split_fused: bool = False,
     alignment: bool = False,
     top_k: int = 10,
@@ -147,6 +160,8 @@ def analyze(
         mode: `exact` for full spectra, `fast` for estimates with 95 % intervals.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`: where the linear algebra runs.
         include, exclude: Regular expressions on tensor names; one, or several.
+        rename: `REGEX=TEXT`, one or several, or a mapping of them: applied to the fine-tuned side's names before
+            they are matched.
         split_fused: One row per part of a fused tensor.
         alignment: Also measure against the base's singular vectors.
         top_k, epsilon: The intruder definition.
@@ -170,7 +185,17 @@ def analyze(
     """
     started = time.perf_counter()
     options = Options(
-        mode, device, _patterns(include), _patterns(exclude), split_fused, alignment, top_k, epsilon, tolerance, cache
+        mode=mode,
+        device=device,
+        include=_patterns(include),
+        exclude=_patterns(exclude),
+        rename=_renames(rename),
+        split_fused=split_fused,
+        alignment=alignment,
+        top_k=top_k,
+        epsilon=epsilon,
+        tolerance=tolerance,
+        cache=cache,
     )
     if jobs is not None and jobs < 1:
         raise OptionError(f"jobs is {jobs}; expected at least 1")
@@ -180,7 +205,13 @@ def analyze(
         raise OptionError(f"memory is {memory}; expected a number of bytes, or a size such as 8GB")
     devices = resolve_devices(device)
     opened = _open(base, ft)
-    planned = _plan(*opened, include=options.include, exclude=options.exclude, split_fused=split_fused)
+    planned = _plan(
+        *opened,
+        include=options.include,
+        exclude=options.exclude,
+        rename=options.rename,
+        split_fused=options.split_fused,
+    )
     about = _described(*opened)
     journal = None
     if out is not None:
@@ -201,6 +232,12 @@ def analyze(
 
 def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _renames(given: Names) -> tuple[str, ...]:
+    if isinstance(given, Mapping):
+        return tuple(f"{regex}={text}" for regex, text in given.items())
+    return _patterns(given)
 
 
 def _open(base: Any, ft: Any) -> tuple[Checkpoint | None, Checkpoint | Adapter]:
@@ -377,13 +414,14 @@ def _assemble(
         versions(),
         (*planned.notes, *storage.notes(rows)),
         extra,
+        planned.coverage(failed=[key for key, found in measured.items() if found.row is None]),
     )
 
 
 def versions() -> dict[str, str]:
     """The versions that decide the numbers."""
     out = {"python": platform.python_version()}
-    for package in ("deltaw", "torch", "numpy", "scipy", "pandas", "safetensors", "peft"):
+    for package in ("deltaw", "torch", "numpy", "scipy", "pandas", "safetensors", "peft", "transformers"):
         try:
             out[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -6,14 +6,20 @@ as config.json says), GPT-NeoX and BLOOM `query_key_value` (interleaved by head)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from deltaw.tensors.names import is_expert_stack, unwrap
+from deltaw.tensors.names import CONV, kind, unwrap
 
+Shapes = Iterable[tuple[str, tuple[int, ...]]]
 Ranges = tuple[tuple[int, int], ...]
 CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+EXPERT = re.compile(r"expert|moe", re.IGNORECASE)
+ROUTER = re.compile(r"(^|\.)(gate|router)\.weight$")
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 INPUTS_FIRST_EXPERTS = frozenset({"llama4", "llama4_text", "gpt_oss"})
 
 
@@ -23,23 +29,80 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else config
 
 
-def inputs_first(name: str, shape: tuple[int, ...], config: Mapping[str, Any], conv1d: bool) -> bool:
-    """Whether a tensor is stored inputs × outputs: transformers' `Conv1D`, and some models' experts."""
-    leaf = unwrap(name).split(".")
-    if len(shape) == 2:
-        return conv1d and leaf[-1] == "weight" and len(leaf) > 1 and leaf[-2] in CONV1D_MODULES
-    return is_expert_stack(name, shape) and text_config(config).get("model_type") in INPUTS_FIRST_EXPERTS
+@dataclass(frozen=True)
+class Layout:
+    """How one checkpoint stores its matrices.
+
+    Attributes:
+        config: Its config.json, or the other side's where it has none.
+        conv1d: Whether its `c_*` modules are transformers' `Conv1D`, inputs × outputs.
+        stacks: The names of its 3-D tensors that are stacks of experts.
+    """
+
+    config: Mapping[str, Any]
+    conv1d: bool = False
+    stacks: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(shapes: Shapes, config: Mapping[str, Any]) -> Layout:
+        """What the names and shapes of a checkpoint's tensors and its config say."""
+        known = list(shapes)
+        return Layout(config, uses_conv1d(config, known), expert_stacks(known, config))
+
+    def inputs_first(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor is stored inputs × outputs: transformers' `Conv1D`, and some models' experts."""
+        leaf = unwrap(name).split(".")
+        if len(shape) == 2:
+            return self.conv1d and leaf[-1] == "weight" and len(leaf) > 1 and leaf[-2] in CONV1D_MODULES
+        return name in self.stacks and text_config(self.config).get("model_type") in INPUTS_FIRST_EXPERTS
 
 
-def uses_conv1d(config: Mapping[str, Any], shapes: Iterable[tuple[str, tuple[int, ...]]]) -> bool:
+def uses_conv1d(config: Mapping[str, Any], shapes: Shapes) -> bool:
     """Whether a model's `c_*` modules are transformers' `Conv1D`.
 
-    Where config.json is silent, a `c_attn` of h × 3h says it: as outputs × inputs that shape makes no sense.
+    A `c_attn` of h × 3h says it, and one of 3h × h denies it, whatever config.json says: nanoGPT trains the hub's GPT-2
+    with `Linear`. Where there is none, the model's type decides.
     """
-    model = config.get("model_type")
-    if model is not None:
-        return model in CONV1D_MODELS
-    return any(n.endswith("c_attn.weight") and len(s) == 2 and s[1] == 3 * s[0] for n, s in shapes)
+    for name, shape in shapes:
+        if name.endswith("c_attn.weight") and len(shape) == 2 and 3 in (shape[0] / shape[1], shape[1] / shape[0]):
+            return shape[1] == 3 * shape[0]
+    return config.get("model_type") in CONV1D_MODELS
+
+
+def expert_stacks(shapes: Shapes, config: Mapping[str, Any]) -> frozenset[str]:
+    """The 3-D tensors that are stacks of experts: by their name, by config.json, or by the router beside them.
+
+    Everything else of three dimensions is a convolution's weight, however long its kernel: an STFT basis of 258×1×256
+    has no experts.
+    """
+    known = [(name, shape) for name, shape in shapes if len(shape) in {2, 3}]
+    counts = _numbers_of_experts(config)
+    routers = {
+        (unwrap(name).rsplit(".", 2)[0], shape[0])
+        for name, shape in known
+        if len(shape) == 2 and ROUTER.search(unwrap(name)) and unwrap(name).count(".") > 1
+    }
+    return frozenset(
+        name
+        for name, shape in known
+        if len(shape) == 3
+        and (
+            EXPERT.search(name)
+            or (shape[0] == 1 and kind(name, 3) == "embedding")  # a table of positions, behind the batch's dimension
+            or (not CONV.search(name) and (shape[0] in counts or routers & _beside(unwrap(name), shape[0])))
+        )
+    )
+
+
+def _numbers_of_experts(config: Mapping[str, Any]) -> frozenset[int]:
+    found = (text_config(config).get(key) for key in EXPERT_COUNTS)
+    return frozenset(n for n in found if isinstance(n, int) and n > 1)
+
+
+def _beside(name: str, experts: int) -> set[tuple[str, int]]:
+    """The modules around a tensor in which a router for so many experts would stand."""
+    parts = name.split(".")
+    return {(".".join(parts[:-drop]), experts) for drop in (1, 2) if len(parts) > drop}
 
 
 def parts(name: str, outputs: int, inputs: int, config: Mapping[str, Any]) -> dict[str, Ranges] | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# What DataParallel, torch.compile, FSDP and PEFT put before or between the parts of a name.
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
-INFIX = ("_orig_mod.", "_fsdp_wrapped_module.")
+# What DataParallel, torch.compile, FSDP, activation checkpointing, DeepSpeed and PEFT put into a name. `module` and
+# `base_model.model` are names of real modules as well, and are taken out at the start only.
+WRAPPERS = ("module.", "base_model.model.")
+ANYWHERE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 
 TOKEN_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|predictions\.decoder)\.|^output\.weight$")
 CLASS_HEADS = re.compile(r"(^|\.)(classifier|score|qa_outputs)\.")
@@ -34,14 +35,11 @@ class Place(NamedTuple):
 
 def unwrap(name: str) -> str:
     """The name without what wrappers put into it."""
-    shortened = True
-    while shortened:
-        shortened = False
+    if "_module." in name or "_orig_mod." in name:
+        name = ANYWHERE.sub("", name)
+    while name.startswith(WRAPPERS):
         for prefix in WRAPPERS:
-            if name.startswith(prefix):
-                name, shortened = name.removeprefix(prefix), True
-    for part in INFIX:
-        name = name.replace("." + part, ".")
+            name = name.removeprefix(prefix)
     return name
 
 
@@ -85,15 +83,3 @@ def has_vocabulary(name: str, ndim: int) -> bool:
     """Whether the rows are tokens, which a resized vocabulary adds at the end; the rows of a classifier are not."""
     found = kind(name, ndim)
     return found == "embedding" or (found == "head" and not CLASS_HEADS.search(unwrap(name)))
-
-
-def is_expert_stack(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a 3-D tensor is a stack of matrices (experts) and not a 1-D convolution's weight.
-
-    A convolution says so in its name, or has a short last dimension, its kernel.
-    """
-    if len(shape) != 3:
-        return False
-    if re.search(r"expert|moe", name, re.IGNORECASE):
-        return True
-    return not CONV.search(name) and shape[-1] > 16

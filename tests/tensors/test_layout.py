@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deltaw.tensors.layout import parts
+from deltaw.tensors.layout import Layout, expert_stacks, parts, uses_conv1d
 
 
 def rows(ranges: tuple[tuple[int, int], ...]) -> list[int]:
@@ -61,3 +61,49 @@ def test_gate_and_up(model: str, gate: list[int]):
 def test_what_is_not_fused():
     assert parts("layers.0.self_attn.q_proj.weight", 8, 8, {}) is None
     assert parts("layers.0.mlp.gate_up_proj.weight", 7, 4, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config", "beside"),
+    [
+        ("mlp.experts.down_proj", (4, 8, 8), {}, {}),
+        ("block_sparse_moe.input_linear.weight", (4, 64, 64), {}, {}),
+        ("ffn.w1", (4, 64, 64), {"num_local_experts": 4}, {}),
+        ("ffn.w1", (4, 64, 64), {"text_config": {"num_experts": 4}}, {}),
+        ("ffn.w1", (4, 64, 64), {}, {"ffn.router.weight": (4, 64)}),
+        ("layers.1.ffn.w1.weight", (4, 64, 64), {}, {"layers.1.ffn.gate.weight": (4, 64)}),
+    ],
+)
+def test_a_stack_of_experts_is_told_by_name_config_or_router(name, shape, config, beside):
+    assert expert_stacks([(name, shape), *beside.items()], config) == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config", "beside"),
+    [
+        ("conv.weight", (64, 64, 3), {}, {}),
+        ("encoder.pos.weight", (64, 64, 25), {}, {}),  # a long kernel
+        ("stft.forward_basis", (258, 1, 256), {}, {}),
+        ("blocks.0.w", (4, 64, 64), {}, {}),
+        ("blocks.0.w", (4, 64, 64), {"num_local_experts": 8}, {}),
+        ("layers.0.ffn.w1.weight", (4, 64, 64), {}, {"layers.1.ffn.gate.weight": (4, 64)}),
+        ("layers.1.conv.weight", (4, 64, 64), {"num_experts": 4}, {}),
+        ("w", (64, 64), {}, {}),
+    ],
+)
+def test_other_tensors_of_three_dimensions_are_none(name, shape, config, beside):
+    assert not expert_stacks([(name, shape), *beside.items()], config)
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "gpt2"}, {"model_type": "llama"}])
+def test_c_attn_tells_its_orientation_whatever_the_config_says(config):
+    assert uses_conv1d(config, [("h.0.attn.c_attn.weight", (16, 48))])
+    assert not uses_conv1d(config, [("h.0.attn.c_attn.weight", (48, 16))])
+    assert uses_conv1d(config, [("h.0.mlp.c_fc.weight", (16, 64))]) == (config == {"model_type": "gpt2"})
+
+
+def test_experts_that_are_stored_inputs_first():
+    shape = (2, 16, 24)
+    for model, first in (("llama4", True), ("gpt_oss", True), ("qwen3_moe", False)):
+        layout = Layout.of([("l.0.experts.gate_up_proj", shape)], {"model_type": model})
+        assert layout.inputs_first("l.0.experts.gate_up_proj", shape) == first

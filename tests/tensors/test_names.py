@@ -2,7 +2,7 @@
 
 import pytest
 
-from deltaw.tensors.names import is_expert_stack, kind, natural, place, unwrap
+from deltaw.tensors.names import kind, natural, place, unwrap
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,3 @@ def test_unwrap_removes_wrappers_everywhere():
 
 def test_natural_order():
     assert sorted(["l.10.w", "l.2.w", "l.1.w", "a"], key=natural) == ["a", "l.1.w", "l.2.w", "l.10.w"]
-
-
-def test_expert_stacks():
-    assert is_expert_stack("mlp.experts.down_proj", (4, 8, 8))
-    assert is_expert_stack("blocks.0.w", (4, 64, 64))
-    assert not is_expert_stack("conv.weight", (64, 64, 3))
-    assert not is_expert_stack("encoder.pos.weight", (64, 64, 3))
-    assert not is_expert_stack("w", (64, 64))

@@ -1,0 +1,74 @@
+"""What to say where nothing of two sides can be compared: how far one got, and the names that come nearest."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from deltaw.checkpoints import Checkpoint
+from deltaw.pairs.renames import suggestion
+from deltaw.tensors.names import unwrap
+from deltaw.types import Handle, Skipped
+
+CANDIDATES = 500  # names that are searched for a near one: a message need not look at all of a large model
+
+
+def nothing_in_common(base: Checkpoint, ft: Checkpoint, skipped: Sequence[Skipped]) -> str:
+    """The message where not one tensor can be compared."""
+    counts = _counts(skipped) or "both are empty"
+    what = f"{base.source} and {ft.source} have no tensor in common that can be compared ({counts})"
+    if any(s.reason == "excluded" for s in skipped):
+        return f"{what}; check --include and --exclude"
+    return f"{what}; {_advice(list(base.tensors.values()), ft, skipped)}"
+
+
+def no_matrix(base: Checkpoint, ft: Checkpoint, asked: Sequence[Handle], skipped: Sequence[Skipped]) -> str:
+    """The message where vectors alone could be compared."""
+    what = f"{ft.source}: none of the {len(asked):,} matrices of {base.source} could be compared ({_counts(skipped)})"
+    return f"{what}; {_advice(asked, ft, skipped)}"
+
+
+def _advice(asked: Sequence[Handle], ft: Checkpoint, skipped: Sequence[Skipped]) -> str:
+    quantised = next((s for s in skipped if s.reason.startswith(("quantised", "unsupported"))), None)
+    if quantised is not None:
+        return f"{quantised.name} is {quantised.reason}: {quantised.detail}"
+    near = nearest(asked, list(ft.tensors.values()))
+    if near is None:
+        first = (
+            f"{next(iter(base.name for base in asked), 'no tensor')!r} against {next(iter(ft.tensors), 'no tensor')!r}"
+        )
+        return f"{first}; are they a base and its fine-tune?"
+    b, f = near
+    if unwrap(b.name) == unwrap(f.name):
+        return (
+            f"the nearest names are {b.name!r} {_size(b)} and {f.name!r} {_size(f)}; are they a base and its fine-tune?"
+        )
+    return (
+        f"the nearest names are {b.name!r} {_size(b)} and {f.name!r} {_size(f)}; are they a base and its fine-tune? "
+        f"If one is the other's name, give {suggestion(f.name, b.name)}"
+    )
+
+
+def nearest(base: Sequence[Handle], ft: Sequence[Handle]) -> tuple[Handle, Handle] | None:
+    """The two names that are most alike, of tensors of one shape if there are any."""
+    shapes = {h.shape for h in base if len(h.shape) > 1}
+    same = [f for f in ft if f.shape in shapes]
+    best: tuple[float, Handle, Handle] | None = None
+    for b in base[:20]:
+        others = [f for f in same if f.shape == b.shape] or (ft if not same else [])
+        names = {f.name: f for f in others[:CANDIDATES]}
+        for name in difflib.get_close_matches(b.name, names, n=1, cutoff=0.0):
+            ratio = difflib.SequenceMatcher(None, b.name, name).ratio()
+            if best is None or ratio > best[0]:
+                best = (ratio, b, names[name])
+    return None if best is None else best[1:]
+
+
+def _counts(skipped: Iterable[Skipped]) -> str:
+    reasons = Counter(s.reason.split(" ")[0].rstrip(":") for s in skipped)
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+
+
+def _size(handle: Handle) -> str:
+    return "×".join(map(str, handle.shape)) or "scalar"

@@ -1,0 +1,121 @@
+"""The matrices of one pair of stored tensors: one, one per expert, or one per part of a fused tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+
+from deltaw.tensors.layout import Layout, parts
+from deltaw.tensors.names import has_vocabulary, kind, place
+from deltaw.types import Handle, Pair, Skipped, View, is_update
+
+
+def is_floating(handle: Handle) -> bool:
+    """Whether a tensor holds real floating-point numbers; bare exponents, the scales of MXFP8 blocks, are not."""
+    return handle.dtype.startswith(("float", "bfloat")) and handle.dtype != "float8_e8m0fnu"
+
+
+def view_of(b: Handle, f: Handle) -> View | Skipped:
+    """How two tensors of one name are compared, or why they are not."""
+    if not (is_floating(b) and is_floating(f)):
+        dtypes = b.dtype if b.dtype == f.dtype else f"{b.dtype} in the base, {f.dtype} in the fine-tuned checkpoint"
+        return Skipped(f.name, "not_floating", dtypes)
+    if b.shape == f.shape:
+        return View()
+    resized = len(b.shape) == len(f.shape) >= 1 and b.shape[1:] == f.shape[1:] and b.shape[0] and f.shape[0]
+    if resized and has_vocabulary(f.name, len(f.shape)):
+        return View(crop=min(b.shape[0], f.shape[0]))
+    return Skipped(f.name, "shape_mismatch", f"{size(b)} in the base, {size(f)} in the fine-tuned checkpoint")
+
+
+def matrices(pair: Pair, layout: Layout, *, split: bool) -> Iterable[Pair]:
+    """The matrices of one pair of stored tensors.
+
+    Args:
+        pair: The tensors, and how many of their rows are compared.
+        layout: How the fine-tuned side stores matrices.
+        split: One per part of a fused tensor.
+    """
+    shape = pair.ft.shape
+    if pair.view.crop is not None:
+        shape = (pair.view.crop, *shape[1:])
+    if len(shape) < 2 or not prod(shape):
+        yield pair
+        return
+    piece = bool(pair.view.part)  # cut out of a stack, and turned round already
+    transposed = not piece and layout.inputs_first(pair.name, shape)
+    if pair.name in layout.stacks and not piece:
+        alone = shape[0] == 1  # a leading 1 is no stack
+        stack = [replace(pair.view, expert=e, part="" if alone else f"expert {e}") for e in range(shape[0])]
+        rows, cols = shape[1:]
+    else:
+        stack = [pair.view]
+        rows, cols = shape[0], prod(shape[1:])
+    if transposed:
+        rows, cols = cols, rows
+    slices = parts(pair.name, rows, cols, layout.config) if split and not piece else None
+    for view in stack:
+        view = replace(view, transposed=transposed)
+        if slices is None:
+            yield replace(pair, view=view)
+        else:
+            for part, ranges in slices.items():
+                yield replace(pair, view=replace(view, rows=ranges, part=f"{view.part} {part}".strip()))
+
+
+def split_update(pair: Pair, layout: Layout) -> Iterable[Pair]:
+    """The parts of a fused tensor that an adapter changes as one."""
+    whole = len(pair.ft.shape) != 2 or any(part in pair.view.part.split() for part in ("gate", "up"))
+    slices = None if whole else parts(pair.name, *matrix_shape(pair), layout.config)
+    if slices is None:
+        return (pair,)
+    view = pair.view
+    return [
+        replace(pair, view=replace(view, rows=ranges, part=f"{view.part} {part}".strip()))
+        for part, ranges in slices.items()
+    ]
+
+
+def matrix_shape(pair: Pair) -> tuple[int, int]:
+    """(outputs, inputs) of the matrix that a pair stands for; (n, 1) for a vector, (1, 1) for a scalar."""
+    view = pair.view
+    if is_update(pair.ft):
+        rows, cols = pair.ft.shape  # an update's shape is the matrix's
+    else:
+        shape = pair.ft.shape
+        if view.crop is not None:
+            shape = (view.crop, *shape[1:])
+        if view.expert is not None:
+            shape = shape[1:]
+        rows, cols = (shape[0] if shape else 1), prod(shape[1:])
+        if view.transposed:
+            rows, cols = cols, rows
+    if view.rows is not None:
+        rows = sum(stop - start for start, stop in view.rows)
+    return rows, cols
+
+
+def describe(pair: Pair) -> dict[str, object]:
+    """The identity columns of a pair's row."""
+    where = place(pair.name)
+    ndim = len(pair.base.shape if pair.base is not None else pair.ft.shape)
+    rows, cols = matrix_shape(pair)
+    return {
+        "name": pair.name,
+        "stack": where.stack,
+        "layer": where.layer,
+        "module": where.module,
+        "kind": kind(pair.name, ndim),
+        "part": pair.view.part,
+        "rows": rows,
+        "cols": cols,
+        "ndim": ndim,
+        "base_dtype": pair.base.dtype if pair.base is not None else "",
+        "ft_dtype": getattr(pair.ft, "dtype", ""),
+    }
+
+
+def size(handle: Handle) -> str:
+    """A shape in words: `4×16`."""
+    return "×".join(map(str, handle.shape)) or "scalar"
