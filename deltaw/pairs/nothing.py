@@ -30,7 +30,9 @@ def no_matrix(base: Checkpoint, ft: Checkpoint, asked: Sequence[Handle], skipped
 
 
 def _advice(asked: Sequence[Handle], ft: Checkpoint, skipped: Sequence[Skipped]) -> str:
-    quantised = next((s for s in skipped if s.reason.startswith(("quantised", "unsupported"))), None)
+    names = {handle.name for handle in asked} | set(ft.tensors)
+    unread = (s for s in skipped if s.name in names and s.reason.startswith(("quantised", "unsupported")))
+    quantised = next(unread, None)
     if quantised is not None:
         return f"{quantised.name} is {quantised.reason}: {quantised.detail}"
     near = nearest(asked, list(ft.tensors.values()))

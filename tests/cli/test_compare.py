@@ -106,8 +106,8 @@ def test_an_unknown_reference_and_a_foreign_directory(pair: Path) -> None:
 
 
 def test_results_of_another_base_are_one_line(pair: Path) -> None:
-    save_single({f"x.{k}": v for k, v in pico_state(seed=1).items()}, pair / "foreign")
-    save_single({f"x.{k}": v for k, v in changed(pico_state(seed=1)).items()}, pair / "foreign-ft")
+    save_single({k.replace(".", "_"): v for k, v in pico_state(seed=1).items()}, pair / "foreign")
+    save_single({k.replace(".", "_"): v for k, v in changed(pico_state(seed=1)).items()}, pair / "foreign-ft")
     deltaw.analyze(pair / "base", pair / "other", out=pair / "r0", jobs=1)
     deltaw.analyze(pair / "foreign", pair / "foreign-ft", out=pair / "r1", jobs=1)
     result = run(pair / "r0", pair / "r1", "--out", pair / "c")

@@ -249,11 +249,11 @@ def test_a_row_of_the_table(label, said, leaves, form, shape):
 @ROW
 def test_codes_are_skipped_and_companions_are_no_rows(label, said, leaves, form, shape):
     config = {"quantization_config": said} if said else {}
-    base = open_checkpoint({f"{M}.weight": empty(f32, *shape), "model.norm.weight": torch.ones(64)})
-    stored = {**{f"{M}.{leaf}": t for leaf, t in leaves.items()}, "model.norm.weight": torch.zeros(64)}
+    base = open_checkpoint({f"{M}.weight": empty(f32, *shape), "model.embed.weight": torch.ones(6, 4)})
+    stored = {**{f"{M}.{leaf}": t for leaf, t in leaves.items()}, "model.embed.weight": torch.zeros(6, 4)}
     ft = opened(stored, config)
     planned = plan(base, ft)
-    assert [p.name for p in planned.pairs] == ["model.norm.weight"]
+    assert [p.name for p in planned.pairs] == ["model.embed.weight"]
     assert {s.name for s in planned.skipped} == {f"{M}.weight"} | set(ft.companions)
     assert {s.reason for s in planned.skipped} == {f"quantised: {form}"}
 
@@ -367,12 +367,12 @@ def test_codes_with_companions_have_no_row(dtype, leaf, scales, shape, scale_sha
     stored = {
         f"{M}.{leaf}": raw,
         **{f"{M}.{s}": torch.ones(scale_shape) for s in scales},
-        "model.norm.weight": torch.ones(4),
+        "model.embed.weight": torch.ones(6, 4),
     }
     ft = opened(stored, {"quantization_config": {"quant_method": method}} if method else {})
     assert isinstance(ft.tensors[f"{M}.weight"], UnreadHandle)
     planned = plan(ft, ft)
-    assert [p.name for p in planned.pairs] == ["model.norm.weight"]
+    assert [p.name for p in planned.pairs] == ["model.embed.weight"]
     assert all(s.reason.startswith("quantised: ") for s in planned.skipped)
 
 
