@@ -12,7 +12,8 @@ from typing import Any
 
 from deltaw.adapters.keys import Module, sort_tensors
 from deltaw.checkpoints import Checkpoint
-from deltaw.checkpoints.stored import file_identity, read_json
+from deltaw.checkpoints.stored import file_identity
+from deltaw.documents import read_object
 from deltaw.errors import AdapterError, CheckpointError
 
 CONFIG = "adapter_config.json"
@@ -43,7 +44,7 @@ def open_initial(
         AdapterError: It is not LoRA, or cannot be read.
     """
     try:
-        config = read_json(path / CONFIG)
+        config = read_object(path / CONFIG).values
         opened = open_tensors(path)
     except CheckpointError as e:
         raise AdapterError(f"{path}, the initial adapter, cannot be read: {e}") from e

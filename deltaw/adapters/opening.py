@@ -11,12 +11,21 @@ from deltaw.adapters.adapter import Adapter
 from deltaw.adapters.initial import CONFIG, find_initial, open_initial
 from deltaw.adapters.keys import looks_like_lora
 from deltaw.checkpoints import Checkpoint, open_checkpoint
-from deltaw.checkpoints.stored import file_identity, read_json
+from deltaw.checkpoints.beside import beside
+from deltaw.checkpoints.stored import file_identity
+from deltaw.documents import read_object
 from deltaw.errors import AdapterError, CheckpointError
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapter_model.pt",
+    "adapter_model.safetensors.index.json",  # in shards
+    "adapter_model.bin.index.json",
+)
 SINGLE = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+INDEX = ".index.json"
 FULL = ("model", "pytorch_model", "diffusion_pytorch_model", "consolidated")  # how files of whole models begin
 Open = Callable[[Path], Checkpoint]
 
@@ -27,7 +36,7 @@ def is_adapter(path: Path) -> bool:
         return any((path / n).is_file() for n in (CONFIG, *WEIGHTS, *SINGLE))
     if path.name in WEIGHTS:
         return True
-    if not path.is_file() or path.suffix not in SUFFIXES:
+    if not path.is_file():
         return False
     try:
         return looks_like_lora(open_checkpoint(path).tensors)
@@ -93,14 +102,16 @@ def _open_peft(path: Path, open_tensors: Open) -> Adapter:
     if weights is None:
         raise AdapterError(f"{path}: {CONFIG} but no weights; expected {WEIGHTS[0]} or {WEIGHTS[1]} beside it")
     try:
-        config = read_json(path / CONFIG)
+        config = read_object(path / CONFIG).values
     except CheckpointError as e:
         raise AdapterError(str(e)) from e
     kind = config.get("peft_type")
     if not isinstance(kind, str):
         raise AdapterError(f"{path / CONFIG}: peft_type is {kind!r}; expected the name of a method, such as 'LORA'")
     tensors = open_tensors(weights)
-    notes, initial, identity = tensors.notes, None, file_identity(path / CONFIG, weights)
+    others = () if weights.name.endswith(INDEX) else beside(path, [weights], tensors.tensors)
+    notes, initial = (*tensors.notes, *others), None
+    identity = (*file_identity(path / CONFIG), *tensors.identity)
     if kind in {"LORA", "ADALORA"}:
         notes += variants.check(config, str(path))
         start = _initial(path, config, open_tensors)

@@ -13,6 +13,7 @@ from deltaw.checkpoints import hub
 from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.folder import open_file, open_folder
 from deltaw.checkpoints.memory import open_memory
+from deltaw.checkpoints.naming import check_names
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, unread, without_codes
 from deltaw.errors import CheckpointError
@@ -24,12 +25,22 @@ __all__ = ["Checkpoint", "StoredHandle", "UnreadHandle", "locate", "open_checkpo
 def locate(source: str | Path) -> tuple[Path, str | None]:
     """The file or directory of a path or Hub id, and the Hub commit if it is one.
 
+    `FILE::NAME` is the file; which of its mappings is meant is `open_checkpoint`'s business.
+
     Raises:
         CheckpointError: There is no such path, and it is no Hub id that can be fetched.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path, None
+    text = str(source)
+    if not text.strip() or "\0" in text:
+        raise CheckpointError(f"{text!r} is no path; expected a checkpoint, an adapter or a Hub id org/name")
+    path = _file_of(source)[0]
+    try:
+        if path.exists():
+            return path, None
+        if path.is_symlink():
+            raise CheckpointError(f"{source}: a link to {path.readlink()}, which is not there; download it again")
+    except OSError as e:  # a name that is too long, a directory that may not be entered
+        raise CheckpointError(f"{text[:200]}: cannot be looked at ({e.strerror or e}); check the path") from e
     if isinstance(source, str) and hub.looks_like_id(source):
         try:
             return hub.fetch(source)
@@ -46,7 +57,8 @@ def open_checkpoint(source: Any) -> Checkpoint:
     """Open a full checkpoint in any supported form; no tensor is read.
 
     Args:
-        source: Path of a file or directory, Hub id (`org/name`, `org/name@revision`), `nn.Module` or state dict.
+        source: Path of a file or directory (`FILE::ema` for another mapping of a pickle), Hub id (`gpt2`, `org/name`,
+            `org/name@revision`), `nn.Module` or state dict.
 
     Raises:
         CheckpointError: It cannot be found or opened.
@@ -54,10 +66,27 @@ def open_checkpoint(source: Any) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if not isinstance(source, (str, Path)):
-        return without_codes(open_memory(source))
+        opened = open_memory(source)
+        check_names(opened.tensors, opened.source)
+        return without_codes(opened)
     path, revision = locate(source)
+    wanted = _file_of(source)[1]
     try:
-        opened = open_folder(path) if path.is_dir() else open_file(path)
+        opened = open_folder(path, wanted) if path.is_dir() else open_file(path, wanted)
+    except PermissionError as e:
+        raise CheckpointError(f"{source}: cannot be read (no permission); ask its owner, or change its mode") from e
     except OSError as e:
         raise CheckpointError(f"{source}: cannot be read ({e.strerror or e})") from e
+    check_names(opened.tensors, str(source))
     return replace(without_codes(opened), source=str(source), revision=revision)
+
+
+def _file_of(source: str | Path) -> tuple[Path, str]:
+    """The path in `FILE::NAME`, and the name; a path that has `::` in it and exists is one."""
+    whole = Path(source).expanduser()
+    head, mark, wanted = str(source).rpartition("::")
+    try:
+        taken = bool(mark and head and wanted) and not whole.exists()
+    except OSError:
+        taken = False
+    return (Path(head).expanduser(), wanted) if taken else (whole, "")

@@ -2,83 +2,127 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from deltaw.checkpoints import pickles, safetensors
+from deltaw.checkpoints import parts
+from deltaw.checkpoints.beside import NOT_WEIGHTS, beside
 from deltaw.checkpoints.checkpoint import Checkpoint
-from deltaw.checkpoints.memory import MemoryHandle
-from deltaw.checkpoints.stored import StoredHandle, file_identity, read_json
-from deltaw.checkpoints.unread import UnreadHandle, renamed, without_codes
+from deltaw.checkpoints.kinds import PICKLE_SUFFIXES, Foreign, holds_tensors
+from deltaw.checkpoints.pipeline import INDEX, open_pipeline
+from deltaw.checkpoints.reading import Tensors, read_file
+from deltaw.checkpoints.stored import file_identity
+from deltaw.documents import read_object
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle, Skipped
 
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 INDEX_FIRST = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 FILE_FIRST = (
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin",
+    "pytorch_model_fsdp.bin",
     "adapter_model.safetensors",
+    "adapter_model.bin",
 )
-NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
-# What trainers leave beside the weights; none of it is weights.
-NOT_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|trainer_state)\.\w+$")
-
-Tensors = dict[str, Handle]
+SNIFFED = 500  # files of unknown suffix that are looked into
+Config = Mapping[str, object]
 
 
-def open_file(path: Path) -> Checkpoint:
-    """One safetensors or PyTorch file.
+def open_file(path: Path, wanted: str = "") -> Checkpoint:
+    """One safetensors or PyTorch file, or the index of several.
+
+    Args:
+        path: The file.
+        wanted: The mapping to take of a pickle (`ema`); empty for the one that holds the weights.
 
     Raises:
-        CheckpointError: The file cannot be used, or its suffix says that it is neither.
+        CheckpointError: The file cannot be used, is of a kind that is not read, or is a slice of a checkpoint.
     """
-    tensors, notes = _read(path)
-    kind = "safetensors" if path.suffix == safetensors.SUFFIX else "pytorch"
-    config = read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else {}
-    return Checkpoint(str(path), kind, tensors, config, notes=notes, identity=file_identity(path))
+    if path.name.endswith(INDEX_SUFFIXES):
+        return _open_index(path, _config(path.parent))
+    parts.refuse_slice(path)
+    tensors, notes, kind = read_file(path, wanted)
+    parts.refuse_unusable(tensors, str(path))
+    numbered = parts.NUMBERED.search(path.name)
+    if numbered and int(numbered[2]) > 1:
+        notes = (
+            *notes,
+            f"{path.name} is one of {int(numbered[2])} shards; give the directory to compare the whole model",
+        )
+    return Checkpoint(str(path), kind, tensors, _config(path.parent), notes=notes, identity=file_identity(path))
 
 
-def open_folder(path: Path) -> Checkpoint:
+def open_folder(path: Path, wanted: str = "") -> Checkpoint:
     """A directory with a model: the index decides where there is one, then the usual file names.
+
+    Args:
+        path: The directory.
+        wanted: The mapping to take of a pickle.
 
     Raises:
         CheckpointError: There is no checkpoint, more than one, or a part of it is missing.
     """
-    if (path / "model_index.json").is_file():
-        return _open_pipeline(path)
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    for suffix, kind in ((".safetensors.index.json", "safetensors"), (".bin.index.json", "pytorch")):
-        indices = sorted(p for p in path.iterdir() if p.name.endswith(suffix))
+    if (path / INDEX).is_file():
+        return open_pipeline(path, _open_plain, is_part)
+    return _open_plain(path, wanted)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is weights, or an index of them, by its name."""
+    return path.name.endswith(INDEX_SUFFIXES) or bool(_kind(path))
+
+
+def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
+    config = _config(path)
+    entries = sorted(path.iterdir())
+    for suffix, kind in zip(INDEX_SUFFIXES, ("safetensors", "pytorch"), strict=True):
+        indices = [p for p in entries if p.name.endswith(suffix)]
         if indices:
-            chosen = _one(indices, INDEX_FIRST, path)
-            return _open_index(chosen, f"{kind} (sharded)", config)
-        files = sorted(p for p in path.iterdir() if _is_weights(p, kind))
+            return _open_index(_one(indices, INDEX_FIRST, path), config)
+        files = [p for p in entries if _kind(p) == kind]
         if files:
-            return _open_files(files, kind, path, config)
-    raise CheckpointError(
-        f"{path}: no checkpoint there; expected model.safetensors, pytorch_model.bin, shards with an index, "
-        "model_index.json or an adapter"
+            return _open_files(files, path, config, wanted)
+    files = [p for p in entries[:SNIFFED] if p.is_file() and not NOT_WEIGHTS.search(p.name) and not _kind(p)]
+    found = {p: holds_tensors(p) for p in files}
+    known = [p for p, what in found.items() if what is not None and not isinstance(what, Foreign)]
+    if known:
+        return _open_files(known, path, config, wanted)
+    raise CheckpointError(f"{path}: {_nothing(path, entries, found)}")
+
+
+def _nothing(path: Path, entries: list[Path], found: Mapping[Path, object]) -> str:
+    """Why a directory is no checkpoint."""
+    distributed = [p for p in entries if p.suffix == ".distcp" or (p.is_dir() and any(p.glob("*.distcp")))]
+    if distributed:
+        where = path if distributed[0].suffix == ".distcp" else distributed[0]
+        return (
+            f"a torch.distributed checkpoint ({where.name}, .distcp), which is not read yet; join it with: {parts.DCP}"
+        )
+    for file, kind in found.items():
+        if isinstance(kind, Foreign):
+            return f"it holds {file.name}, {kind.what}; {kind.remedy}"
+    dangling = next((p for p in entries if p.is_symlink() and not p.exists()), None)
+    if dangling is not None:
+        return f"{dangling.name} is a link to {dangling.readlink()}, which is not there; download it again"
+    below = next((p for p in entries if p.is_dir() and any(is_part(q) for q in p.iterdir())), None)
+    hint = f"; {below.name}/ in it holds one" if below is not None else ""
+    return (
+        "no checkpoint there; expected model.safetensors, pytorch_model.bin, shards with an index, "
+        f"model_index.json or an adapter{hint}"
     )
 
 
-def _is_weights(path: Path, kind: str) -> bool:
-    suffixes = (safetensors.SUFFIX,) if kind == "safetensors" else pickles.SUFFIXES
-    return path.is_file() and path.suffix in suffixes and not NOT_WEIGHTS.match(path.name)
+def _kind(path: Path) -> str:
+    if NOT_WEIGHTS.search(path.name) or not path.is_file():
+        return ""
+    suffix = path.suffix.lower()
+    return "safetensors" if suffix == ".safetensors" else "pytorch" if suffix in PICKLE_SUFFIXES else ""
 
 
-def _is_part(path: Path) -> bool:
-    return path.name.endswith(".index.json") or _is_weights(path, "safetensors") or _is_weights(path, "pytorch")
-
-
-def _read(path: Path) -> tuple[Tensors, tuple[str, ...]]:
-    if path.suffix == safetensors.SUFFIX:
-        return dict(safetensors.read_header(path)), ()
-    if path.suffix in pickles.SUFFIXES:
-        return pickles.read_pickle(path)
-    known = ", ".join((safetensors.SUFFIX, *pickles.SUFFIXES))
-    raise CheckpointError(f"{path}: files of this kind are not read; expected one of {known}, or a directory")
+def _config(folder: Path) -> Config:
+    path = folder / "config.json"
+    return read_object(path).values if path.exists() else {}
 
 
 def _one(candidates: list[Path], preferred: tuple[str, ...], folder: Path) -> Path:
@@ -92,104 +136,84 @@ def _one(candidates: list[Path], preferred: tuple[str, ...], folder: Path) -> Pa
     raise CheckpointError(f"{folder}: {len(candidates)} checkpoints there ({names}); give the path of the one to read")
 
 
-def _open_files(files: list[Path], kind: str, folder: Path, config: dict[str, object]) -> Checkpoint:
-    numbered = [NUMBERED.search(p.name) for p in files]
-    if len(files) > 1 and all(numbered):
-        totals = {m.group(2) for m in numbered if m}
-        if len(totals) == 1 and len(files) == int(totals.pop()):
-            return _join(dict.fromkeys(files), f"{kind} (sharded)", folder, config)
-        names = ", ".join(p.name for p in files[:4])
+def _open_files(files: list[Path], folder: Path, config: Config, wanted: str) -> Checkpoint:
+    if any(p.name in FILE_FIRST for p in files):
+        return _open_single(_one(files, FILE_FIRST, folder), folder, config, wanted)
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        groups.setdefault(parts.pattern_of(path.name), []).append(path)
+    whole = [group for group in groups.values() if len(group) > 1 and parts.complete(group)]
+    chosen = whole[0] if len(whole) == 1 else files if len(groups) == 1 else None
+    if chosen is None:
+        return _open_single(_one(files, (), folder), folder, config, wanted)
+    if len(chosen) == 1:
+        return _open_single(chosen[0], folder, config, wanted)
+    if parts.NUMBERED.search(chosen[0].name) and not parts.complete(chosen):
+        names = ", ".join(p.name for p in chosen[:4])
         raise CheckpointError(f"{folder}: shards without an index, and not all of them ({names}); download the rest")
-    chosen = _one(files, FILE_FIRST, folder)
-    ignored = tuple(f"{p.name} beside {chosen.name} was ignored" for p in files if p != chosen)
-    tensors, notes = _read(chosen)
-    identity = file_identity(chosen)
-    return Checkpoint(str(folder), kind, tensors, config, notes=(*notes, *ignored), identity=identity)
+    parts.refuse_slice(chosen[0])
+    read = [(path, *read_file(path, wanted)) for path in chosen]
+    tensors = parts.join([(path, found) for path, found, _, _ in read], folder)
+    notes = [note for _, _, more, _ in read for note in more]
+    if not parts.complete(chosen):
+        notes.append(
+            f"{len(chosen)} numbered files ({chosen[0].name}, …) were joined: their tensors' names are disjoint"
+        )
+    return _checkpoint(folder, f"{read[0][3]} (sharded)", tensors, config, notes, chosen)
 
 
-def _open_index(index: Path, kind: str, config: dict[str, object]) -> Checkpoint:
+def _open_single(path: Path, folder: Path, config: Config, wanted: str) -> Checkpoint:
+    parts.refuse_slice(path)
+    tensors, notes, kind = read_file(path, wanted)
+    return _checkpoint(folder, kind, tensors, config, list(notes), [path])
+
+
+def _checkpoint(
+    folder: Path, kind: str, tensors: Tensors, config: Config, notes: list[str], read: list[Path]
+) -> Checkpoint:
+    others = beside(folder, read, tensors)
+    parts.refuse_unusable(tensors, str(read[0]), [note.split(" ", 1)[0] for note in others])
+    return Checkpoint(str(folder), kind, tensors, config, notes=(*notes, *others), identity=file_identity(*read))
+
+
+def _open_index(index: Path, config: Config) -> Checkpoint:
     folder = index.parent
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: no 'weight_map' from tensor names to shards in it; download it again")
-    wanted: dict[Path, list[str] | None] = {}
-    for tensor, shard in weight_map.items():
+    wanted: dict[Path, list[str]] = {}
+    for tensor, shard in read_object(index).inner("weight_map").values.items():
         path = _inside(folder, shard, index)
-        if not path.is_file():
+        if path not in wanted and not path.is_file():
+            gone = "is a link to a file that is not there" if path.is_symlink() else f"is not in {folder}"
             raise CheckpointError(
-                f"{index} names shard {shard!r} for {tensor!r}, but {shard!r} is not in {folder}; "
+                f"{index} names shard {shard!r} for {tensor[:80]!r}, but {shard!r} {gone}; "
                 "download it, or point to a complete copy"
             )
-        names = wanted.setdefault(path, [])
-        assert names is not None
-        names.append(str(tensor))
-    return _join(wanted, kind, folder, config, index)
+        wanted.setdefault(path, []).append(tensor)
+    if not wanted:
+        raise CheckpointError(f"{index}: no 'weight_map' from tensor names to shards in it; download it again")
+    tensors: Tensors = {}
+    notes: list[str] = []
+    kind = ""
+    for path, names in wanted.items():
+        found, more, kind = read_file(path)
+        notes.extend(more)
+        for name in names:
+            if name not in found:
+                raise CheckpointError(
+                    f"{index} says that {path.name} holds {name[:80]!r}, but it does not; download both"
+                )
+            tensors[name] = found[name]
+        if len(found) > len(names):
+            notes.append(
+                f"{path.name} holds {len(found) - len(names)} tensors that the index does not name; they were ignored"
+            )
+    return _checkpoint(folder, f"{kind} (sharded)", tensors, config, notes, [index, *wanted])
 
 
 def _inside(folder: Path, shard: object, index: Path) -> Path:
     # A name that leaves the directory could read any file of the machine.
-    if not isinstance(shard, str) or not shard:
-        raise CheckpointError(f"{index}: a shard's name is {shard!r}; expected a file name")
+    if not isinstance(shard, str) or not shard or "\0" in shard:
+        raise CheckpointError(f"{index}: a shard's name is {str(shard)[:80]!r}; expected a file name")
     leaves = any(p.is_absolute() or ".." in p.parts for p in (PurePosixPath(shard), PureWindowsPath(shard)))
     if leaves:
-        raise CheckpointError(f"{index}: shard {shard!r} lies outside {folder}, and is refused; correct the index")
+        raise CheckpointError(f"{index}: shard {shard[:80]!r} lies outside {folder}, and is refused; correct the index")
     return folder / shard
-
-
-def _join(
-    shards: dict[Path, list[str] | None], kind: str, folder: Path, config: dict[str, object], index: Path | None = None
-) -> Checkpoint:
-    # `shards` says which tensors count in each file (None: all of them).
-    tensors: Tensors = {}
-    notes: list[str] = []
-    for path, names in shards.items():
-        found, more = _read(path)
-        notes.extend(more)
-        for name in found if names is None else names:
-            if name not in found:
-                raise CheckpointError(f"{index} says that {path.name} holds {name!r}, but it does not; download both")
-            if name in tensors:
-                raise CheckpointError(f"{folder}: {name!r} is in two shards and there is no index; add the index")
-            tensors[name] = found[name]
-        unnamed = len(found) - len(names) if names is not None else 0
-        if unnamed:
-            notes.append(f"{path.name} holds {unnamed} tensors that the index does not name; they were ignored")
-    beside = {p for p in folder.iterdir() if _is_weights(p, kind.split(maxsplit=1)[0])} - set(shards)
-    notes.extend(f"{p.name} is not named by the index and was ignored" for p in sorted(beside))
-    identity = file_identity(*([index] if index else []), *shards)
-    return Checkpoint(str(folder), kind, tensors, config, notes=tuple(notes), identity=identity)
-
-
-def _open_pipeline(folder: Path) -> Checkpoint:
-    # A diffusers pipeline: every component that has weights, its tensors' names prefixed with its own.
-    tensors: Tensors = {}
-    notes: list[str] = []
-    identity: list[str] = []
-    parts: dict[str, object] = {}
-    companions: dict[str, Skipped] = {}
-    for component, value in read_json(folder / "model_index.json").items():
-        place = folder / component
-        if component.startswith("_") or not isinstance(value, list) or value[:1] == [None]:
-            continue
-        if "/" in component or "\\" in component or component == "..":
-            raise CheckpointError(f"{folder}/model_index.json: component {component!r} is no plain name; correct it")
-        if not place.is_dir() or not any(_is_part(p) for p in place.iterdir()):
-            continue  # a scheduler or a tokenizer: nothing trained
-        found = without_codes(open_folder(place))
-        tensors.update({f"{component}.{name}": _renamed(h, f"{component}.{name}") for name, h in found.tensors.items()})
-        notes.extend(f"{component}: {note}" for note in found.notes)
-        identity.extend(found.identity)
-        companions.update(renamed(found.companions, f"{component}."))
-        parts[component] = dict(found.config)
-    if not tensors:
-        raise CheckpointError(
-            f"{folder}: model_index.json names no component with weights; download the pipeline whole"
-        )
-    return Checkpoint(
-        str(folder), "diffusers", tensors, parts, None, tuple(notes), tuple(identity), companions=companions
-    )
-
-
-def _renamed(handle: Handle, name: str) -> Handle:
-    assert isinstance(handle, (StoredHandle, MemoryHandle, UnreadHandle))
-    return replace(handle, name=name)

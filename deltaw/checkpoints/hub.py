@@ -7,14 +7,18 @@ from pathlib import Path
 
 from deltaw.errors import CheckpointError
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+HUB_ID = re.compile(r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
+# A single word is an id of the Hub's first models (`gpt2`), unless it ends as a file does.
+FILE = re.compile(
+    r"\.(safetensors|bin|pt|pth|ckpt|gguf|json|npz|h5|onnx|msgpack|txt|csv|toml|md|zip|tar|gz)$", re.IGNORECASE
+)
 SMALL = ["*.json"]
 WEIGHTS = (["*.safetensors"], ["*.bin"])
 
 
 def looks_like_id(source: str) -> bool:
-    """Whether a text has the form `org/name` or `org/name@revision`."""
-    return HUB_ID.match(source) is not None
+    """Whether a text has the form `name`, `org/name` or `org/name@revision`."""
+    return HUB_ID.match(source) is not None and not FILE.search(source)
 
 
 def fetch(source: str) -> tuple[Path, str | None]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 
+from deltaw.checkpoints.kinds import regular
 from deltaw.checkpoints.stored import StoredHandle
+from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.errors import CheckpointError
+from deltaw.types import Handle
 
 SUFFIX = ".safetensors"
+MAX_HEADER = 100_000_000  # bytes, as the library has it
+MAX_SIZE = 2**63
 
 # dtype in the header → (torch's name, bytes per element)
 DTYPES = {
@@ -32,36 +38,112 @@ DTYPES = {
     "BOOL": ("bool", 1),
     "C64": ("complex64", 8),
 }
+# Known to the format and to no tensor of torch's: bits per element.
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 
-def read_header(path: Path) -> dict[str, StoredHandle]:
-    """The tensors of one file, by name in stored order.
+class HeaderError(ValueError):
+    """A header that is not what the format says."""
 
-    The library checks the header first (offsets that overlap, leave holes or leave the file); only then are the
-    offsets taken from it.
+
+def read_header(path: Path) -> tuple[dict[str, Handle], tuple[str, ...]]:
+    """The tensors of one file, by name in stored order, and what a reader should know of the file.
+
+    A tensor of a dtype that is not known is there without being read; every other one lies within the file.
 
     Raises:
-        CheckpointError: The file is not whole safetensors, or has a dtype that is not known here.
+        CheckpointError: The file is not whole safetensors.
+        OSError: It cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
+    size = regular(path)
     try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as e:
-        size = path.stat().st_size if path.exists() else 0
+        entries, start = _entries(path, size)
+    except HeaderError as e:
         raise CheckpointError(
-            f"{path}: not a complete safetensors file ({str(e).rstrip('.')}; {size:,} bytes); copy or download it again"
+            f"{path}: not a complete safetensors file ({e}; {size:,} bytes); copy or download it again"
         ) from e
-    header.pop("__metadata__", None)
-    out = {}
-    for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        if about["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: {name!r} has dtype {about['dtype']}, which is not known here")
-        dtype, itemsize = DTYPES[about["dtype"]]
-        offset = 8 + length + about["data_offsets"][0]
-        out[name] = StoredHandle(name, tuple(about["shape"]), dtype, path, offset, itemsize)
+    extra = size - start - (entries[-1].end if entries else 0)
+    notes = (f"{path.name}: {extra:,} bytes behind the last tensor were ignored",) if extra else ()
+    return {entry.name: entry.handle(path, start) for entry in entries}, notes
+
+
+class Entry:
+    """One tensor of a header: its name, dtype, shape, and where its bytes begin and end."""
+
+    def __init__(self, name: str, dtype: str, shape: tuple[int, ...], begin: int, end: int) -> None:
+        self.name, self.dtype, self.shape, self.begin, self.end = name, dtype, shape, begin, end
+
+    def handle(self, path: Path, start: int) -> Handle:
+        """The handle of a tensor in a file whose bytes begin at `start`."""
+        if self.dtype not in DTYPES:
+            detail = f"a dtype that is not known here, in {path.name}; save it in another"
+            nbytes = self.end - self.begin
+            return UnreadHandle(self.name, self.shape, self.dtype, nbytes, f"unsupported: {self.dtype}", detail)
+        dtype, itemsize = DTYPES[self.dtype]
+        return StoredHandle(self.name, self.shape, dtype, path, start + self.begin, itemsize)
+
+
+def _entries(path: Path, size: int) -> tuple[list[Entry], int]:
+    """The tensors in stored order, and where the first begins in the file.
+
+    Raises:
+        HeaderError: They overlap, leave holes, or leave the file.
+    """
+    header, start = _header(path, size)
+    entries = [_entry(name, about) for name, about in header.items() if name != "__metadata__"]
+    entries.sort(key=lambda e: (e.begin, e.end))
+    end = 0
+    for entry in entries:
+        if entry.begin != end:
+            what = "shares bytes with another tensor" if entry.begin < end else "does not follow the one before it"
+            raise HeaderError(f"{entry.name[:80]!r} {what}")
+        end = entry.end
+    if start + end > size:
+        raise HeaderError(f"it ends {start + end - size:,} bytes before its last tensor does")
+    return entries, start
+
+
+def _header(path: Path, size: int) -> tuple[dict[str, object], int]:
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if len(first) < 8 or length > min(size - 8, MAX_HEADER):
+            said = "it is empty" if not first else f"its header would have {length:,} bytes"
+            raise HeaderError(said if len(first) in {0, 8} else "it is too short")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_no_name_twice)
+    except HeaderError:
+        raise
+    except (ValueError, RecursionError) as e:
+        raise HeaderError(f"its header is no JSON ({type(e).__name__})") from e
+    if not isinstance(header, dict):
+        raise HeaderError("its header is no JSON object")
+    return header, 8 + length
+
+
+def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise HeaderError("a name is twice in its header")
     return out
+
+
+def _entry(name: str, about: object) -> Entry:
+    if not isinstance(about, dict):
+        raise HeaderError(f"{name[:80]!r} is described by no object")
+    dtype, shape, offsets = about.get("dtype"), _sizes(about.get("shape")), _sizes(about.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        raise HeaderError(f"{name[:80]!r} has no dtype, shape and data_offsets of the right kind")
+    begin, end = offsets
+    bits = 8 * DTYPES[dtype][1] if dtype in DTYPES else BITS.get(dtype)
+    if end < begin or (bits is not None and end - begin != -(-prod(shape) * bits // 8)):
+        raise HeaderError(f"{name[:80]!r} of {dtype} {list(shape)} has {end - begin:,} bytes")
+    return Entry(name, dtype, shape, begin, end)
+
+
+def _sizes(value: object) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or len(value) > 64:
+        return None
+    sizes = tuple(n for n in value if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_SIZE)
+    return sizes if len(sizes) == len(value) else None

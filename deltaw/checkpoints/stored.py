@@ -30,6 +30,7 @@ class StoredHandle:
     offset: int
     itemsize: int
     strides: tuple[int, ...] | None = None
+    negated: bool = False  # a lazily negated view: the stored numbers with the other sign
 
     @property
     def nbytes(self) -> int:
@@ -40,7 +41,7 @@ class StoredHandle:
     def storage(self) -> Hashable:
         """File, offset and layout; an empty tensor is tied to nothing."""
         place: Hashable = self.offset if self.nbytes else self.name
-        return (str(self.path), place, self.shape, self.strides)
+        return (str(self.path), place, self.dtype, self.shape, self.strides, self.negated)
 
     def read(self, rows: slice | None = None) -> torch.Tensor:
         """The tensor as stored, or some rows of it, on the CPU.
@@ -48,6 +49,10 @@ class StoredHandle:
         Raises:
             CheckpointError: The file is gone, or ends before the tensor does.
         """
+        read = self._read(rows)
+        return -read if self.negated else read
+
+    def _read(self, rows: slice | None) -> torch.Tensor:
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -96,20 +101,3 @@ def file_identity(*paths: Path) -> tuple[str, ...]:
         stat = path.stat()
         out.append(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
     return tuple(out)
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: It cannot be read or holds no object.
-    """
-    import json
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path}: expected JSON, found something that cannot be read as such ({e})") from e
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found a {type(value).__name__}; download it again")
-    return value

@@ -1,0 +1,68 @@
+"""What else with tensors lies in a checkpoint's directory: each file is named, with how many tensors it holds.
+
+So a reader can tell a leftover from half of the model: `value_head.bin`, `non_lora_trainables.bin`, `2_Dense/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from deltaw.checkpoints.kinds import Foreign, holds_tensors
+from deltaw.checkpoints.reading import read_file
+from deltaw.errors import CheckpointError
+
+# What trainers leave beside the weights; none of it is weights.
+NOT_WEIGHTS = re.compile(
+    r"^(training_args|optimizer|optim|scheduler|scaler|rng_state.*|random_states.*|trainer_state|dataloader.*|sampler.*)"
+    r"(_\d+)?\.\w+$|_optim_states\.pt$|^spectra\.safetensors$"
+)
+NOT_FOLDERS = re.compile(
+    r"^(\.|checkpoint-\d|runs$|logs?$|wandb$|__pycache__$|figures$|deltaw-results$|onnx$|openvino$)"
+)
+COUNTED = 40  # files whose headers are read; of more, only the names are told
+LISTED = 2000  # entries of a directory that are looked at
+
+
+def beside(folder: Path, read: Collection[Path], names: Collection[str] = ()) -> tuple[str, ...]:
+    """A note on each file with tensors in a directory, and one below it, that was not read.
+
+    Args:
+        folder: The directory.
+        read: The files that were.
+        names: The names of the tensors that were read.
+    """
+    own = {path.resolve() for path in read}
+    notes: list[str] = []
+    for path in _files(folder):
+        if path.resolve() in own or NOT_WEIGHTS.search(path.name):
+            continue
+        kind = holds_tensors(path)
+        if kind is not None:
+            about = (
+                kind.what if isinstance(kind, Foreign) else _about(path, names) if len(notes) < COUNTED else "tensors"
+            )
+            notes.append(f"{path.relative_to(folder)} ({about}) lies beside what is read, and was ignored")
+    return tuple(notes)
+
+
+def _about(path: Path, names: Collection[str]) -> str:
+    try:
+        found, _, _ = read_file(path)
+    except CheckpointError as e:
+        return f"cannot be read: {str(e).removeprefix(f'{path}: ')[:120]}"
+    new = sum(n not in names for n in found)
+    if not names or new == len(found):
+        return f"{len(found)} tensors"
+    return f"{len(found)} tensors, {'all of the same names' if not new else f'{new} of other names'}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    entries = sorted(folder.iterdir())[:LISTED]
+    for path in entries:
+        if path.is_file() and not path.name.startswith("."):
+            yield path
+    for path in entries:
+        if path.is_dir() and not NOT_FOLDERS.match(path.name):
+            yield from (p for p in sorted(path.iterdir())[:LISTED] if p.is_file() and not p.name.startswith("."))

@@ -1,0 +1,36 @@
+"""Names of tensors that could not be written again are refused where they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deltaw.errors import CheckpointError
+
+MAX_NAME = 1024  # characters
+MAX_DIGITS = 18  # of a layer's number, which is a 64-bit column
+RESERVED = "__metadata__"  # a safetensors file keeps something else under this name
+
+
+def check_names(names: Iterable[str], source: str) -> None:
+    """Refuse names that no table or safetensors file can hold.
+
+    Raises:
+        CheckpointError: A name holds half a character or NUL, is too long, or is reserved.
+    """
+    for name in names:
+        problem = _problem(name)
+        if problem:
+            shown = name[:60].encode("unicode_escape").decode("ascii") + ("…" if len(name) > 60 else "")
+            raise CheckpointError(f"{source}: the tensor '{shown}' {problem}, which no result can hold; rename it")
+
+
+def _problem(name: str) -> str:
+    if len(name) > MAX_NAME:
+        return f"has a name of {len(name):,} characters"
+    if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        return "has NUL or half a character in its name"
+    if name == RESERVED:
+        return "has a reserved name"
+    if any(len(part) > MAX_DIGITS and part.isdecimal() for part in name.split(".")):
+        return f"has a number of more than {MAX_DIGITS} digits in its name"
+    return ""

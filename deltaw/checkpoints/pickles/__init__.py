@@ -1,0 +1,152 @@
+"""PyTorch pickles, zip and legacy, TorchScript and whole modules: read for their tensors, and never run.
+
+`machine` reads the pickle, `rebuild` knows tensors, `archive` and `legacy` know where their bytes lie, `mapping` which
+of them are the weights. Tensors are read from the file when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltaw.checkpoints.memory import MemoryHandle
+from deltaw.checkpoints.pickles import archive, legacy
+from deltaw.checkpoints.pickles.machine import PickleError
+from deltaw.checkpoints.pickles.mapping import find_weights
+from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, Array, RawTensor, Refused, Storage, Tensor
+from deltaw.checkpoints.stored import StoredHandle
+from deltaw.checkpoints.unread import UnreadHandle
+from deltaw.errors import CheckpointError
+from deltaw.types import Handle
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+Place = Callable[[Storage], tuple[int, int]]
+
+
+def read_pickle(path: Path, wanted: str = "") -> tuple[dict[str, Handle], tuple[str, ...]]:
+    """The tensors of one file by name, and what was unwrapped or ignored.
+
+    Args:
+        path: The file.
+        wanted: The mapping to take (`ema`); empty for the one that holds the weights.
+
+    Raises:
+        CheckpointError: The file is damaged, would attack whoever loads it, or holds no tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+        if zipped:
+            opened = archive.open_archive(path)
+            content, place = archive.load(opened), opened.place
+        else:
+            found = legacy.read_legacy(path)
+            content, place = found.content, found.place
+        weights = find_weights(content, wanted)
+        tensors = {name: _handle(name, tensor, path, place) for name, tensor in weights.tensors.items()}
+    except PickleError as e:
+        text = str(e)
+        if text.startswith("it would call"):
+            raise CheckpointError(
+                f"{path}: {text}, which could run code; nothing of it was run, and it is refused: have its author save "
+                "it as safetensors"
+            ) from e
+        if text.startswith(("no tensors found", "::")):
+            raise CheckpointError(f"{path}: {text}") from e
+        raise CheckpointError(f"{path}: not a complete PyTorch file ({text}); copy or download it again") from e
+    return tensors, tuple(f"{path.name}: {note}" for note in weights.notes)
+
+
+def _handle(name: str, tensor: Tensor, path: Path, place: Place) -> Handle:
+    if isinstance(tensor, Refused):
+        return UnreadHandle(name, tensor.shape, tensor.dtype, 0, tensor.reason, tensor.detail)
+    if isinstance(tensor, Array):
+        return _array(name, tensor)
+    size = ITEMSIZE.get(tensor.dtype)
+    if size is None:
+        return UnreadHandle(
+            name, tensor.shape, tensor.dtype, 0, f"unsupported: {tensor.dtype}", "a dtype not known here"
+        )
+    nested = tensor.storage.nested
+    if nested is not None:
+        offset, held = 0, len(nested.data.get(tensor.storage.key, b""))
+    else:
+        try:
+            offset, held = place(tensor.storage)
+        except PickleError as e:
+            if prod(tensor.shape):
+                return UnreadHandle(name, tensor.shape, tensor.dtype, 0, f"failed: {e}", str(path))
+            offset, held = 0, 0
+    problem = _problem(tensor, size, held)
+    if problem:
+        return UnreadHandle(name, tensor.shape, tensor.dtype, 0, problem, f"in {path}")
+    start = offset + (tensor.storage.start * ITEMSIZE[tensor.storage.dtype]) + tensor.offset * size
+    strides = None if _row_major(tensor.shape, tensor.strides) else tensor.strides
+    if nested is not None:
+        return _nested(name, tensor, nested.data.get(tensor.storage.key, b""), start)
+    return StoredHandle(name, tensor.shape, tensor.dtype, path, start, size, strides, tensor.negated)
+
+
+def _problem(tensor: RawTensor, size: int, held: int) -> str:
+    """Why a tensor does not fit the bytes behind it; empty where it does."""
+    numbers = prod(tensor.shape)
+    if not numbers:
+        return ""
+    declared = (tensor.storage.start + tensor.storage.numel) * ITEMSIZE[tensor.storage.dtype]
+    have = min(held, declared) - tensor.storage.start * ITEMSIZE[tensor.storage.dtype]
+    span = tensor.offset + 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+    if span * size > have:
+        return (
+            f"failed: its storage holds {max(0, have):,} bytes, and it needs {span * size:,}; copy or download it again"
+        )
+    if numbers * size > have:
+        return f"unsupported: expanded view ({numbers:,} numbers over {have:,} bytes)"
+    return ""
+
+
+def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    step = 1
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if n != 1 and stride != step:
+            return not prod(shape)
+        step *= n
+    return True
+
+
+def _nested(name: str, tensor: RawTensor, data: bytes, start: int) -> MemoryHandle:
+    import torch
+
+    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)[start:].clone()
+    whole = len(flat) // ITEMSIZE[tensor.dtype] * ITEMSIZE[tensor.dtype]
+    view = torch.as_strided(flat[:whole].view(getattr(torch, tensor.dtype)), tensor.shape, tensor.strides)
+    return MemoryHandle(name, -view if tensor.negated else view)
+
+
+def _array(name: str, array: Array) -> Handle:
+    size = ITEMSIZE.get(array.dtype, 0)
+    if not size:
+        return UnreadHandle(name, array.shape, "object", 0, "unsupported: array", "a NumPy array of no number type")
+    if prod(array.shape) * size != len(array.data):
+        reason = f"failed: its array holds {len(array.data):,} bytes, and it needs {prod(array.shape) * size:,}"
+        return UnreadHandle(name, array.shape, array.dtype, 0, reason)
+    return MemoryHandle(name, _from_numpy(array))
+
+
+def _from_numpy(array: Array) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    size = ITEMSIZE[array.dtype]
+    raw = np.frombuffer(array.data, np.uint8).reshape(-1, size)
+    if array.swapped:
+        part = size // 2 if array.dtype.startswith("complex") else size
+        raw = raw.reshape(-1, part)[:, ::-1].reshape(-1, size)
+    flat = torch.from_numpy(raw.copy()).reshape(-1).view(getattr(torch, array.dtype))
+    if not array.fortran:
+        return flat.reshape(array.shape)
+    return flat.reshape(array.shape[::-1]).permute(*reversed(range(len(array.shape))))

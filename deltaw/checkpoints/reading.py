@@ -1,0 +1,34 @@
+"""One file of tensors, whatever its suffix says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltaw.checkpoints import kinds, pickles, safetensors
+from deltaw.errors import CheckpointError
+from deltaw.types import Handle
+
+Tensors = dict[str, Handle]
+
+
+def read_file(path: Path, wanted: str = "") -> tuple[Tensors, tuple[str, ...], kinds.Kind]:
+    """The tensors of one file, notes on it, and its kind.
+
+    Args:
+        path: The file.
+        wanted: The mapping to take of a pickle (`ema`); empty for the one that holds the weights.
+
+    Raises:
+        CheckpointError: It is damaged, of a kind that is not read, or cannot be read at all.
+    """
+    try:
+        kind = kinds.kind_of(path)
+        if kind == "pytorch":
+            return *pickles.read_pickle(path, wanted), kind
+        if wanted:
+            raise CheckpointError(f"{path}: ::{wanted[:80]}: a safetensors file has no mappings to choose from")
+        return *safetensors.read_header(path), kind
+    except PermissionError as e:
+        raise CheckpointError(f"{path}: cannot be read (no permission); ask its owner, or change its mode") from e
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
