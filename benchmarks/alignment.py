@@ -18,6 +18,7 @@ from deltaw.alignment.alignment import align
 from deltaw.alignment.cache import BaseCache
 from deltaw.delta.sums import compute_dtype, sweep
 from deltaw.metrics import evaluate
+from deltaw.metrics.quantities import Quantities
 from deltaw.spectra import singular_values
 
 REPEATS = 4
@@ -63,14 +64,19 @@ def columns_row(rows: int, cols: int) -> str:
 
     def analysis() -> None:
         delta, sums = sweep(w0, w)
-        evaluate(sums.quantities() | {"s": singular_values(delta).values})
+        evaluate(sums.quantities() | Quantities(s=singular_values(delta).values))
 
     def sizes_and_ranks() -> None:
         dtype = compute_dtype(w0.dtype, w.dtype)
         delta = w.to(dtype) - w0.to(dtype)
-        energy = {"delta_sq": float(delta.double().square().sum()), "base_sq": float(w0.double().square().sum())}
-        shape = {"rows": rows, "cols": cols, "s": singular_values(delta).values}
-        evaluate(energy | shape, ("size", "rank", "energy"))
+        known = Quantities(
+            rows=rows,
+            cols=cols,
+            s=singular_values(delta).values,
+            delta_sq=float(delta.double().square().sum()),
+            base_sq=float(w0.double().square().sum()),
+        )
+        evaluate(known, ("size", "rank", "energy"))
 
     plain, whole = seconds(sizes_and_ranks), seconds(analysis)
     return f"{rows:>6} × {cols:<6} {plain:>9.3f} s {whole:>9.3f} s {100 * (whole / plain - 1):>+8.1f} %"

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.spectra import spectrum
 from deltaw.spectra.quadrature import SECTIONS
@@ -72,9 +73,9 @@ def intervals(s: Values, cols: int, seed: int) -> pd.DataFrame:
     x = torch.zeros(k, cols)
     x[:, :k].diagonal().copy_(torch.from_numpy(s.copy()))
     found = spectrum(x, mode="fast", generator=torch.Generator().manual_seed(seed))
-    exact = evaluate({"s": s, "energy": float(s @ s), "rows": k, "cols": cols}, SECTIONS)
+    exact = evaluate(Quantities(s=s, energy=float(s @ s), rows=k, cols=cols), SECTIONS)
     if found.complete:
-        got = evaluate({"s": found.values, "energy": found.energy, "rows": k, "cols": cols}, SECTIONS)
+        got = evaluate(Quantities(s=found.values, energy=found.energy, rows=k, cols=cols), SECTIONS)
         bounds = {name: (got[name] * (1 - 1e-6), got[name] * (1 + 1e-6)) for name in got}
     else:
         bounds = {name: (i.low, i.high) for name, i in found.estimates.items()}

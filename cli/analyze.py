@@ -138,7 +138,8 @@ def command(
 
 def document(analysis: Analysis, out: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What `--json` prints: `analysis.json` with the rows, the directory and what became of the conditions."""
-    from deltaw.results.analysis import plain, records
+    from deltaw.results.plain import plain
+    from deltaw.results.tables import records
 
     held = [{"condition": o.condition.text, "value": o.value, "name": o.name, "holds": o.holds} for o in outcomes]
     more = {"out": str(out), "layers": records(analysis.to_pandas()), "fail_if": plain(held)}

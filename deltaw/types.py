@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Cell: TypeAlias = str | int | float | None  # what a row holds in one column
+Row: TypeAlias = Mapping[str, Cell]  # column to value
 Method = Literal["exact", "low_rank", "estimate"]
 ENOUGH = 0.9  # of the numbers of the base
 Route = Literal["dense", "factored", "unchanged", "vector"]
@@ -184,6 +187,25 @@ class Coverage:
     def __post_init__(self) -> None:
         share = self.compared_numbers / self.numbers if self.numbers else math.nan
         object.__setattr__(self, "share", share)  # frozen: a field, so that it is written with the others
+
+
+@dataclass(frozen=True)
+class IntruderCount:
+    """How many intruder dimensions one matrix has, by one definition of them.
+
+    Attributes:
+        key: Of the matrix.
+        k, epsilon: The top k directions of W were looked at, and a lower cosine makes an intruder.
+        intruders, intruders_right: How many there are, on the left and on the right.
+        intruders_null: How many there would be if the k directions pointed anywhere.
+    """
+
+    key: str
+    k: int
+    epsilon: float
+    intruders: int
+    intruders_right: int
+    intruders_null: float
 
 
 class Interval(NamedTuple):

@@ -14,6 +14,7 @@ from deltaw.reports.page import Picture
 from deltaw.reports.plots import AnalysisPlots
 from deltaw.reports.sides import name_of
 from deltaw.reports.text import EMPTY, missing, number, short, visible
+from deltaw.results.columns import BY_KIND, with_nulls
 from deltaw.results.summary import Summary
 from deltaw.results.verdict import RULES
 
@@ -57,14 +58,14 @@ def html(analysis: Analysis) -> str:
         "summary": summary,
         "answer": findings.answer(summary),
         "five": findings.five(summary),
-        "sweep": tables.sweep(analysis.extra.get("intruder_sweep", ())),
+        "intruders": tables.intruders(analysis),
         "aligned": analysis.options.get("alignment", False),
         "concerns": remarks.concerns(summary),
         "decay": remarks.decay(summary.decay) if summary.has_base and summary.changed else None,
         "rules": RULES,
         "pictures": pictures(plots, layers, summary),
-        "kinds": tables.by_kind(layers, tables.SUMMARY),
-        "alignments": tables.by_kind(layers, tables.ALIGNMENT),
+        "kinds": tables.by_kind(layers, BY_KIND),
+        "alignments": tables.by_kind(layers, with_nulls("alignment")),
         "needs": tables.needs(layers),
         "patterns": tables.patterns(layers),
         "skipped": tables.skipped(analysis),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.comparison.fronts import MEAN
-from deltaw.comparison.runs import is_signed
 from deltaw.errors import OptionError
 from deltaw.metrics.registry import REGISTRY
 from deltaw.reports import comparison_findings as findings
@@ -16,6 +15,7 @@ from deltaw.reports import figures, page, svg
 from deltaw.reports.comparison_plots import ComparisonPlots
 from deltaw.reports.page import Column, Picture
 from deltaw.reports.text import EMPTY, missing, number, percent, short, unmarked, visible, whole
+from deltaw.results.columns import FINGERPRINT, OF_TWO_GROUPS, is_share, is_signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +33,6 @@ CONTENTS = (
     ("runs", "Every run"),
     ("measured", "How was this measured?"),
 )
-SHARES = {"relative_change", "energy_at_16", "energy_at_64", "energy_at_256"}
-HEADLINE = ("relative_change", "rank_90", "rank_90_ratio", "signal_rank", "shrinkage", "direction_change")
 EMBEDDED = 20_000  # contrasts in the page; the file has all
 
 
@@ -109,7 +107,7 @@ def _picture(name: str, title: str, how: str, reading: str, draw: Callable[[], A
 
 
 def _value(name: str, value: Any) -> str:
-    return percent(value) if name in SHARES else number(value)
+    return percent(value) if is_share(name) else number(value)
 
 
 def _interval(name: str, row: Any) -> str:
@@ -121,10 +119,8 @@ def _interval(name: str, row: Any) -> str:
 
 def _fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
     """One row per group, the quantities that some group has."""
-    from deltaw.comparison.fingerprint import QUANTITIES
-
     frame = comparison.fingerprints()
-    shown = [q for q in (*QUANTITIES, "learning", "retention") if frame[q].notna().any()]
+    shown = [q for q in (*FINGERPRINT, "learning", "retention") if frame[q].notna().any()]
     columns = [Column("group", "group", numeric=False), Column("n_seeds", "seeds")]
     columns += [Column(q, q, q if q in REGISTRY else "") for q in shown]
     columns.append(Column("common", "common c", "shrinkage", numeric=False))
@@ -138,11 +134,9 @@ def _fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, 
 
 def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
     """The same against the reference: ratios of medians, differences of scores."""
-    from deltaw.comparison.fingerprint import QUANTITIES
-
     frame = comparison.fingerprints()
     frame = frame[frame["group"] != frame["reference"]]
-    shown = [q for q in (*QUANTITIES, "learning", "retention") if frame[f"{q}_effect"].notna().any()]
+    shown = [q for q in (*FINGERPRINT, "learning", "retention") if frame[f"{q}_effect"].notna().any()]
     columns = [Column("group", "group", numeric=False)]
     if frame["reference"].nunique() > 1:
         columns.append(Column("reference", "reference", numeric=False))
@@ -201,7 +195,7 @@ def _contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str
     """The main metrics against the reference: for paper, and where there is no JavaScript."""
     frame = comparison.contrasts()
     mine = frame["group_a"].eq(comparison.reference) | frame["group_b"].eq(comparison.reference)
-    frame = largest_first(frame[mine & frame["metric"].isin(HEADLINE)])
+    frame = largest_first(frame[mine & frame["metric"].isin(OF_TWO_GROUPS)])
     columns = [
         *(Column(k, t, numeric=False) for k, t in (("metric", "metric"), ("a", "group a"), ("b", "group b"))),
         *(Column(k, t) for k, t in (("effect", "median ratio a/b, or difference (95 %)"), ("delta", "Cliff's δ"))),

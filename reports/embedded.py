@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from deltaw.metrics.registry import REGISTRY, SECTIONS
+from deltaw.metrics.registry import SECTIONS
 from deltaw.reports.curves import POINTS, curve, log_spaced, noise_curve
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.text import visible
-from deltaw.results.analysis import ADAPTER, IDENTITY, TEXT_COLUMNS, is_whole
+from deltaw.results.columns import column, is_text, is_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ def embedded(layers: Layers) -> dict[str, Any]:
     names = frame["key"].astype(str).tolist()
     return {
         "columns": columns,
-        "text_columns": sorted(TEXT_COLUMNS & set(columns)),
+        "text_columns": sorted(filter(is_text, columns)),
         "sections": sections(columns),
         "rows": _rows(frame, columns),
         "labels": {i: shown for i, name in enumerate(names) if (shown := visible(name)) != name},
@@ -35,21 +35,11 @@ def embedded(layers: Layers) -> dict[str, Any]:
 
 def sections(columns: list[str]) -> dict[str, list[str]]:
     """Columns by heading, with intervals behind what they belong to; an analysis' own extra columns come last."""
-    out = {"identity": [c for c in columns if c in IDENTITY]}
-    for section in SECTIONS:
-        members = [c for c in columns if _metric(c) in REGISTRY and REGISTRY[_metric(c)].section == section]
-        if section == "adapter":
-            members = [c for c in columns if c in ADAPTER] + members
-        if members:
-            out[section] = members
-    known = {c for members in out.values() for c in members}
-    if rest := [c for c in columns if c not in known]:
-        out["other"] = rest
-    return out
-
-
-def _metric(column: str) -> str:
-    return column if column in REGISTRY else column.removesuffix("_low").removesuffix("_high")
+    out: dict[str, list[str]] = {section: [] for section in ("identity", *SECTIONS, "other")}
+    for name in columns:
+        known = column(name)
+        out[known.section if known else "other"].append(name)
+    return {section: members for section, members in out.items() if members}
 
 
 def _rows(frame: pd.DataFrame, columns: list[str]) -> list[list[Any]]:

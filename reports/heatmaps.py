@@ -12,19 +12,13 @@ from numpy.typing import NDArray
 from deltaw.reports import style
 from deltaw.reports.layers import Grid, Layers
 from deltaw.reports.text import number, percent
-from deltaw.results.rows import is_hidden_by_noise
+from deltaw.results.columns import is_hidden_by_noise, is_share
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHARES = {
-    "relative_change",
-    "unchanged_fraction",
-    "signal_energy",
-    *(f"energy_at_{r}" for r in (1, 4, 8, 16, 32, 64, 128, 256)),
-}
 LABELS = 110  # rows with a name, at most: more cannot be read; every cell names its matrix
 ROW, MARGIN = 0.2, 0.62  # inches: one row of cells; axis, ticks and labels
 
@@ -99,7 +93,7 @@ def draw(heatmap: Heatmap, columns: int = 2) -> Axes:
         _legend(fig, _mark_missing(ax, heatmap))
         for bar in fig.axes[1:]:
             bar.tick_params(which="both", length=2, width=0.4)
-            style.ticks(bar.yaxis, share=heatmap.metric in SHARES)
+            style.ticks(bar.yaxis, share=is_share(heatmap.metric))
     return ax
 
 
@@ -130,7 +124,7 @@ def metric_label(name: str) -> str:
 
 def shown(metric: str, value: Any, digits: int = 3) -> str:
     """A value of a metric as text."""
-    return percent(value, digits) if metric in SHARES else number(value, digits)
+    return percent(value, digits) if is_share(metric) else number(value, digits)
 
 
 def _separated(grid: Grid) -> Grid:
@@ -174,7 +168,7 @@ def _annotations(heatmap: Heatmap) -> NDArray[np.str_]:
 def _note(metric: str, value: float) -> str:
     if math.isnan(value):
         return ""
-    if metric in SHARES:
+    if is_share(metric):
         return number(100 * value, 2) + " %"
     return number(value, 2 if abs(value) < 10 else 3)
 

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from deltaw.reports.sides import name_of
 from deltaw.reports.text import NARROW, percent, plural, short, unmarked, visible, whole
+from deltaw.results.columns import BY_KIND
 
 if TYPE_CHECKING:
     from deltaw.comparison import Comparison
@@ -76,7 +77,7 @@ def analysis_html(analysis: Analysis) -> str:
     layers = Layers(analysis)
     sentences = answer(analysis.summary)
     body = [Markup("<p>{}</p>").format(page.prose(f.text)) for f in sentences]
-    columns, rows = tables.by_kind(layers, tables.SUMMARY)
+    columns, rows = tables.by_kind(layers, BY_KIND)
     if rows:
         body.append(table(columns, rows))
     metric = "relative_change" if layers.changed["relative_change"].notna().any() else "fro_norm"

@@ -24,7 +24,7 @@ from deltaw.errors import ResultsError
 from deltaw.files import replacing
 from deltaw.metrics.registry import REGISTRY, SECTIONS, Metric
 from deltaw.reports import style, text
-from deltaw.results.analysis import plain
+from deltaw.results.plain import plain
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from deltaw.reports.heatmaps import shown
 from deltaw.reports.layers import Layers
 from deltaw.reports.text import code, number, percent, plural, whole
-from deltaw.results.rows import is_hidden_by_noise
+from deltaw.results.columns import is_hidden_by_noise
 from deltaw.results.summary import Summary
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -11,20 +11,11 @@ from deltaw.reports import adapter_ranks, heatmaps
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.page import Column
 from deltaw.reports.text import EMPTY, missing, percent, short, visible, whole
-from deltaw.results.analysis import is_whole
-from deltaw.results.rows import is_hidden_by_noise
+from deltaw.results.columns import ON_PAPER, is_hidden_by_noise, is_text, is_whole
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
 
-SUMMARY = (
-    *("relative_change", "unchanged_fraction", "rank_90", "rank_90_null", "rank_90_ratio", "effective_rank"),
-    *("signal_rank", "energy_at_16"),
-)
-ALIGNMENT = (
-    *("intruders", "intruders_null", "amplification", "base_overlap_left", "base_overlap_left_null"),
-    *("base_overlap_right", "base_overlap_right_null", "spectral_shift", "rotation"),
-)
 PRINTED = 300  # rows of the table on paper; the files have all
 
 Rows = list[dict[str, str]]
@@ -98,19 +89,18 @@ def skipped(analysis: Analysis) -> tuple[list[Column], Rows]:
 
 def printed(layers: Layers) -> tuple[list[Column], Rows, int]:
     """The table on paper: the columns that fit, the most changed rows where not all fit; how many are left out."""
-    metrics = ("relative_change", "rank_90", "rank_90_null", "signal_rank", "energy_at_16", "resolution")
     frame = layers.frame
     if len(frame) > PRINTED:
         frame = frame.loc[frame["relative_change"].fillna(0).nlargest(PRINTED).index].sort_index()
     columns = [
         Column("name", "tensor", numeric=False),
         Column("shape", "shape"),
-        *(Column(m, m, numeric=m != "resolution") for m in metrics),
+        *(Column(m, m, numeric=not is_text(m)) for m in ON_PAPER),
     ]
     rows = []
     for _, row in frame.iterrows():
         shape = f"{row['rows']} × {row['cols']}" if row["matrix"] else str(row["rows"])
-        shown = {m: str(row[m]) if m == "resolution" else heatmaps.shown(m, row[m]) for m in metrics}
+        shown = {m: str(row[m]) if is_text(m) else heatmaps.shown(m, row[m]) for m in ON_PAPER}
         rows.append({"name": short(row["key"], 70), "shape": shape, **shown})
     return columns, rows, len(layers.frame) - len(rows)
 
@@ -136,17 +126,16 @@ def _cell(value: Any, is_count: bool) -> str:
     return f"<td>{int(value) if is_count or isinstance(value, int) else f'{value:.6g}'}</td>"
 
 
-def sweep(records: Iterable[Mapping[str, Any]]) -> tuple[list[Column], Rows]:
+def intruders(analysis: Analysis) -> tuple[list[Column], Rows]:
     """Intruder dimensions over all matrices by k (rows) and ε (columns), with what random directions would give."""
-    records = list(records)
-    epsilons = sorted({float(r["epsilon"]) for r in records})
+    epsilons = sorted({count.epsilon for count in analysis.intruders})
     columns = [Column("k", "top k", numeric=False), *(Column(str(e), f"ε = {e:g}") for e in epsilons)]
     rows = []
-    for k in sorted({int(r["k"]) for r in records}):
+    for k in sorted({count.k for count in analysis.intruders}):
         row = {"k": str(k)}
         for e in epsilons:
-            cell = [r for r in records if int(r["k"]) == k and float(r["epsilon"]) == e]
-            found, null = (sum(float(r[name]) for r in cell) for name in ("intruders", "intruders_null"))
+            cell = [count for count in analysis.intruders if (count.k, count.epsilon) == (k, e)]
+            found, null = sum(count.intruders for count in cell), sum(count.intruders_null for count in cell)
             row[str(e)] = f"{whole(found)} ({whole(null)})" if cell else EMPTY
         rows.append(row)
     return columns, rows

@@ -11,6 +11,7 @@ import torch
 
 from deltaw.delta.sums import sweep
 from deltaw.metrics import effective_rank, evaluate
+from deltaw.metrics.quantities import Quantities
 from deltaw.spectra import singular_values
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -28,7 +29,7 @@ def low_rank(m, n, r, size, seed=10):
 
 def measured(w0, w):
     delta, sums = sweep(w0, w)
-    return evaluate(sums.quantities() | {"s": singular_values(delta).values})
+    return evaluate(sums.quantities() | Quantities(s=singular_values(delta).values))
 
 
 def heavy(kind, m, n, seed):
@@ -146,7 +147,7 @@ def test_a_real_update_is_not_taken_for_a_rounding():
         update = low_rank(300, 200, 4, size * float(w0.float().norm()))
         _, sums = sweep(w0, (w0.float() + update).bfloat16())
         assert not sums.within_ulp
-        assert sums.quantities()["noise_inflation"] == 1
+        assert sums.quantities().noise_inflation == 1
     _, sums = sweep(w0, w0.float() + update)
     assert not sums.within_ulp
 

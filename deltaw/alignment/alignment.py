@@ -8,7 +8,7 @@ stored: V0ᵀv = Σ0⁻¹·U0ᵀ(W0·v). W0's part is kept by content in `deltaw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaw.alignment.cache import BaseCache, content_key
+from deltaw.metrics.quantities import Quantities
+from deltaw.metrics.registry import Value
 from deltaw.metrics.subspaces import random_intruder
 from deltaw.spectra.exact import gram
 from deltaw.spectra.factored import factored_svd
 from deltaw.spectra.krylov import top_triplets
-from deltaw.types import Factors
+from deltaw.types import Factors, IntruderCount
 
 RANK_CAP = 64  # of the subspaces of ΔW, as Hu et al. 2021 looked at
 RESOLVED = 1e-6  # of σ1: below it a Gram matrix does not tell the singular vectors of the larger side
-SWEEP_TOP_K = (1, 5, 10, 20, 50)
-SWEEP_EPSILON = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+TABLE_TOP_K = (1, 5, 10, 20, 50)
+TABLE_EPSILON = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 # What is known of a matrix that did not change.
-UNCHANGED: Mapping[str, Any] = {
+UNCHANGED: Mapping[str, Value] = {
     "intruders": 0,
     "intruders_right": 0,
     "intruder_energy": 0.0,
@@ -76,16 +78,17 @@ class Basis(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """The quantities of the alignment metrics, and the intruder sweep as records."""
+    """The quantities of the alignment metrics, and how many intruders there are by other definitions of them."""
 
-    quantities: dict[str, Any]
-    sweep: list[dict[str, Any]]
+    quantities: Quantities
+    intruders: tuple[IntruderCount, ...]
 
 
 def align(
     delta: Tensor | Factors,
     base: Tensor,
     *,
+    key: str = "",
     rank: int,
     top_k: int = 10,
     epsilon: float = 0.5,
@@ -97,6 +100,7 @@ def align(
     Args:
         delta: ΔW, (m, n), outputs × inputs, or its factors.
         base: W0 as stored, (m, n), outputs × inputs.
+        key: What the matrix is called in the table of intruders.
         rank: Dimension of ΔW's subspaces: its signal rank, or the adapter's rank; capped at 64.
         top_k: How many leading singular vectors of W may be intruders.
         epsilon: The largest cosine of an intruder.
@@ -104,27 +108,27 @@ def align(
         device: Where to compute (not MPS, which has no float64).
 
     Returns:
-        Quantities for `deltaw.metrics.evaluate`, and one record per (k, ε) of the sweep.
+        Quantities for `deltaw.metrics.evaluate`, and one number of intruders per (k, ε).
     """
     device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
     old = base_basis(base, cache, device)
     dense = (delta.B.double() @ delta.A.double()) if isinstance(delta, Factors) else delta
     new = basis(old.x + dense.to(device, torch.float64))
     k = min(top_k, len(new.s))
-    left, right = new.top(min(max(top_k, *SWEEP_TOP_K), len(new.s)))
+    left, right = new.top(min(max(top_k, *TABLE_TOP_K), len(new.s)))
     max_left, max_right = (_array(t.abs().max(dim=0).values) for t in old.cosines(left, right))
-    quantities: dict[str, Any] = {
-        "epsilon": epsilon,
-        "max_cos_left": max_left[:k],
-        "max_cos_right": max_right[:k],
-        "ft_top": _array(new.s[:k]),
-        "ft_s": _array(new.s),
-        "base_s": _array(old.s),
-        "ft_top_left": _array(left[:, :k]),
-        "base_top_left": _array(old.top(k)[0]),
-    }
+    quantities = Quantities(
+        epsilon=epsilon,
+        max_cos_left=max_left[:k],
+        max_cos_right=max_right[:k],
+        ft_top=_array(new.s[:k]),
+        ft_s=_array(new.s),
+        base_s=_array(old.s),
+        ft_top_left=_array(left[:, :k]),
+        base_top_left=_array(old.top(k)[0]),
+    )
     quantities |= _subspaces(delta, old, min(rank, RANK_CAP, len(old.s)))
-    return Alignment(quantities, _sweep(max_left, max_right, (base.shape[0], base.shape[1])))
+    return Alignment(quantities, _counts(key, max_left, max_right, (base.shape[0], base.shape[1])))
 
 
 def basis(x: Tensor) -> Basis:
@@ -150,10 +154,10 @@ def base_basis(base: Tensor, cache: BaseCache | None, device: torch.device) -> B
     return out
 
 
-def _subspaces(delta: Tensor | Factors, old: Basis, rank: int) -> dict[str, Any]:
+def _subspaces(delta: Tensor | Factors, old: Basis, rank: int) -> Quantities:
     """The top-r vectors of ΔW and of W0, and ‖UᵀW0V‖F; nothing for r = 0."""
     if rank == 0:
-        return {}
+        return Quantities()
     if isinstance(delta, Factors):
         found = factored_svd(delta)
         u, v = found.U[:, :rank], found.Vh[:rank].T
@@ -161,13 +165,13 @@ def _subspaces(delta: Tensor | Factors, old: Basis, rank: int) -> dict[str, Any]
         u, v = _top(delta, rank)
     u, v = u.to(old.x), v.to(old.x)
     base_left, base_right = old.top(rank)
-    return {
-        "delta_left": _array(u),
-        "delta_right": _array(v),
-        "base_left": _array(base_left),
-        "base_right": _array(base_right),
-        "base_projection": float(torch.linalg.matrix_norm(u.T @ old.x @ v)),
-    }
+    return Quantities(
+        delta_left=_array(u),
+        delta_right=_array(v),
+        base_left=_array(base_left),
+        base_right=_array(base_right),
+        base_projection=float(torch.linalg.matrix_norm(u.T @ old.x @ v)),
+    )
 
 
 def _top(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -197,21 +201,24 @@ def _leading_basis(x: Tensor, rank: int) -> Basis:
     return Basis(x, s.clamp(min=0).sqrt(), q)
 
 
-def _sweep(left: NDArray[np.float64], right: NDArray[np.float64], shape: tuple[int, int]) -> list[dict[str, Any]]:
+def _counts(
+    key: str, left: NDArray[np.float64], right: NDArray[np.float64], shape: tuple[int, int]
+) -> tuple[IntruderCount, ...]:
     """How many intruders there are for every (k, ε), with their null."""
     small = min(shape)
-    return [
-        {
-            "k": k,
-            "epsilon": epsilon,
-            "intruders": int(np.count_nonzero(left[:k] < epsilon)),
-            "intruders_right": int(np.count_nonzero(right[:k] < epsilon)),
-            "intruders_null": k * random_intruder(shape[0], small, epsilon),
-        }
-        for k in SWEEP_TOP_K
+    return tuple(
+        IntruderCount(
+            key=key,
+            k=k,
+            epsilon=epsilon,
+            intruders=int(np.count_nonzero(left[:k] < epsilon)),
+            intruders_right=int(np.count_nonzero(right[:k] < epsilon)),
+            intruders_null=k * random_intruder(shape[0], small, epsilon),
+        )
+        for k in TABLE_TOP_K
         if k <= len(left)
-        for epsilon in SWEEP_EPSILON
-    ]
+        for epsilon in TABLE_EPSILON
+    )
 
 
 def _array(x: Tensor) -> NDArray[np.float64]:

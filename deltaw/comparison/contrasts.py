@@ -11,9 +11,10 @@ import numpy as np
 
 from deltaw.comparison import statistics
 from deltaw.comparison.endpoints import Endpoints, endpoints, has_layers
-from deltaw.comparison.runs import Runs, is_signed
+from deltaw.comparison.runs import Runs
 from deltaw.comparison.statistics import Contrast
 from deltaw.comparison.welch import holm
+from deltaw.results.columns import is_signed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,31 +13,15 @@ from deltaw.comparison.endpoints import endpoints, has_layers
 from deltaw.comparison.fronts import MEAN, Compared
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.roles import references
-from deltaw.comparison.runs import Array, Run, Runs, is_signed
+from deltaw.comparison.runs import Array, Run, Runs
 from deltaw.comparison.score_differences import at_endpoints, score_endpoints
 from deltaw.comparison.welch import holm_steps, two_sided
+from deltaw.results.columns import FINGERPRINT, is_signed
 from deltaw.types import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Column, and what it tells. The order is the order of the table.
-QUANTITIES: dict[str, str] = {
-    "relative_change": "distance from the base",
-    "rank_90": "rank",
-    "rank_90_ratio": "rank against pure noise",
-    "signal_rank": "directions above rounding",
-    "energy_at_16": "what rank 16 keeps",
-    "energy_at_64": "what rank 64 keeps",
-    "energy_at_256": "what rank 256 keeps",
-    "shrinkage": "pull towards zero",
-    "effective_rank_residual": "rank without the shrinkage",
-    "rank_90_residual": "rank_90 without the shrinkage",
-    "magnitude_change": "change of row norms",
-    "direction_change": "change of row directions",
-    "factor_balance": "balance of the factors",
-    "intruders": "new leading directions",
-}
 LINEAR = ("attention", "mlp")
 COMMON_SPREAD = 0.25  # a common c: every matrix within a quarter of the median, or within 4 standard deviations
 COMMON_Z = 3.0
@@ -62,7 +46,7 @@ def fingerprints_frame(runs: Runs, gaps: Sequence[Compared]) -> pd.DataFrame:
 
     against = references(runs)
     rows = [_row(runs, g, against[g]) for g in runs.groups]
-    for name in QUANTITIES:
+    for name in FINGERPRINT:
         _enter(rows, name, _metric_effects(runs, against, name))
     for axis in AXES:
         _enter(rows, axis, _score_effects(runs, against, axis))
@@ -94,7 +78,7 @@ def _row(runs: Runs, group: str, reference: str) -> Row:
         "n_layers": int(np.isfinite(table.values[analysed]).any((0, 1)).sum()) if analysed else 0,
         "interval_covers": "",
     }
-    for name in QUANTITIES:
+    for name in FINGERPRINT:
         interval, covers = statistics.median_interval(table.metric(name, mine), seed=runs.seed)
         row["interval_covers"] = row["interval_covers"] or covers
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

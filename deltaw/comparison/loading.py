@@ -13,7 +13,9 @@ from deltaw.comparison.mean_spectra import mean_spectra
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run
 from deltaw.errors import ManifestError, ResultsError
-from deltaw.results.analysis import Analysis, read_layers, read_spectra
+from deltaw.results.analysis import Analysis
+from deltaw.results.spectra_file import read_spectra
+from deltaw.results.tables import read_layers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deltaw.comparison.manifest import AXES, RunSpec
 from deltaw.comparison.mean_spectra import MeanSpectrum
 from deltaw.metrics.registry import REGISTRY
+from deltaw.results.columns import OF_A_RUN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,14 +220,6 @@ def build_table(runs: Sequence[Run]) -> Table:
     return Table([r.spec.name for r in runs], metrics, list(keys), values, kind, module, np.array(blocks, dtype=float))
 
 
-SIGNED = frozenset({"shrinkage", "shrinkage_z", "cosine_to_base", "norm_growth", "decay_estimate"})
-
-
-def is_signed(metric: str) -> bool:
-    """Whether a metric has a sign: it is contrasted by differences, not ratios."""
-    return metric in SIGNED
-
-
 def _hidden(metric: str) -> bool:
     return REGISTRY[metric].section in HIDDEN_SECTIONS or metric in HIDDEN_TOO
 
@@ -264,12 +257,9 @@ def runs_frame(runs: Runs) -> pd.DataFrame:
     return frame.drop(columns=[f"{n}_stderr" for n in names if f"{n}_stderr" not in known])
 
 
-MAIN = ("relative_change", "rank_90", "rank_90_ratio", "effective_rank", "signal_rank", "energy_at_16", "shrinkage")
-
-
 def _medians(table: Table, run: Run) -> dict[str, float]:
     out = {}
-    for m in MAIN:
+    for m in OF_A_RUN:
         values = table.metric(m, [run])
         values = values[np.isfinite(values)]
         out[m] = float(np.median(values)) if values.size else math.nan

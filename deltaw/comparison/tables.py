@@ -13,7 +13,8 @@ import numpy as np
 from deltaw.comparison.runs import Runs
 from deltaw.errors import ResultsError
 from deltaw.files import replacing
-from deltaw.results.analysis import columns, is_whole, plain
+from deltaw.results.columns import columns, is_whole
+from deltaw.results.plain import plain
 
 if TYPE_CHECKING:
     import pandas as pd

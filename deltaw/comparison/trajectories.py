@@ -11,19 +11,11 @@ import numpy as np
 from deltaw.comparison import statistics
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.runs import Run, Runs
+from deltaw.results.columns import OVER_TOKENS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = (
-    "relative_change",
-    "rank_90",
-    "rank_90_ratio",
-    "effective_rank",
-    "stable_rank",
-    "signal_rank",
-    "energy_at_16",
-)
 COLUMNS = ("group", "curve", "tokens", "metric", "value", "low", "high", "n_seeds")
 
 
@@ -51,7 +43,7 @@ def trajectories_frame(runs: Runs) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for curve in curves(runs) for metric in (*METRICS, *AXES) for row in _points(runs, curve, metric)]
+    rows = [row for curve in curves(runs) for metric in (*OVER_TOKENS, *AXES) for row in _points(runs, curve, metric)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

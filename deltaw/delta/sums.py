@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from deltaw.delta.largest_entry import largest_product
 from deltaw.delta.rounding import Rounding, rounding
 from deltaw.errors import TensorError
+from deltaw.metrics.quantities import Quantities
 from deltaw.tensors.bits import STORED, Precision, count_equal, ufp, within_ulp
 from deltaw.tensors.numbers import Numbers, finest, numbers
 from deltaw.types import Factors, Vector
@@ -72,36 +72,33 @@ class EntrySums:
     ft_precision: str = ""
     base_noise: float = 0.0
 
-    def totals(self) -> dict[str, Any]:
+    def totals(self) -> Quantities:
         """The quantities that a 1-D tensor has too: sums over all entries, how many, the largest, the equal ones."""
-        out: dict[str, Any] = {
-            "entries": self.rows * self.cols,
-            "max_abs": self.max_abs,
-            "equal": self.equal,
-            "delta_sq": float(self.delta_row_sq.sum()),
-        }
-        if self.base_row_sq is not None and self.delta_base_row is not None:
-            out |= {"base_sq": float(self.base_row_sq.sum()), "delta_base": float(self.delta_base_row.sum())}
-        return out
+        return Quantities(
+            entries=self.rows * self.cols,
+            max_abs=self.max_abs,
+            equal=self.equal,
+            delta_sq=float(self.delta_row_sq.sum()),
+            base_sq=None if self.base_row_sq is None else float(self.base_row_sq.sum()),
+            delta_base=None if self.delta_base_row is None else float(self.delta_base_row.sum()),
+        )
 
-    def quantities(self) -> dict[str, Any]:
+    def quantities(self) -> Quantities:
         """All that a matrix has: `totals`, the shape, and the sums by row and column."""
-        out = self.totals() | {
-            "rows": self.rows,
-            "cols": self.cols,
-            "delta_row_sq": self.delta_row_sq,
-            "noise_row": self.noise_row,
-            "noise_col": self.noise_col,
-            "noise_inflation": self._noise_inflation(),
-            "noise_steps": self.noise_steps,
-            "noise_counts": self.noise_counts,
-            "base_noise": self.base_noise,
-        }
-        if math.isfinite(self.equal_null):
-            out["equal_null"] = self.equal_null
-        if self.base_row_sq is not None and self.delta_base_row is not None:
-            out |= {"base_row_sq": self.base_row_sq, "delta_base_row": self.delta_base_row}
-        return out
+        return self.totals() | Quantities(
+            rows=self.rows,
+            cols=self.cols,
+            delta_row_sq=self.delta_row_sq,
+            base_row_sq=self.base_row_sq,
+            delta_base_row=self.delta_base_row,
+            noise_row=self.noise_row,
+            noise_col=self.noise_col,
+            noise_inflation=self._noise_inflation(),
+            noise_steps=self.noise_steps,
+            noise_counts=self.noise_counts,
+            base_noise=self.base_noise,
+            equal_null=self.equal_null if math.isfinite(self.equal_null) else None,
+        )
 
     def _noise_inflation(self) -> float:
         """The variance of ΔW's noise in units of the predicted one, where all of ΔW may be rounding; 1 elsewhere.

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -22,21 +22,12 @@ import numpy as np
 
 from deltaw.errors import ResultsError
 from deltaw.files import replacing
-from deltaw.types import Interval, Skipped, Spectrum
+from deltaw.measurement.measured import Measured
+from deltaw.types import Interval, IntruderCount, Skipped, Spectrum
 
 NAME = ".deltaw-journal.jsonl"
 LOCK = ".deltaw-lock"
 FSYNC_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What measuring one matrix gave: a row with its spectrum, or the reason why there is none."""
-
-    row: Mapping[str, Any] | None
-    spectrum: Spectrum | None = None
-    skipped: Skipped | None = None
-    extra: Mapping[str, list[dict[str, Any]]] | None = None
 
 
 def digest(*parts: Any) -> str:
@@ -172,8 +163,8 @@ def _to_json(key: str, m: Measured) -> dict[str, Any]:
         out["spectrum"] = spectrum
     if m.skipped is not None:
         out["skipped"] = asdict(m.skipped)
-    if m.extra is not None:
-        out["extra"] = m.extra
+    if m.intruders:
+        out["intruders"] = [asdict(count) for count in m.intruders]
     return out
 
 
@@ -184,7 +175,8 @@ def _from_json(value: dict[str, Any]) -> tuple[str, Measured]:
         spectrum["estimates"] = {k: Interval(*v) for k, v in spectrum["estimates"].items()}
         spectrum = Spectrum(**spectrum)
     skipped = Skipped(**value["skipped"]) if "skipped" in value else None
-    return value["key"], Measured(value["row"], spectrum, skipped, value.get("extra"))
+    intruders = tuple(IntruderCount(**count) for count in value.get("intruders", ()))
+    return value["key"], Measured(value["row"], spectrum, skipped, intruders)
 
 
 def _scalar(value: Any) -> Any:

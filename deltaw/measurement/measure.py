@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,16 @@ from deltaw.alignment import alignment
 from deltaw.alignment.cache import default_cache
 from deltaw.delta.difference import Delta, difference
 from deltaw.errors import DeltaWError
-from deltaw.measurement.journal import Measured
+from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options
 from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage
+from deltaw.metrics.quantities import Quantities
+from deltaw.metrics.registry import Value
 from deltaw.pairs.views import describe
+from deltaw.results.rows import number
 from deltaw.spectra import Noise, singular_values_batched, spectrum
 from deltaw.tensors.matrix import matrix
-from deltaw.types import Factors, Pair, Skipped, Spectrum, is_update
+from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Skipped, Spectrum, Vector, is_update
 
 log = logging.getLogger("deltaw")
 
@@ -92,28 +94,32 @@ def _measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> l
 
 def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, device: torch.device) -> Measured:
     """The row of one ΔW, with its spectrum if that is known already."""
-    row = describe(pair) | {"route": delta.route, "method": ""}
+    row: dict[str, Cell] = {**describe(pair), "route": delta.route, "method": "", **_adapter_columns(pair)}
     row |= {"ft_precision": delta.sums.ft_precision, "base_precision": delta.sums.base_precision}
-    quantities = _adapter(pair, delta)
     if delta.is_vector:
-        row |= _columns(quantities) | evaluate(quantities | delta.sums.totals(), ("size", "regularisation"))
-        row |= {"spectral_norm": row["fro_norm"], "nuclear_norm": row["fro_norm"]}  # an n×1 matrix has one σ
-        return Measured(row)
+        sizes = evaluate(delta.sums.totals(), ("size", "regularisation"))
+        norm = sizes["fro_norm"]  # an n×1 matrix has one σ
+        return Measured({**row, **sizes, "spectral_norm": norm, "nuclear_norm": norm})
     found = found or _spectrum(delta, options, device)
-    quantities |= delta.sums.quantities() | _residual(delta, found, options, device)
-    if delta.route == "unchanged":  # nothing changed: nothing for the precision to resolve
-        quantities = {k: v for k, v in quantities.items() if not k.startswith(("noise_", "base_noise"))}
-        quantities |= {"signal_rank": 0, "effective_rank_denoised": 0.0}
-    quantities["s"] = found.values
-    if not found.complete:
-        quantities["energy"] = found.energy
-    row |= _estimates(quantities, found.estimates)
-    row |= _columns(quantities) | evaluate(quantities) | {"method": found.method}
+    residual, estimates = _residual(delta, found, options, device)
+    estimates |= found.estimates
+    quantities = delta.sums.quantities() | _factors(pair, delta)
+    quantities = replace(
+        quantities, s=found.values, s_residual=residual, energy=None if found.complete else found.energy
+    )
+    given: dict[str, Value] = {name: interval.value for name, interval in estimates.items()}
+    if delta.route == "unchanged":
+        quantities = quantities.without_noise()
+        given |= {"signal_rank": 0, "effective_rank_denoised": 0.0}
+    row |= evaluate(quantities, given=given)
+    row |= {f"{name}_low": interval.low for name, interval in estimates.items()}
+    row |= {f"{name}_high": interval.high for name, interval in estimates.items()}
+    row["method"] = found.method
     if options.mode == "fast" and found.complete:  # its interval is the number itself: the columns are always there
         known = {name: row[name] for name in FROM_SPECTRUM if name in row}
         row |= {f"{name}{bound}": value for name, value in known.items() for bound in ("_low", "_high")}
-    sweep = _align(pair, delta, row, quantities, options, device) if options.alignment else []
-    return Measured(row, found, extra={"intruder_sweep": sweep} if sweep else None)
+    intruders = _align(pair, delta, row, quantities, options, device) if options.alignment else ()
+    return Measured(row, found, intruders=intruders)
 
 
 def _spectrum(delta: Delta, options: Options, device: torch.device) -> Spectrum:
@@ -136,80 +142,75 @@ def _generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(0)
 
 
-def _residual(delta: Delta, found: Spectrum, options: Options, device: torch.device) -> dict[str, Any]:
-    """The spectrum of ΔW + c·W0, what is left when a common decay is taken out; ΔW's own where c is nothing."""
+def _residual(
+    delta: Delta, found: Spectrum, options: Options, device: torch.device
+) -> tuple[Vector | None, dict[str, Interval]]:
+    """The spectrum of ΔW + c·W0, what is left when a common decay is taken out; ΔW's own where c is nothing.
+
+    Returns:
+        All its singular values, or else the metrics of it that are estimated.
+    """
     totals = delta.sums.totals()
-    if "base_sq" not in totals:
-        return {}
-    c = residual_shrinkage(totals["delta_base"], totals["delta_sq"], totals["base_sq"])
+    if totals.delta_base is None or totals.delta_sq is None or totals.base_sq is None:
+        return None, {}
+    c = residual_shrinkage(totals.delta_base, totals.delta_sq, totals.base_sq)
     rest = found
     if c is not None:
         if not isinstance(delta.value, torch.Tensor) or delta.base is None:
-            return {}  # factored: ΔW + c·W0 would be the m×n matrix that this route never forms
+            return None, {}  # factored: ΔW + c·W0 would be the m×n matrix that this route never forms
         # ΔW was subtracted in float64 already; what is added to it here is about as large, and float32 holds the sum.
         dtype = torch.float64 if delta.base.dtype == torch.float64 else torch.float32
         rest = spectrum(
             torch.add(delta.value.to(dtype), delta.base.to(delta.value.device, dtype), alpha=c),
             mode=options.mode,
-            energy=totals["delta_sq"] + 2 * c * totals["delta_base"] + c**2 * totals["base_sq"],
+            energy=totals.delta_sq + 2 * c * totals.delta_base + c**2 * totals.base_sq,
             tolerance=options.tolerance,
             generator=_generator(device),
         )
     if rest.complete:
-        return {"s_residual": rest.values}
-    known = {column: rest.estimates[plain] for column, plain in RESIDUAL.items() if plain in rest.estimates}
-    return _estimates({}, known) | {column: interval.value for column, interval in known.items()}
-
-
-def _estimates(quantities: dict[str, Any], estimates: Any) -> dict[str, Any]:
-    """The bounds of estimated columns; their values are put among the quantities, where they win over a formula."""
-    bounds: dict[str, Any] = {}
-    for name, interval in estimates.items():
-        quantities[name] = interval.value
-        bounds |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return bounds
+        return rest.values, {}
+    return None, {column: rest.estimates[plain] for column, plain in RESIDUAL.items() if plain in rest.estimates}
 
 
 def _align(
-    pair: Pair, delta: Delta, row: dict[str, Any], quantities: dict[str, Any], options: Options, device: torch.device
-) -> list[dict[str, Any]]:
-    """Fill the alignment columns of a row; returns the intruder sweep."""
+    pair: Pair, delta: Delta, row: dict[str, Cell], quantities: Quantities, options: Options, device: torch.device
+) -> tuple[IntruderCount, ...]:
+    """Fill the alignment columns of a row; returns the intruders by other definitions."""
     if delta.route == "unchanged":
         row |= alignment.UNCHANGED
-        return []
+        return ()
     if delta.value is None or pair.base is None:
-        return []
+        return ()
     base = delta.base if delta.base is not None else matrix(pair.base, pair.view)
-    rank = row["adapter_rank"] if delta.route == "factored" and row.get("adapter_rank") else row["signal_rank"]
-    rank = 0 if math.isnan(rank) else int(rank)
+    rank = number(row, "adapter_rank") if delta.route == "factored" else math.nan
+    rank = rank if rank > 0 else number(row, "signal_rank")
     found = alignment.align(
         delta.value,
         base,
-        rank=rank,
+        key=pair.key,
+        rank=0 if math.isnan(rank) else int(rank),
         top_k=options.top_k,
         epsilon=options.epsilon,
         cache=default_cache() if options.cache else None,
         device=device,
     )
     row |= evaluate(quantities | found.quantities, ("alignment",))
-    return [{"key": pair.key, **record} for record in found.sweep]
+    return found.intruders
 
 
-def _adapter(pair: Pair, delta: Delta) -> dict[str, Any]:
+def _adapter_columns(pair: Pair) -> dict[str, Cell]:
     if not is_update(pair.ft):
         return {}
-    update = pair.ft
-    out: dict[str, Any] = {"adapter_type": update.adapter_type, "adapter_rank": update.rank}
-    if update.scaling is not None:
-        out["adapter_scaling"] = update.scaling
-        # Only the adapter's own factors balance; the difference to an initial adapter has twice as many columns.
-        if isinstance(delta.value, Factors) and delta.value.B.shape[1] == update.rank:
-            B, A = delta.value.B.double(), delta.value.A.double()
-            out |= {"factor_a_sq": float(A.square().sum()), "factor_b_sq": float(B.square().sum())}
-    return out
+    known = {} if pair.ft.scaling is None else {"adapter_scaling": pair.ft.scaling}
+    return {"adapter_type": pair.ft.adapter_type, "adapter_rank": pair.ft.rank, **known}
 
 
-def _columns(quantities: dict[str, Any]) -> dict[str, Any]:
-    """The quantities that are columns themselves."""
-    names = {"adapter_type", "adapter_rank", "adapter_scaling", *REGISTRY}
-    return {k: v for k, v in quantities.items() if k in names or k.endswith(("_low", "_high"))}
+def _factors(pair: Pair, delta: Delta) -> Quantities:
+    """How large the adapter's own factors are; the difference to an initial adapter has twice as many columns."""
+    if not is_update(pair.ft) or pair.ft.scaling is None:
+        return Quantities()
+    known = Quantities(adapter_scaling=pair.ft.scaling)
+    if not isinstance(delta.value, Factors) or delta.value.B.shape[1] != pair.ft.rank:
+        return known
+    B, A = delta.value.B.double(), delta.value.A.double()
+    return replace(known, factor_a_sq=float(A.square().sum()), factor_b_sq=float(B.square().sum()))

@@ -24,14 +24,16 @@ from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.files import parse_size
 from deltaw.measurement.directory import claim
 from deltaw.measurement.engines.threads import Budget, map_unordered
-from deltaw.measurement.journal import Journal, Measured
+from deltaw.measurement.journal import Journal
+from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options, resolve_devices
 from deltaw.pairs.plan import Plan, plan
 from deltaw.pairs.views import describe, matrix_shape
 from deltaw.results import storage
-from deltaw.results.analysis import Analysis, plain
+from deltaw.results.analysis import Analysis
+from deltaw.results.plain import plain
 from deltaw.tensors.names import natural
-from deltaw.types import Pair, Skipped, Spectrum
+from deltaw.types import IntruderCount, Pair, Row, Skipped, Spectrum
 
 if TYPE_CHECKING:
     import torch
@@ -388,20 +390,19 @@ def _assemble(
     devices: Sequence[torch.device],
     seconds: float,
 ) -> Analysis:
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     spectra: dict[str, Spectrum] = {}
     skipped: list[Skipped] = list(planned.skipped)
-    extra: dict[str, list[dict[str, Any]]] = {}
+    intruders: list[IntruderCount] = []
     for pair in planned.pairs:
         found = measured[pair.key]
         if found.skipped is not None:
             skipped.append(found.skipped)
         if found.row is not None:
-            rows.append(dict(found.row))
+            rows.append(found.row)
         if found.spectrum is not None:
             spectra[pair.key] = found.spectrum
-        for table, records in (found.extra or {}).items():
-            extra.setdefault(table, []).extend(records)
+        intruders.extend(found.intruders)
     skipped.sort(key=lambda s: natural(s.name))
     return Analysis(
         rows,
@@ -413,7 +414,7 @@ def _assemble(
         seconds,
         versions(),
         (*planned.notes, *storage.notes(rows)),
-        extra,
+        tuple(intruders),
         planned.coverage(failed=[key for key, found in measured.items() if found.row is None]),
     )
 

@@ -50,7 +50,10 @@ def _column(r: int) -> Callable[..., float]:
     energy_at_r.__name__ = energy_at_r.__qualname__ = f"energy_at_{r}"
     energy_at_r.__doc__ = f"Share of the update's energy that an adapter of rank {r} could keep at best."
     formula = f"Σ_{{i≤{r}}} σ² / Σσ²"
-    return metric(section="energy", formula=formula, source="Eckart & Young 1936", hidden_by_noise=True)(energy_at_r)
+    register = metric(
+        section="energy", formula=formula, unit="share", source="Eckart & Young 1936", hidden_by_noise=True
+    )
+    return register(energy_at_r)
 
 
 energy_at_1 = _column(1)

@@ -64,7 +64,7 @@ def signal_rank(s: Vector, noise_edge: float, numerical_rank: float) -> int:
     return int(np.count_nonzero(descending(s) > noise_edge))
 
 
-@metric(section="precision", formula="Σ_{σ > noise_edge} σ² / Σσ²")
+@metric(section="precision", formula="Σ_{σ > noise_edge} σ² / Σσ²", unit="share")
 def signal_energy(s: Vector, signal_rank: float, energy: float | None = None) -> float:
     """Share of the update's energy in the directions above the rounding noise. Empty for ΔW = 0."""
     s = descending(s)
@@ -112,6 +112,7 @@ def base_rounding(base_noise: float) -> float:
 @metric(
     section="precision",
     formula="share of entries with |x| < ulp(w)/2, x Gaussian of the size of the update, and of those it never touched",
+    unit="share",
     source="Widrow & Kollár 2008, chapter 11",
 )
 def unchanged_fraction_null(equal_null: float, entries: float) -> float:

@@ -1,8 +1,8 @@
 """The one registry of metrics: columns, `deltaw metrics`, the glossary and the docs are all read from it.
 
-A metric is a pure function whose parameters are named quantities: `s` (descending singular values), `rows`,
-`cols`, the sums of `deltaw.delta.sums`, or any other metric by its name. `evaluate` calls every metric whose
-quantities are known; the others do not apply, and their columns stay empty.
+A metric is a pure function whose parameters are fields of `Quantities` or metrics that were registered before it, by
+their names: a misspelt one fails when the module is imported. `evaluate` calls every metric whose quantities are known;
+the others do not apply, and their columns stay empty.
 """
 
 from __future__ import annotations
@@ -10,49 +10,74 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from deltaw.metrics.quantities import NAMES, OF_THE_BASE, Quantities
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Value: TypeAlias = int | float | str
 
 SECTIONS = ("size", "rank", "energy", "precision", "regularisation", "adapter", "alignment")
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One column: what it is called, how it is computed and where that comes from.
+class Column:
+    """One column of `layers`, and what is known of its values.
 
     Attributes:
-        name: The column of `layers`.
-        section: One of `SECTIONS`.
-        formula: In the notation of the paper, plain text.
-        unit: `1` for a pure number, else what is counted.
-        source: The reference for the definition, or empty for a plain norm.
+        name: The column.
+        unit: `1` for a pure number, `share` of a whole, `count` (whole numbers), `word`, else what is counted.
+        section: One of `SECTIONS`, or `identity`.
+        signed: Whether two values are compared by their difference and not by a ratio: they may be negative, or 0.
+        of_the_base: Whether it needs W0.
         hidden_by_noise: Whether the rounding of the storage is in the number, so that it may only be quoted of a matrix
             that stands clear of it.
-        description: One or two sentences for a reader who does not know it.
-        function: The pure function.
-        parameters: The quantities that `function` takes, by name, in order.
-        optional: Those of them that have a default and may be missing.
+        always: Whether every row has a value.
     """
 
     name: str
-    section: str
-    formula: str
     unit: str
+    section: str
+    signed: bool = False
+    of_the_base: bool = False
+    hidden_by_noise: bool = False
+    always: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Column):
+    """A column that is computed: how, and where that comes from.
+
+    Attributes:
+        formula: In the notation of the paper, plain text.
+        source: The reference for the definition, or empty for a plain norm.
+        description: One or two sentences for a reader who does not know it.
+        function: The pure function.
+        parameters: The quantities and metrics that `function` takes, by name, in order.
+        optional: Those of them that have a default and may be missing.
+    """
+
+    formula: str
     source: str
     description: str
-    function: Callable[..., Any]
+    function: Callable[..., Value]
     parameters: tuple[str, ...]
     optional: frozenset[str] = frozenset()
-    hidden_by_noise: bool = False
 
 
 REGISTRY: dict[str, Metric] = {}
 
 
 def metric(
-    *, section: str, formula: str, unit: str = "1", source: str = "", hidden_by_noise: bool = False
+    *,
+    section: str,
+    formula: str,
+    unit: str = "1",
+    source: str = "",
+    signed: bool = False,
+    hidden_by_noise: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a pure function as a column; its docstring's first paragraph is the description."""
     assert section in SECTIONS, section
@@ -63,6 +88,8 @@ def metric(
         description = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
         assert description, f"{column} has no docstring"
         parameters = inspect.signature(function).parameters
+        unknown = [name for name in parameters if name not in NAMES and name not in REGISTRY]
+        assert not unknown, f"{column} asks for {unknown[0]!r}, which is no field of Quantities and no earlier metric"
         REGISTRY[column] = Metric(
             name=column,
             section=section,
@@ -70,9 +97,11 @@ def metric(
             unit=unit,
             source=source,
             description=description,
-            function=function,
+            function=function,  # type: ignore[arg-type]  # R is a Value
             parameters=tuple(parameters),
             optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
+            signed=signed,
+            of_the_base=any(n in OF_THE_BASE or (n in REGISTRY and REGISTRY[n].of_the_base) for n in parameters),
             hidden_by_noise=hidden_by_noise,
         )
         return function
@@ -80,26 +109,29 @@ def metric(
     return register
 
 
-def evaluate(quantities: Mapping[str, Any], sections: tuple[str, ...] = SECTIONS) -> dict[str, Any]:
-    """Every registered metric of `sections` whose quantities are among `quantities` or computed before it.
+def evaluate(
+    quantities: Quantities, sections: tuple[str, ...] = SECTIONS, given: Mapping[str, Value] | None = None
+) -> dict[str, Value]:
+    """Every registered metric of `sections` whose quantities are known or computed before it.
 
-    A value given in `quantities` under a metric's own name is taken as it is (a certified value, an
-    estimate). Metrics are evaluated in the order of their registration, so that one may build on another.
+    Metrics are evaluated in the order of their registration, so that one may build on another.
 
     Args:
-        quantities: Named inputs: `s`, `rows`, `cols`, sums over entries, known metrics.
+        quantities: What is known of the matrix.
         sections: The sections to evaluate.
+        given: Metrics whose values are known otherwise (certified, or estimated), which are taken as they are.
 
     Returns:
         Column name to value, for the metrics that apply.
     """
-    known = dict(quantities)
-    out: dict[str, Any] = {}
+    given = given or {}
+    known: dict[str, Any] = {**quantities.known(), **given}
+    out: dict[str, Value] = {}
     for m in REGISTRY.values():
         if m.section not in sections:
             continue
-        if m.name in quantities:
-            out[m.name] = quantities[m.name]
+        if m.name in given:
+            out[m.name] = given[m.name]
         elif all(p in known or p in m.optional for p in m.parameters):
             out[m.name] = known[m.name] = m.function(**{p: known[p] for p in m.parameters if p in known})
     return out

@@ -21,26 +21,26 @@ RESIDUAL_COSINE = 0.02  # below it ΔW + c·W0 has the energy of ΔW to within 4
 DECAYED_COSINE = -0.9  # a row that moved this straight towards zero was moved by decay alone
 
 
-@metric(section="regularisation", formula="c = −⟨ΔW, W0⟩ / ‖W0‖F²", source="Loshchilov & Hutter 2019")
+@metric(section="regularisation", formula="c = −⟨ΔW, W0⟩ / ‖W0‖F²", source="Loshchilov & Hutter 2019", signed=True)
 def shrinkage(delta_base: float, base_sq: float) -> float:
     """The share of W0 that the update takes away; equal c across tensors is the mark of decoupled weight decay."""
     return 0.0 - delta_base / base_sq if base_sq else math.nan  # 0.0 − x: an unchanged tensor shows 0, not −0
 
 
-@metric(section="regularisation", formula="c / (relative_change / √(m·n))", unit="standard deviations")
+@metric(section="regularisation", formula="c / (relative_change / √(m·n))", unit="standard deviations", signed=True)
 def shrinkage_z(shrinkage: float, relative_change: float, entries: float) -> float:
     """Shrinkage against its spread if the update had a random direction: beyond 3 it is no accident."""
     return shrinkage * math.sqrt(entries) / relative_change if relative_change else math.nan
 
 
-@metric(section="regularisation", formula="⟨ΔW, W0⟩ / (‖ΔW‖F·‖W0‖F)")
+@metric(section="regularisation", formula="⟨ΔW, W0⟩ / (‖ΔW‖F·‖W0‖F)", signed=True)
 def cosine_to_base(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> float:
     """Cosine between the update and the base: −1 for pure decay, 0 for a direction that ignores the base."""
     norms = math.sqrt(float(np.sum(delta_row_sq))) * math.sqrt(float(np.sum(base_row_sq)))
     return max(-1.0, min(1.0, float(np.sum(delta_base_row)) / norms)) if norms else math.nan
 
 
-@metric(section="regularisation", formula="‖W‖F / ‖W0‖F − 1")
+@metric(section="regularisation", formula="‖W‖F / ‖W0‖F − 1", signed=True)
 def norm_growth(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> float:
     """Relative growth of the weight norm; negative where decay won over learning."""
     base, gain = float(np.sum(base_row_sq)), float(np.sum(2 * delta_base_row + delta_row_sq))
@@ -89,14 +89,14 @@ def direction_change(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: 
     return float(np.mean(turn)) if turn.size else math.nan
 
 
-@metric(section="regularisation", formula="#{i: Δ_i ≠ 0, cos(Δ_i, w0_i) < −.9} / m")
+@metric(section="regularisation", formula="#{i: Δ_i ≠ 0, cos(Δ_i, w0_i) < −.9} / m", unit="share")
 def decay_rows_fraction(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> float:
     """Share of rows that moved straight towards zero. In an embedding: the tokens that training never saw."""
     decayed = _decayed(delta_row_sq, base_row_sq, delta_base_row)
     return float(np.mean(decayed)) if decayed.size else math.nan
 
 
-@metric(section="regularisation", formula="median of −⟨Δ_i, w0_i⟩/‖w0_i‖² over the decayed rows")
+@metric(section="regularisation", formula="median of −⟨Δ_i, w0_i⟩/‖w0_i‖² over the decayed rows", signed=True)
 def decay_estimate(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> float:
     """The decay alone, read from the rows that show nothing else: 1 − Π(1 − lr·λ) under AdamW. Empty without any."""
     decayed = _decayed(delta_row_sq, base_row_sq, delta_base_row)

@@ -24,7 +24,7 @@ def base_fro_norm(base_sq: float) -> float:
     return math.sqrt(base_sq)
 
 
-@metric(section="size", formula="‖ΔW‖F / ‖W0‖F")
+@metric(section="size", formula="‖ΔW‖F / ‖W0‖F", unit="share")
 def relative_change(fro_norm: float, base_fro_norm: float) -> float:
     """Size of the update against the size of what it updates. Empty where the base is zero and the update is not."""
     if fro_norm == 0:
@@ -56,6 +56,7 @@ def max_abs(max_abs: float) -> float:
     section="size",
     formula="#{bits(W) = bits(W0)} / (m·n)",
     source="Mukherjee et al. 2025 take |Δ| ≤ 1e-5 instead, which misses one-ulp moves of small weights",
+    unit="share",
 )
 def unchanged_fraction(equal: float, entries: float) -> float:
     """Share of entries whose stored bits are equal in the base and the fine-tuned matrix, after a common upcast."""

@@ -14,13 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltaw.errors import OptionError
 from deltaw.metrics.registry import metric
-from deltaw.types import Vector
+from deltaw.types import Matrix, Vector
 
-Matrix = NDArray[np.float64]
 DRAWN = 200  # dimensions up to here, where taking the cosines as independent would be off by more than .01
 DRAWS = 10_000
 INTRUDERS = "Shuttleworth et al. 2024"
@@ -38,7 +36,7 @@ def intruders_right(max_cos_right: Vector, epsilon: float) -> int:
     return int(np.count_nonzero(np.asarray(max_cos_right) < epsilon))
 
 
-@metric(section="alignment", formula="Σ_{intruders} σ(W)² / Σ_{i≤k} σ(W)²", source=INTRUDERS)
+@metric(section="alignment", formula="Σ_{intruders} σ(W)² / Σ_{i≤k} σ(W)²", source=INTRUDERS, unit="share")
 def intruder_energy(max_cos_left: Vector, ft_top: Vector, epsilon: float) -> float:
     """Share of the energy of W's top k directions that lies in the (left) intruders."""
     energies = np.asarray(ft_top, dtype=np.float64) ** 2

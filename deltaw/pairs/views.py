@@ -8,7 +8,7 @@ from math import prod
 
 from deltaw.tensors.layout import Layout, parts
 from deltaw.tensors.names import has_vocabulary, kind, place
-from deltaw.types import Handle, Pair, Skipped, View, is_update
+from deltaw.types import Cell, Handle, Pair, Skipped, View, is_update
 
 
 def is_floating(handle: Handle) -> bool:
@@ -96,7 +96,7 @@ def matrix_shape(pair: Pair) -> tuple[int, int]:
     return rows, cols
 
 
-def describe(pair: Pair) -> dict[str, object]:
+def describe(pair: Pair) -> dict[str, Cell]:
     """The identity columns of a pair's row."""
     where = place(pair.name)
     ndim = len(pair.base.shape if pair.base is not None else pair.ft.shape)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.errors import OptionError, near
-from deltaw.results.analysis import TEXT_COLUMNS, columns
+from deltaw.results.columns import columns, is_text
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
@@ -136,9 +136,9 @@ def _check(text: str, column: str, how: str) -> None:
         if how not in RESOLUTIONS:
             raise OptionError(f"condition {text!r}: expected resolution.{', resolution.'.join(RESOLUTIONS)}")
         return
-    known = [c for c in columns() if c not in TEXT_COLUMNS]
+    known = [name for name in columns() if not is_text(name)]
     if column not in known and re.sub(r"_(low|high)$", "", column) not in known:
-        if column in TEXT_COLUMNS:
+        if is_text(column):
             raise OptionError(f"condition {text!r}: {column} is a text; expected a column of numbers")
         raise OptionError(f"condition {text!r}: there is no column {column!r}.{near(column, known)}")
     if how not in AGGREGATES:

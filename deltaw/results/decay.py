@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaw.results.rows import Row, number, text
-from deltaw.types import Vector
+from deltaw.results.rows import number, text
+from deltaw.types import Row, Vector
 
 Mask = NDArray[np.bool_]
 

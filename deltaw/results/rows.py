@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
 
-from deltaw.metrics import REGISTRY
-from deltaw.types import Vector
-
-Cell: TypeAlias = str | int | float | None
-Row: TypeAlias = Mapping[str, Cell]
+from deltaw.results.columns import is_hidden_by_noise
+from deltaw.types import Row, Vector
 
 CLEAR = ("", "resolved")  # resolutions that permit a claim on rank
 
@@ -44,11 +40,6 @@ def is_changed(row: Row) -> bool:
 def is_clear(row: Row) -> bool:
     """Whether a row stands clear of rounding, so that its ranks may be quoted."""
     return text(row, "resolution") in CLEAR
-
-
-def is_hidden_by_noise(column: str) -> bool:
-    """Whether the rounding of the storage is in a column, so that it may be quoted of clear rows only."""
-    return column in REGISTRY and REGISTRY[column].hidden_by_noise
 
 
 def quoted(row: Row, column: str) -> float:

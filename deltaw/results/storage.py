@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from deltaw.results.rows import Row, Spread, is_changed, is_matrix, number, text
+from deltaw.results.rows import Spread, is_changed, is_matrix, number, text
+from deltaw.types import Row
 
 MORE_EQUAL = 0.2  # share of all entries by which the unchanged ones exceed what one rounding leaves
 MOVED_SHARE = 2 / 3  # … and the moved ones fall short of it

@@ -15,9 +15,9 @@ import numpy as np
 
 from deltaw.metrics.energy import RANKS
 from deltaw.results.decay import Decay, summarize_decay
-from deltaw.results.rows import UNKNOWN, Row, Rows, Spread, is_changed, is_clear, is_matrix, number, text
+from deltaw.results.rows import UNKNOWN, Rows, Spread, is_changed, is_clear, is_matrix, number, text
 from deltaw.results.verdict import Evidence, Verdict, verdict
-from deltaw.types import Coverage, Skipped
+from deltaw.types import Coverage, Row, Skipped
 
 TOP = 5  # how many of the most changed are named
 ONE_SIDED = ("only_in_base", "only_in_ft")

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from deltaw.results.rows import Row, Rows, Spread, is_clear, number
+from deltaw.results.rows import Rows, Spread, is_clear, number
+from deltaw.types import Row
 
 UNRELATED_COSINE = 0.5  # below this the two sets of weights do not point the same way
 DECAY_SHARE = 0.9  # of the update's energy lies along W0

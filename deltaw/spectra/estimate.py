@@ -8,12 +8,11 @@ the tolerance, or further growth would cost too much for what it brings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from deltaw.metrics.quantities import Quantities
 from deltaw.spectra.krylov import BlockKrylov, Ritz, operator, refine
 from deltaw.spectra.quadrature import Estimator, excess, leading_count
 from deltaw.types import Spectrum, Vector
@@ -30,7 +29,7 @@ def estimate_spectrum(
     x: Tensor,
     *,
     energy: float | None = None,
-    quantities: Mapping[str, Any] | None = None,
+    quantities: Quantities | None = None,
     tolerance: float = 0.03,
     generator: torch.Generator | None = None,
 ) -> Spectrum | None:
@@ -53,7 +52,7 @@ def estimate_spectrum(
     looks = [steps for steps in LOOKS if steps * BLOCK <= min(rows, cols) // LARGEST_SHARE]
     if not looks:
         return None
-    estimator = Estimator(rows, cols, energy, quantities or {})
+    estimator = Estimator(rows, cols, energy, quantities or Quantities())
     space = BlockKrylov(operator(x), BLOCK, looks[-1] * BLOCK, generator)
     before = math.inf
     for steps in looks:

@@ -14,14 +14,14 @@ Sources: Musco & Musco 2015; Halko, Martinsson & Tropp 2011, §4.3 (certifying w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deltaw.metrics import noise_edge
+from deltaw.metrics.quantities import Quantities
 from deltaw.spectra.estimate import refined
 from deltaw.spectra.krylov import BlockKrylov, operator
 from deltaw.spectra.quadrature import Estimator, excess
@@ -62,7 +62,7 @@ def low_rank_spectrum(
     noise: Noise,
     *,
     energy: float,
-    quantities: Mapping[str, Any] | None = None,
+    quantities: Quantities | None = None,
     generator: torch.Generator | None = None,
 ) -> Spectrum | None:
     """The values above the rounding, exactly, and intervals for the rest; None if that cannot be certified.
@@ -78,7 +78,7 @@ def low_rank_spectrum(
     k = min(rows, cols)
     if k < SMALLEST[x.device.type] or not 0 < noise.energy < (1 - SIGNAL_SHARE) * PREDICTED * energy:
         return None
-    quantities = {"noise_row": noise.row, "noise_col": noise.col} if quantities is None else quantities
+    quantities = Quantities(noise_row=noise.row, noise_col=noise.col) if quantities is None else quantities
     if rows < cols:
         x, noise = x.T, noise.T
     rank = _sampled_rank(x, noise, generator)

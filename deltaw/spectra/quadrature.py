@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.metrics import rank_90_null  # and registers the metrics
+from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import REGISTRY, evaluate
 from deltaw.spectra.krylov import BlockKrylov, Ritz, Rule
 from deltaw.types import Interval, Vector
@@ -53,13 +55,11 @@ class Estimator:
             anywhere between them where singular values spread over decades; for a bulk it is near the middle.
     """
 
-    def __init__(
-        self, rows: int, cols: int, energy: float, quantities: Mapping[str, Any], gap_share: float = 1.0
-    ) -> None:
+    def __init__(self, rows: int, cols: int, energy: float, quantities: Quantities, gap_share: float = 1.0) -> None:
         self.gap_share = gap_share
         self.k = min(rows, cols)
         self.energy = energy
-        self.quantities = {"rows": rows, "cols": cols, **quantities}
+        self.quantities = replace(quantities, rows=rows, cols=cols)
         self.null = rank_90_null(rows, cols)
 
     def intervals(self, space: BlockKrylov, ritz: Ritz, leading: Vector) -> dict[str, Interval]:
@@ -97,7 +97,7 @@ class Estimator:
         top = math.inf
         if REGISTRY[name].unit == "dimensions":
             top = self.k * (1 + FLOAT_FLOOR)
-        elif name.startswith(("energy_at", "signal")):
+        elif REGISTRY[name].unit == "share":
             top = 1.0
         return Interval(value, max(0.0, low), min(top, high))
 
@@ -106,9 +106,9 @@ class Estimator:
         return estimated_values(rule.nodes, weights, leading, self.k, self.energy)
 
     def _metrics(self, s: Vector) -> dict[str, float]:
-        known = {**self.quantities, "s": s, "energy": float(s @ s)}
-        known |= {name: crossing(s, q) for name, q in SHARES.items()}
-        return {name: value for name, value in evaluate(known, SECTIONS).items() if name in _dependents()}
+        known = replace(self.quantities, s=s, energy=float(s @ s))
+        found = evaluate(known, SECTIONS, {name: crossing(s, q) for name, q in SHARES.items()})
+        return {name: float(value) for name, value in found.items() if name in _dependents()}
 
 
 def estimated_values(nodes: Vector, weights: Vector, leading: Vector, k: int, energy: float) -> Vector:

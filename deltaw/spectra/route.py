@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deltaw.metrics.quantities import Quantities
 from deltaw.spectra.estimate import estimate_spectrum, frobenius_squared
 from deltaw.spectra.exact import singular_values
 from deltaw.spectra.factored import factored_singular_values
@@ -59,7 +60,7 @@ def spectrum(
     found, moderate = None, False
     if ENERGIES[0] < energy < ENERGIES[1]:  # not for zero, and not for what is not finite
         moderate = noise is not None  # then the energy is that of these very entries
-        quantities = {} if noise is None else {"noise_row": noise.row, "noise_col": noise.col}
+        quantities = Quantities() if noise is None else Quantities(noise_row=noise.row, noise_col=noise.col)
         if noise is not None:
             found = low_rank_spectrum(x, noise, energy=energy, quantities=quantities, generator=generator)
         if found is None and mode == "fast" and min(x.shape) >= FAST_FROM[x.device.type]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltaw.alignment.alignment import SWEEP_EPSILON, UNCHANGED, align, basis
+from deltaw.alignment.alignment import TABLE_EPSILON, UNCHANGED, align, basis
 from deltaw.alignment.cache import BaseCache
 from deltaw.delta.sums import sweep, sweep_factors
 from deltaw.metrics import evaluate
@@ -138,32 +138,32 @@ def test_the_cache_changes_nothing_but_the_work(tmp_path, monkeypatch):
     assert len(worked) == 1  # W; of ΔW the leading vectors do
     plain = align(delta, w0, rank=4)
     assert len(worked) == 3  # and W0
-    assert warm.sweep == cold.sweep == plain.sweep
-    for name, value in cold.quantities.items():
-        np.testing.assert_allclose(np.abs(warm.quantities[name]), np.abs(value), atol=2e-6, err_msg=name)
+    assert warm.intruders == cold.intruders == plain.intruders
+    for name, value in cold.quantities.known().items():
+        np.testing.assert_allclose(np.abs(getattr(warm.quantities, name)), np.abs(value), atol=2e-6, err_msg=name)
 
 
 def test_a_cached_file_of_another_shape_is_not_used(tmp_path):
     cache = BaseCache(tmp_path)
     w0, delta = normal(20, 10), normal(20, 10, seed=1)
-    expected = align(delta, w0, rank=2, cache=cache).sweep
+    expected = align(delta, w0, rank=2, cache=cache).intruders
     (file,) = tmp_path.iterdir()
     key = file.stem.split("-")[-1]
     cache.put(key, {"s": np.ones(3), "q": np.eye(3, dtype=np.float32)})
-    assert align(delta, w0, rank=2, cache=cache).sweep == expected
+    assert align(delta, w0, rank=2, cache=cache).intruders == expected
 
 
-def test_the_sweep_is_a_table_of_counts():
+def test_intruders_by_other_definitions():
     w0, delta = normal(80, 60), normal(80, 60, seed=1)
     _, found = row(w0, delta, top_k=10, epsilon=0.5)
-    at = {(r["k"], r["epsilon"]): r for r in found.sweep}
-    assert at[10, 0.5]["intruders"] == naive(w0, delta, 4)["intruders"]
+    at = {(r.k, r.epsilon): r for r in found.intruders}
+    assert at[10, 0.5].intruders == naive(w0, delta, 4)["intruders"]
     assert {k for k, _ in at} == {1, 5, 10, 20, 50}
     for k in (1, 5, 10, 20, 50):
-        counts = [at[k, e]["intruders"] for e in SWEEP_EPSILON]
+        counts = [at[k, e].intruders for e in TABLE_EPSILON]
         assert counts == sorted(counts)
         assert counts[-1] <= k
-    assert at[50, 0.9]["intruders_null"] == pytest.approx(50)
+    assert at[50, 0.9].intruders_null == pytest.approx(50)
 
 
 def small_model():

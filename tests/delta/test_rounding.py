@@ -8,6 +8,7 @@ import deltaw
 from deltaw.delta.rounding import _code_cells, _even_cells
 from deltaw.delta.sums import sweep
 from deltaw.metrics import evaluate
+from deltaw.metrics.quantities import Quantities
 from deltaw.spectra import singular_values
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -24,7 +25,7 @@ def low_rank(m, n, r, size, seed=10):
 
 def measured(w0, w):
     delta, sums = sweep(w0, w)
-    row = evaluate(sums.quantities() | {"s": singular_values(delta).values})
+    row = evaluate(sums.quantities() | Quantities(s=singular_values(delta).values))
     return row | {"share": row["rounding_noise"] ** 2 / row["fro_norm"] ** 2, "sums": sums}
 
 

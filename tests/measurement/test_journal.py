@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 
 from deltaw.errors import ResultsError
 from deltaw.measurement import journal
-from deltaw.measurement.journal import Journal, Measured, read
-from deltaw.types import Interval, Skipped, Spectrum
+from deltaw.measurement.journal import Journal, read
+from deltaw.measurement.measured import Measured
+from deltaw.types import Interval, IntruderCount, Skipped, Spectrum
 
 
 def measured(i: int) -> Measured:
     spectrum = Spectrum(
         np.array([3.5, 1 / 3, i]), 3, 5, "estimate", 12.0 + i, {"rank_90": Interval(2.0, 1.0, 3.0)}, "why"
     )
-    return Measured(
-        {"name": f"w{i}", "rank_90": 2.0, "layer": None, "fro_norm": float("nan")}, spectrum, extra={"t": [{"a": 1}]}
-    )
+    row = {"name": f"w{i}", "rank_90": 2.0, "layer": None, "fro_norm": float("nan")}
+    return Measured(row, spectrum, intruders=(IntruderCount("w", 1, 0.5, 1, 0, 0.25),))
 
 
 def same(a: Measured, b: Measured) -> bool:
-    ok = repr(a.row) == repr(b.row) and a.skipped == b.skipped and a.extra == b.extra
+    ok = repr(a.row) == repr(b.row) and a.skipped == b.skipped and a.intruders == b.intruders
     if a.spectrum is None or b.spectrum is None:
         return ok and a.spectrum is b.spectrum
     return ok and np.array_equal(a.spectrum.values, b.spectrum.values) and a.spectrum.estimates == b.spectrum.estimates

@@ -8,6 +8,7 @@ import pytest
 
 from deltaw import metrics
 from deltaw.metrics import REGISTRY, evaluate, registry
+from deltaw.metrics.quantities import Quantities
 
 # the contract's columns, section by section
 COLUMNS = {
@@ -74,7 +75,7 @@ def matrix_quantities():
 
 
 def test_a_row_is_filled():
-    row = evaluate(matrix_quantities() | {"s_residual": np.ones(4)})
+    row = evaluate(Quantities(**matrix_quantities(), s_residual=np.ones(4)))
     sections = ("size", "rank", "energy", "precision", "regularisation")
     assert set(row) == {m.name for m in REGISTRY.values() if m.section in sections}
     assert row["resolution"] == "resolved"
@@ -84,7 +85,7 @@ def test_what_is_not_known_stays_out():
     q = matrix_quantities()
     for name in ("base_sq", "delta_base", "base_row_sq", "delta_base_row"):
         del q[name]
-    row = evaluate(q)
+    row = evaluate(Quantities(**q))
     assert not {"base_fro_norm", "relative_change", "shrinkage", "cosine_to_base", "norm_growth"} & set(row)
     assert {"fro_norm", "effective_rank", "signal_rank"} <= set(row)
 
@@ -96,11 +97,11 @@ def test_a_vector_has_sizes_and_shrinkage_only():
         if k in ("entries", "max_abs", "equal", "delta_sq", "base_sq", "delta_base")
     }
     sizes = {"fro_norm", "base_fro_norm", "relative_change", "max_abs", "unchanged_fraction"}
-    assert set(evaluate(q)) == sizes | {"shrinkage", "shrinkage_z"}
+    assert set(evaluate(Quantities(**q))) == sizes | {"shrinkage", "shrinkage_z"}
 
 
 def test_a_given_value_wins():
-    row = evaluate(matrix_quantities() | {"rank_90": 2.5, "rank_90_null": 5.0})
+    row = evaluate(Quantities(**matrix_quantities()), given={"rank_90": 2.5, "rank_90_null": 5.0})
     assert row["rank_90"] == 2.5
     assert row["rank_90_ratio"] == 0.5
 
@@ -109,13 +110,13 @@ def test_optional_quantities_reach_their_metrics():
     q = matrix_quantities()
     q["energy"] = float(q["s"] @ q["s"])
     q["s"] = q["s"][:2]
-    row = evaluate(q)
+    row = evaluate(Quantities(**q))
     assert np.isnan(row["effective_rank"])
     assert row["energy_at_1"] == pytest.approx(q["s"][0] ** 2 / q["energy"])
 
 
 def test_sections_can_be_chosen():
-    assert set(evaluate(matrix_quantities(), ("energy",))) == set(COLUMNS["energy"].split())
+    assert set(evaluate(Quantities(**matrix_quantities()), ("energy",))) == set(COLUMNS["energy"].split())
 
 
 def test_a_name_is_registered_once():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import deltaw.metrics  # noqa: F401  (fills the registry)
+from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.results.analysis import Analysis
 from deltaw.types import Skipped, Spectrum
@@ -69,7 +70,7 @@ def measured(w0: np.ndarray, w: np.ndarray, dtype: str) -> tuple[dict[str, Any],
         "delta_base": float((delta * w0).sum()),
     }
     if delta.ndim == 1:
-        return evaluate(quantities, ("size", "regularisation")), np.zeros(0)
+        return evaluate(Quantities(**quantities), ("size", "regularisation")), np.zeros(0)
     s = np.linalg.svd(delta, compute_uv=False)
     c = -quantities["delta_base"] / quantities["base_sq"]
     quantities |= {
@@ -83,7 +84,7 @@ def measured(w0: np.ndarray, w: np.ndarray, dtype: str) -> tuple[dict[str, Any],
         "noise_row": noise.sum(1),
         "noise_col": noise.sum(0),
     }
-    return evaluate(quantities, ("size", "rank", "energy", "precision", "regularisation")), s
+    return evaluate(Quantities(**quantities), ("size", "rank", "energy", "precision", "regularisation")), s
 
 
 def make(
@@ -211,7 +212,7 @@ def many(matrices: int, experts: int = 0) -> Analysis:
                 **{"name": name, "stack": "model.layers", "layer": layer, "module": module, "kind": "mlp", "part": ""},
                 **{"rows": 4096, "cols": 1024, "ndim": 2, "base_dtype": "float32", "ft_dtype": "float32"},
                 **{"route": "dense", "method": "exact", "seconds": 1.234567},
-                **evaluate(q, ("size", "rank", "energy", "precision")),
+                **evaluate(Quantities(**q), ("size", "rank", "energy", "precision")),
             }
         )
         spectra[name] = Spectrum(s, 4096, 1024)

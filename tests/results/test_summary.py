@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from deltaw.results.analysis import Analysis, load, plain
+from deltaw.results.analysis import Analysis, load
+from deltaw.results.plain import plain
 from deltaw.results.rows import Rows, Spread
 from deltaw.results.summary import Resolution, summarize
 from deltaw.types import Coverage, Skipped

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.coverage import FAMILIES, marchenko_pastur, random_spectrum
+from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.spectra import estimate_spectrum, spectrum
 from deltaw.spectra.quadrature import SECTIONS, crossing, estimated_values, excess
@@ -21,7 +22,7 @@ def seeded(seed=0):
 
 def exact_metrics(sigma, rows=None, cols=None, **known):
     rows, cols = rows or len(sigma), cols or len(sigma)
-    return evaluate({"s": sigma, "energy": float(sigma @ sigma), "rows": rows, "cols": cols, **known}, SECTIONS)
+    return evaluate(Quantities(s=sigma, energy=float(sigma @ sigma), rows=rows, cols=cols, **known), SECTIONS)
 
 
 def test_intervals_cover_and_are_narrow():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deltaw.delta.sums import sweep
+from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.spectra import Noise, low_rank_spectrum, singular_values, spectrum
 from deltaw.spectra.quadrature import SECTIONS
@@ -32,8 +33,9 @@ def lora(m, n, r, seed=1):
 
 def exact_metrics(delta, noise):
     s = singular_values(delta).values
-    known = {"s": s, "energy": float(s @ s), "rows": delta.shape[0], "cols": delta.shape[1]}
-    return s, evaluate(known | {"noise_row": noise.row, "noise_col": noise.col}, SECTIONS)
+    rows, cols = delta.shape
+    known = Quantities(s=s, energy=float(s @ s), rows=rows, cols=cols, noise_row=noise.row, noise_col=noise.col)
+    return s, evaluate(known, SECTIONS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""`layers.*`: the rows of an analysis as a frame, and the frame as a file in each of its formats."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltaw.errors import ResultsError
+from deltaw.results.columns import columns, is_text, is_whole, with_bounds
+from deltaw.results.plain import plain
+from deltaw.types import Cell, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("csv", "parquet", "json")
+
+
+def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as a frame with the columns of the contract; what does not apply is NaN (or an empty text)."""
+    import pandas as pd
+
+    known = columns()
+    names = with_bounds(list(known), sorted({name for row in rows for name in row} - set(known)))
+    data: dict[str, pd.api.extensions.ExtensionArray | np.ndarray[tuple[int], np.dtype[np.generic]]] = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        if is_text(name):
+            data[name] = pd.array(["" if v is None else str(v) for v in values], dtype="str")
+        elif name in known and known[name].always:
+            data[name] = np.array([int(v or 0) for v in values], dtype=np.int64)
+        else:
+            data[name] = np.array([math.nan if v is None else float(v) for v in values], dtype=np.float64)
+    return pd.DataFrame(data, columns=names)
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Cell]]:
+    """The rows of a frame as JSON records: NaN as null, whole-numbered columns as integers."""
+    rows = [{str(k): plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float) and is_whole(name):
+                row[name] = int(value)
+    return rows
+
+
+def write_table(frame: pd.DataFrame, path: Path, form: str) -> None:
+    """Write a frame of layers in one of `FORMATS`."""
+    if form == "csv":
+        text = frame.astype({c: "Int64" for c in frame.columns if is_whole(str(c))})
+        text.to_csv(path, index=False)  # floats are written by repr: they read back to the same bits
+    elif form == "parquet":
+        frame.to_parquet(path, index=False)
+    else:
+        path.write_text(json.dumps(records(frame), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_layers(folder: Path) -> pd.DataFrame:
+    """The table of layers of a results directory, from whichever format is there.
+
+    Raises:
+        ResultsError: There is none, or it cannot be read.
+    """
+    import pandas as pd
+
+    try:
+        if (path := folder / "layers.parquet").exists():
+            return pd.read_parquet(path)
+        if (path := folder / "layers.csv").exists():
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            return _typed(frame)
+        if (path := folder / "layers.json").exists():
+            return _typed(pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError) as e:
+        raise ResultsError(f"{path}: the table cannot be read ({e}); run analyze again") from e
+    raise ResultsError(f"{folder}: no layers.parquet, layers.csv or layers.json there; is it an --out of analyze?")
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    known = columns()
+    for name in frame.columns:
+        if name in known and known[name].always:
+            frame[name] = frame[name].astype(np.int64)
+        elif not is_text(name):  # Python's float: exact for what repr wrote, which pandas' parsers need not be
+            frame[name] = [math.nan if v is None or v == "" else float(v) for v in frame[name]]
+    return frame
