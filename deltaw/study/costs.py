@@ -22,7 +22,7 @@ from deltaw.study.job import threads
 from deltaw.study.plan import Arm, Plan, Run
 from deltaw.study.runner import PROCESS, default_jobs, resolve_device
 
-MEASURED_TOKENS = 2048  # of the step that is timed; a larger one is taken to cost in proportion
+MEASURED_TOKENS = 2048  # of the step that is timed on a CPU; a larger one is taken to cost in proportion
 READ = 400_000  # characters a second: parsing, splitting and checking for leaks
 COMPARED = 0.5  # seconds for each saved point in the comparison and its report
 SOLUTION = 0.75  # of a block: a solution that is generated, at most, for its prompt takes the rest
@@ -121,7 +121,7 @@ def _base(plan: Plan, arm: Arm | None = None) -> Any:
 def _step_seconds(model: Any, plan: Plan, batch: int) -> float:
     """One optimiser step of a batch, the quickest of two after a warm-up."""
     length = plan.training.length
-    few = max(1, min(batch, MEASURED_TOKENS // length))
+    few = _measured(batch, length, model.device)
     ids = torch.randint(model.config.vocab_size, (few, length), device=model.device)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=plan.training.precision == "bfloat16")
@@ -140,7 +140,7 @@ def _point_seconds(model: Any, plan: Plan) -> float:
     """Scoring and measuring one saved point."""
     s, length = plan.scores, plan.training.length
     model.eval()
-    few = max(1, min(s.batch, MEASURED_TOKENS // length))
+    few = _measured(s.batch, length, model.device)
     ids = torch.randint(model.config.vocab_size, (few, length), device=model.device)
     with torch.no_grad():
         forward = _quickest(lambda: model(input_ids=ids, use_cache=False), model.device) / ids.numel()
@@ -156,6 +156,11 @@ def _point_seconds(model: Any, plan: Plan) -> float:
     started = time.perf_counter()
     deltaw.analyze(model.state_dict(), changed, device=str(model.device), jobs=1)
     return total + time.perf_counter() - started
+
+
+def _measured(batch: int, length: int, device: torch.device) -> int:
+    """Sequences of the step that is timed: on a GPU all, as a small step takes as long to launch as a large one."""
+    return batch if device.type == "cuda" else max(1, min(batch, MEASURED_TOKENS // length))
 
 
 def _generate(model: Any, rows: int, new_tokens: int) -> None:
