@@ -177,6 +177,16 @@ def test_a_tensor_that_is_not_finite_fails_alone(bad: float):
     assert len(result.rows) == 2
 
 
+def test_memory_does_not_grow_from_run_to_run():
+    base = normal(SHAPES[:3], torch.float32)
+    ft = changed(base)
+    held = []
+    for _ in range(4):
+        deltaw.analyze(base, ft, device="cuda", jobs=2, cache=False)
+        held.append(torch.cuda.memory_allocated())
+    assert held[-1] <= held[1]
+
+
 def test_rows_do_not_depend_on_the_number_of_streams():
     base = normal(SHAPES[:4] * 4, torch.bfloat16)
     ft = changed(base)
@@ -189,7 +199,7 @@ def little_memory() -> Iterator[None]:
     """The GPU's memory is limited to less than one matrix of 3000² needs."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(50e6 / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 50e6) / total)
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
 

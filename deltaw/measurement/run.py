@@ -11,7 +11,9 @@ import os
 import platform
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -307,13 +309,14 @@ def _run(
     if devices[0].type == "cuda":
         for device in devices:
             # torch loads its linear algebra at the first call, and fails where two threads make that call together
-            torch.linalg.eigvalsh(torch.eye(2, device=device))
+            with suppress(torch.OutOfMemoryError):  # what does not fit is measured on the CPU
+                torch.linalg.eigvalsh(torch.eye(2, device=device))
 
     def prepare(number: int) -> torch.device:
         device = devices[number % len(devices)]
         if device.type == "cuda":  # its own stream: copies of one thread overlap the arithmetic of another
             torch.cuda.set_device(device)
-            torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+            torch.cuda.set_stream(_stream(device, number))
         return device
 
     def several(batch: Sequence[Pair], device: torch.device) -> list[Measured]:
@@ -341,6 +344,14 @@ def _run(
         blas.restore_original_limits()
         torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's
     return measured
+
+
+@lru_cache
+def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
+    """The stream of one thread. The same in the next run, as cuBLAS keeps a workspace for every stream that it saw."""
+    import torch
+
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _batches(pairs: Sequence[Pair], largest: int) -> list[Sequence[Pair]]:
