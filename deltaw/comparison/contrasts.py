@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from deltaw.comparison import statistics
-from deltaw.comparison.endpoints import Endpoints, endpoints, has_layers
-from deltaw.comparison.runs import Runs
+from deltaw.comparison.endpoints import endpoints, has_layers
+from deltaw.comparison.runs import Array, Runs
 from deltaw.comparison.statistics import Contrast
 from deltaw.comparison.welch import holm
 from deltaw.results.columns import is_signed
@@ -62,27 +62,40 @@ def contrasts_frame(runs: Runs, draws: int = statistics.DRAWS) -> pd.DataFrame:
     return frame
 
 
+class Tests(NamedTuple):
+    """(metrics,) p values of one pair of groups: over the layers of these runs, and over seeds; NaN without them."""
+
+    p_value: Array
+    p_seeds: Array
+
+
 def _pair(runs: Runs, a: str, b: str, draws: int) -> Iterator[tuple[Row, Contrast]]:
     """The contrasts of one pair of groups; those without a common layer are left out."""
     ends = endpoints(runs, a, b, has_layers, anywhere=True)
     if ends is None:
         return
     table = runs.table
-    p = _wilcoxon(runs, ends)
+    x, y = (table.values[table.rows(group)] for group in (ends.a, ends.b))
+    p = tests_of(x, y, table.metrics)
     for m, metric in enumerate(table.metrics):
-        x, y = (table.values[table.rows(group), m] for group in (ends.a, ends.b))
-        c = statistics.contrast(x, y, signed=is_signed(metric), seed=runs.seed, draws=draws, p_value=float(p[m]))
+        known = {"p_value": float(p.p_value[m]), "p_seeds": float(p.p_seeds[m])}
+        c = statistics.contrast(x[:, m], y[:, m], signed=is_signed(metric), seed=runs.seed, draws=draws, **known)
         if c.n_layers:
             yield Row(metric, a, b, ends.tokens_a, ends.tokens_b), c
 
 
-def _wilcoxon(runs: Runs, ends: Endpoints) -> statistics.Array:
-    """Wilcoxon's p of every metric, over the layers that all runs of both groups have."""
-    table = runs.table
-    out = np.full((len(table.metrics), len(table.keys)), np.nan)
-    for m in range(len(table.metrics)):
-        x, y = (table.values[table.rows(group), m] for group in (ends.a, ends.b))
-        x, y = (v[np.isfinite(v).any(1)] for v in (x, y))
-        if len(x) and len(y):
-            out[m] = x.mean(0) - y.mean(0)  # NaN where some run has no value
-    return statistics.wilcoxon_many(out)
+def tests_of(x: Array, y: Array, metrics: Sequence[str]) -> Tests:
+    """The tests of every metric of one pair of groups.
+
+    Args:
+        x: (runs of A, metrics, layers), NaN where there is no value.
+        y: (runs of B, metrics, layers).
+        metrics: Their names.
+    """
+    differences = np.full(x.shape[1:], np.nan)
+    for m in range(len(metrics)):
+        a, b = (v[np.isfinite(v[:, m]).any(1), m] for v in (x, y))
+        if len(a) and len(b):
+            differences[m] = a.mean(0) - b.mean(0)  # NaN where some run has no value
+    seeds = statistics.seed_p_many(x, y, [is_signed(m) for m in metrics])
+    return Tests(statistics.wilcoxon_many(differences), seeds)

@@ -133,6 +133,18 @@ def _gap_effects(gaps: Sequence[Compared], against: Mapping[str, str]) -> dict[s
     return out
 
 
+def first_screen(runs: Runs, gaps: Sequence[Compared]) -> dict[str, dict[str, float]]:
+    """By axis (`learning`, `retention`, `equal_learning`) the adjusted p of each group against its reference."""
+    against = references(runs)
+    found = {axis: _score_effects(runs, against, axis) for axis in AXES}
+    found["equal_learning"] = _gap_effects(gaps, against)
+    out: dict[str, dict[str, float]] = {}
+    for axis, effects in found.items():
+        adjusted, _ = holm_steps(np.array([e.p for e in effects.values()], dtype=np.float64))
+        out[axis] = dict(zip(effects, map(float, adjusted), strict=True))
+    return out
+
+
 def _enter(rows: Sequence[Row], name: str, found: Mapping[str, Effect]) -> None:
     """Enter the effects of one quantity into the rows, adjusted for their number."""
     adjusted, level = holm_steps(np.array([e.p for e in found.values()], dtype=np.float64))

@@ -35,8 +35,6 @@ OF_THE_BASE = frozenset(
 
 # What rounding makes of a matrix that does not stand above it: such a value is of the noise, and left out.
 CLEAR = ("", "resolved")
-HIDDEN_SECTIONS = ("rank", "energy")
-HIDDEN_TOO = frozenset({"effective_rank_residual", "rank_90_residual"})
 
 
 class Setting(NamedTuple):
@@ -214,14 +212,11 @@ def build_table(runs: Sequence[Run]) -> Table:
         block = f[known].to_numpy(dtype=np.float64).T.copy()
         if "resolution" in f.columns:
             unclear = ~f["resolution"].fillna("").isin(CLEAR).to_numpy()
-            block[np.ix_(np.array([_hidden(m) for m in known], dtype=bool), unclear)] = math.nan
+            hidden = np.array([REGISTRY[m].hidden_by_noise for m in known], dtype=bool)
+            block[np.ix_(hidden, unclear)] = math.nan
         values[np.ix_([i], [metrics.index(m) for m in known], columns)] = block
     kind, module, blocks = (list(c) for c in zip(*keys.values(), strict=True)) if keys else ([], [], [])
     return Table([r.spec.name for r in runs], metrics, list(keys), values, kind, module, np.array(blocks, dtype=float))
-
-
-def _hidden(metric: str) -> bool:
-    return REGISTRY[metric].section in HIDDEN_SECTIONS or metric in HIDDEN_TOO
 
 
 def runs_frame(runs: Runs) -> pd.DataFrame:

@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaw.comparison.welch import ALPHA, Estimate, difference, two_sided
+from deltaw.comparison.welch import ALPHA, Estimate, difference, difference_p, two_sided
 from deltaw.types import Interval
 
 Array = NDArray[np.float64]
@@ -110,6 +110,7 @@ def contrast(
     draws: int = DRAWS,
     alpha: float = ALPHA,
     p_value: float | None = None,
+    p_seeds: float | None = None,
 ) -> Contrast:
     """Compare one metric between two groups.
 
@@ -120,7 +121,7 @@ def contrast(
         seed: Of the bootstrap; the same seed gives the same numbers.
         draws: Bootstrap replicates; 0 for no interval.
         alpha: The interval has level 1 − alpha.
-        p_value: Wilcoxon's p, where the caller has computed it for many metrics at once.
+        p_value, p_seeds: Where the caller has computed them for many metrics at once.
 
     Returns:
         The contrast; NaN for what cannot be computed.
@@ -148,7 +149,7 @@ def contrast(
         difference_high=plain.high,
         cliffs_delta=cliffs_delta(mean_a, mean_b),
         p_value=wilcoxon(mean_a - mean_b) if p_value is None else p_value,
-        p_seeds=two_sided(seed_difference(a, b, signed=signed)),
+        p_seeds=two_sided(seed_difference(a, b, signed=signed)) if p_seeds is None else p_seeds,
         interval_covers=covers,
     )
 
@@ -169,6 +170,40 @@ def seed_difference(a: Array, b: Array, *, signed: bool = False) -> Estimate:
         a, b = np.log(a), np.log(b)
     middle = (a.mean(0) + b.mean(0)) / 2
     return difference(np.median(a - middle, axis=1), np.median(b - middle, axis=1))
+
+
+def seed_p_many(a: Array, b: Array, signed: Sequence[bool]) -> Array:
+    """The two-sided p of `seed_difference` of every metric.
+
+    Args:
+        a: (seeds of A, metrics, layers), NaN where there is no value.
+        b: (seeds of B, metrics, layers).
+        signed: Whether each metric has a sign.
+    """
+    out = np.full(a.shape[1], NAN)
+    patterns: dict[bytes, list[int]] = {}
+    for m in range(a.shape[1]):
+        mask = np.isfinite(a[:, m]).tobytes() + np.isfinite(b[:, m]).tobytes() + bytes([signed[m]])
+        patterns.setdefault(mask, []).append(m)
+    for metrics in patterns.values():
+        x, y = shared(a[:, metrics[0]], b[:, metrics[0]])
+        if not x.size or not y.size:
+            continue
+        runs = [np.isfinite(v[:, metrics[0]]).any(1) for v in (a, b)]
+        keep = np.isfinite(a[runs[0], metrics[0]]).all(0) & np.isfinite(b[runs[1], metrics[0]]).all(0)
+        x, y = (v[r][:, metrics][:, :, keep] for v, r in ((a, runs[0]), (b, runs[1])))
+        log = np.minimum(x.min(axis=(0, 2)), y.min(axis=(0, 2))) > 0
+        log &= not signed[metrics[0]]
+        x, y = (_logs(v, log) for v in (x, y))
+        middle = (x.mean(0) + y.mean(0)) / 2
+        out[metrics] = difference_p(*(np.median(v - middle, axis=2).T for v in (x, y)))
+    return out
+
+
+def _logs(values: Array, log: Array) -> Array:
+    """(runs, metrics, layers) with the logarithm of some metrics."""
+    chosen = log[None, :, None]
+    return np.asarray(np.where(chosen, np.log(np.where(chosen, values, 1.0)), values))
 
 
 def median_interval(a: Array, *, seed: int = 0, draws: int = DRAWS) -> tuple[Interval, Covers]:
@@ -356,8 +391,12 @@ def wilcoxon_many(differences: Array) -> Array:
         patterns.setdefault(np.isfinite(differences[i]).tobytes(), []).append(int(i))
     for rows in patterns.values():
         block = differences[rows][:, np.isfinite(differences[rows[0]])]
-        if block.shape[1] > 50:  # scipy's limit of the exact distribution
-            out[rows] = stats.wilcoxon(block, axis=1).pvalue
-        else:
-            out[rows] = [wilcoxon(row) for row in block]
+        # Ties and zeros take scipy from the exact distribution to another: they are not mixed with rows without.
+        ordered = np.sort(np.abs(block), axis=1)
+        plain = np.asarray((ordered[:, :1] > 0).all(axis=1) & (np.diff(ordered, axis=1) > 0).all(axis=1))
+        plain |= block.shape[1] > 50  # scipy's limit of the exact distribution
+        if plain.any():
+            out[np.array(rows)[plain]] = stats.wilcoxon(block[plain], axis=1).pvalue
+        for i in np.flatnonzero(~plain):
+            out[rows[i]] = wilcoxon(block[i])
     return out

@@ -135,6 +135,29 @@ def two_sided(x: Estimate) -> float:
     return min(1.0, 2 * min(x.above(), x.below())) if x.known else NAN
 
 
+def difference_p(a: Array, b: Array) -> Array:
+    """`two_sided(difference(x, y))` of every row at once.
+
+    Args:
+        a: (rows, runs of A), all finite.
+        b: (rows, runs of B), all finite.
+    """
+    from scipy.special import stdtr
+
+    na, nb = a.shape[1], b.shape[1]
+    if na < 2 or nb < 2:
+        return np.full(len(a), NAN)
+    both = np.sort(np.concatenate([a, b], axis=1), axis=1)
+    steps = np.diff(both, axis=1)
+    steps = np.where(steps > SAME * np.abs(both).max(axis=1, keepdims=True), steps, math.inf).min(axis=1)
+    least = np.where(np.isfinite(steps), steps, 0.0) ** 2 / 12
+    va, vb = np.maximum(a.var(axis=1, ddof=1), least) / na, np.maximum(b.var(axis=1, ddof=1), least) / nb
+    with np.errstate(invalid="ignore", divide="ignore"):
+        df = (va + vb) ** 2 / (va**2 / (na - 1) + vb**2 / (nb - 1))
+        t = np.abs(a.mean(axis=1) - b.mean(axis=1)) / np.sqrt(va + vb)
+        return np.asarray(np.where(va + vb > 0, 2 * stdtr(df, -t), 1.0))
+
+
 def holm(p: Array) -> Array:
     """Holm's step-down adjustment: reject below .05 and the chance of any false rejection is at most 5 %.
 

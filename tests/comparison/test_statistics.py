@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from deltaw.comparison import statistics as s
+from deltaw.comparison.welch import two_sided
 
 LAYERS = 28
 
@@ -174,6 +175,22 @@ def test_wilcoxon_in_one_call_is_scipys(n: int, seed: int) -> None:
     assert many[2] == 1.0
     for i in (0, 1, 3):
         assert many[i] == pytest.approx(stats.wilcoxon(d[i][np.isfinite(d[i])]).pvalue, rel=1e-9)
+
+
+def test_seeds_of_many_metrics_at_once_are_each_metrics() -> None:
+    rng = np.random.default_rng(4)
+    a, b = (np.exp(rng.normal(size=(n, 6, 9))) for n in (3, 2))
+    a[:, 1] = rng.normal(size=(3, 9))  # of both signs
+    a[0, 2, :4] = np.nan  # layers that one run lacks
+    b[1, 3] = np.nan  # a metric that one run lacks
+    a[:, 4, 0] = 0.0
+    signed = [False, True, False, False, False, True]
+    expected = []
+    for m, sign in enumerate(signed):
+        x, y = s.shared(a[:, m], b[:, m])
+        expected.append(two_sided(s.seed_difference(x, y, signed=sign)))
+    assert math.isnan(expected[3])
+    assert s.seed_p_many(a, b, signed) == pytest.approx(expected, nan_ok=True)
 
 
 def test_median_interval_of_one_group() -> None:

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from deltaw.comparison.welch import Estimate, Part, combination, difference, grid, holm, holm_steps, two_sided
+from deltaw.comparison.welch import (
+    Estimate,
+    Part,
+    combination,
+    difference,
+    difference_p,
+    grid,
+    holm,
+    holm_steps,
+    two_sided,
+)
 
 values = st.lists(st.floats(-1, 1).map(lambda x: round(x, 6)), min_size=2, max_size=6)
 
@@ -56,6 +66,14 @@ def test_sides_and_the_two_sided_p_agree(x: list[float], y: list[float]) -> None
     assert two_sided(found) == two_sided(back)
     low, high = found.interval()[1:]
     assert (two_sided(found) < 0.05) == (low > 0 or high < 0) or min(abs(low), abs(high)) < 1e-9
+
+
+@given(st.integers(2, 4), st.integers(2, 4), st.integers(0, 1000))
+def test_many_rows_at_once_are_each_row(na: int, nb: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = np.round(rng.normal(size=(5, na)), 1), np.round(rng.normal(size=(5, nb)), 1)
+    each = [two_sided(difference(x, y)) for x, y in zip(a, b, strict=True)]
+    assert difference_p(a, b) == pytest.approx(each)
 
 
 def test_ties_are_below_the_grid_and_not_zero() -> None:

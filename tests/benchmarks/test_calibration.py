@@ -1,0 +1,52 @@
+"""The short form of `python -m benchmarks.calibration`: what it promises is kept, as far as few trials can show."""
+
+import re
+from collections.abc import Callable, Iterable
+
+import pytest
+from scipy import stats
+
+from benchmarks.calibration import claims, contrasts, fronts
+from benchmarks.calibration.__main__ import entered
+from benchmarks.calibration.rows import Row, markdown
+
+UNLIKELY = 1e-4  # of a table with so many rows to break a bound that holds
+
+
+def broken(row: Row) -> bool:
+    """Whether so many trials could hardly come out like this if the bound held."""
+    count = round(row.measured * row.n)
+    if row.nominal == "0":
+        return count > 0
+    bound = re.fullmatch(r"([≤≥]) (\.\d+)", row.nominal)
+    if bound is None:
+        assert row.nominal == "published"
+        return False
+    p = float(bound[2])
+    tail = stats.binom.sf(count - 1, row.n, p) if bound[1] == "≤" else stats.binom.cdf(count, row.n, p)
+    return bool(tail < UNLIKELY)
+
+
+@pytest.mark.parametrize(("table", "trials"), [(claims.table, 12), (contrasts.table, 4), (fronts.table, 6)])
+def test_what_is_promised_is_kept(table: Callable[[int], Iterable[Row]], trials: int) -> None:
+    rows = list(table(trials))
+    assert len(rows) > 20
+    assert [r for r in rows if broken(r)] == []
+
+
+def test_a_broken_bound_is_seen() -> None:
+    assert broken(Row("", "≤ .05", 0.3, 40))
+    assert not broken(Row("", "≤ .05", 0.075, 40))
+    assert broken(Row("", "≥ .80", 0.4, 40))
+    assert not broken(Row("", "≥ .95", 0.9, 40))
+    assert broken(Row("", "0", 0.025, 40))
+
+
+def test_tables_are_entered_between_their_marks() -> None:
+    page = "# Page\n\n<!-- calibration x -->\nold\n<!-- /calibration x -->\nrest\n"
+    table = markdown([Row("a", "≤ .05", 0.0312, 1000)])
+    once = entered(page, "x", table)
+    assert "| a | ≤ .05 | 0.0312 | 1,000 |" in once
+    assert "old" not in once
+    assert once.endswith("rest\n")
+    assert entered(once, "x", table) == once
