@@ -38,8 +38,8 @@ def test_sections_in_order():
 
 @pytest.mark.parametrize("m", REGISTRY.values(), ids=lambda m: m.name)
 def test_every_metric_is_a_public_function_with_its_words(m):
-    assert getattr(metrics, m.name) is m.function
-    assert m.name in metrics.__all__
+    assert getattr(metrics, m.name, None) is m.function, f"import {m.name} in deltaw/metrics/__init__.py"
+    assert m.name in metrics.__all__, f"add {m.name} to __all__ in deltaw/metrics/__init__.py"
     assert m.formula
     assert m.description.endswith(".")
     assert len(m.description) > 15
