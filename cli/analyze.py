@@ -126,7 +126,7 @@ def command(
 
         show(analysis, out, report=not no_report)
     for s in analysis.failed:
-        say(f"failed: {s.name}: {s.reason.removeprefix('failed: ')}", err=True)
+        say(f"failed: {s.name}: {s.subject}", err=True)
     for outcome in outcomes:
         if line := told(outcome):
             say(line, err=True)

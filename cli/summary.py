@@ -37,7 +37,7 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
         screen.print(_by_kind(summary, screen.width))
         _most_changed(screen, summary)
     screen.print(coverage_line(summary.coverage))
-    for line in skipped_lines([s.__dict__ for s in analysis.skipped]):
+    for line in skipped_lines([s.to_dict() for s in analysis.skipped]):
         screen.print(escape(line), soft_wrap=True)
     for note in analysis.notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -150,13 +151,62 @@ class Pair:
         return f"{self.name}[{self.view.part}]" if self.view.part else self.name
 
 
+class Reason(StrEnum):
+    """Why a tensor has no row. Some reasons have a subject: the tensor it is tied to, the format, what went wrong."""
+
+    ONLY_IN_BASE = "only_in_base"
+    ONLY_IN_FT = "only_in_ft"
+    SHAPE_MISMATCH = "shape_mismatch"
+    NOT_FLOATING = "not_floating"
+    TIED_TO = "tied_to"
+    EXCLUDED = "excluded"
+    QUANTISED = "quantised"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+    NEEDS_BASE = "needs_base"
+    NOT_A_WEIGHT = "not_a_weight"
+    NO_DELTA = "no_delta"
+    EMPTY = "empty"
+    BASE_CHANGED = "base_changed"
+    BASE_CHANGED_AT_INIT = "base_changed_at_init"
+
+
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor without a row, and why."""
+    """A tensor without a row, and why.
+
+    Attributes:
+        name: The tensor.
+        because: Why, in one word.
+        detail: What was found, and the way out.
+        subject: Of the reason: the tensor it is tied to, the format of its codes, what went wrong.
+    """
 
     name: str
-    reason: str
+    because: Reason
     detail: str = ""
+    subject: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why, in words: `excluded`, `tied_to NAME`, `quantised: FORMAT`."""
+        if not self.subject:
+            return self.because.value
+        return f"{self.because.value}{' ' if self.because is Reason.TIED_TO else ': '}{self.subject}"
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON values: `name`, `reason` (with its subject) and `detail`."""
+        return {"name": self.name, "reason": self.reason, "detail": self.detail}
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, str]) -> Skipped:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: The reason is none of `Reason`.
+        """
+        word, _, subject = written["reason"].partition(" ")
+        return cls(written["name"], Reason(word.removesuffix(":")), written["detail"], subject)
 
 
 @dataclass(frozen=True)

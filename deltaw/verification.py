@@ -34,7 +34,7 @@ from deltaw.checkpoints import Checkpoint, locate, open_checkpoint, unread
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.pairs.counterparts import counterparts
 from deltaw.pairs.views import is_floating, size
-from deltaw.types import Handle, Pair, Update, is_update
+from deltaw.types import Handle, Pair, Reason, Update, is_update
 
 Status = Literal["equal", "rounding", "differs", "missing"]
 WORDS = {"equal": "equal", "rounding": "equal up to storage rounding", "differs": "differs", "missing": "missing"}
@@ -44,7 +44,7 @@ MULTIPLE_TOLERANCE = 0.05  # of c; bfloat16 merges of sensible updates stay with
 FLOAT32 = 2.0**-24
 FLOAT32_SLACK = 2.0**-22  # a merge in float32 that is then cast
 DENSE_SLACK = 2.0**-14  # methods that decompose, invert or rotate W0 in float32
-UNKNOWN = ("base_changed_at_init", "base_changed", "no_delta", "shape_mismatch")
+UNKNOWN = (Reason.BASE_CHANGED_AT_INIT, Reason.BASE_CHANGED, Reason.NO_DELTA, Reason.SHAPE_MISMATCH)
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,13 @@ def verify(
     merged = open_checkpoint(merged)
     found = adapter.updates(base)
     for s in found.skipped:
-        if s.reason in UNKNOWN:
+        if s.because in UNKNOWN:
             raise AdapterError(f"{adapter.source}: {s.name} cannot be verified ({s.reason}: {s.detail})")
     updates: dict[str, list[Pair]] = {}
     for pair in found.pairs:
         updates.setdefault(pair.name, []).append(pair)
     stored = {saved_name(n): h for n, h in adapter.tensors.items()}
-    new = {s.name: stored[s.name] for s in found.skipped if s.reason == "only_in_ft" and s.name in stored}
+    new = {s.name: stored[s.name] for s in found.skipped if s.because == Reason.ONLY_IN_FT and s.name in stored}
     tensors = _verdicts(base, merged, updates, new, progress)
     return Verification(base.source, adapter.source, merged.source, tuple(tensors))
 

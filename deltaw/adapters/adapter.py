@@ -16,7 +16,7 @@ from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
 from deltaw.checkpoints import Checkpoint
 from deltaw.errors import AdapterError
 from deltaw.pairs.renames import renamed
-from deltaw.types import Handle, Pair, Skipped
+from deltaw.types import Handle, Pair, Reason, Skipped
 
 
 class Matched(NamedTuple):
@@ -98,7 +98,7 @@ class Adapter:
         pairs = tuple(_placed(p, on) for p in found if isinstance(p, Pair))
         skipped = tuple(s for s in found if isinstance(s, Skipped))
         if not pairs:
-            first = skipped[0] if skipped else Skipped("", "empty", "it holds no tensor")
+            first = skipped[0] if skipped else Skipped("", Reason.EMPTY, "it holds no tensor")
             raise AdapterError(f"{self.source}: no ΔW can be known ({first.name}: {first.reason}, {first.detail})")
         return Matched(pairs, skipped, on.notes if on is not None else ())
 
@@ -158,14 +158,14 @@ def _lora(job: Job, contents: Contents) -> list[Pair | Skipped]:
     Raises:
         AdapterError: An embedding is changed in two ways at once.
     """
-    out: list[Pair | Skipped] = [Skipped(n, "not_a_weight", "only training needs it") for n in contents.training]
+    out: list[Pair | Skipped] = [Skipped(n, Reason.NOT_A_WEIGHT, "only training needs it") for n in contents.training]
     init = variants.changed_init(job.config, job.source)
     kept = job.initial is not None and init != "loftq"
     wrapped: dict[str, list[Module]] = {}
     for module in contents.modules:
         parameters = targets(job.config, module.path)
         if init is not None and (parameters or not kept):
-            out.append(Skipped(f"{module.path}.weight", "base_changed_at_init", _why(init)))
+            out.append(Skipped(f"{module.path}.weight", Reason.BASE_CHANGED_AT_INIT, _why(init)))
         elif parameters:
             wrapped.setdefault(module.path, []).append(module)
         elif changed := changed_base(job, contents.saved, module.path):

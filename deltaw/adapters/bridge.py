@@ -24,7 +24,7 @@ from deltaw.adapters.skeleton import Stand, build, stand_in
 from deltaw.adapters.trained import saved_pairs, token_pairs
 from deltaw.errors import AdapterError, MissingExtraError
 from deltaw.tensors.names import unwrap
-from deltaw.types import Handle, Pair, Skipped, View
+from deltaw.types import Handle, Pair, Reason, Skipped, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,13 +225,13 @@ def bridged_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skippe
         why = "its projections are not stored, and come from all weights of the base at once; save with save_projection"
         raise AdapterError(f"{job.source}: {why}")
     if job.base is None:
-        return [Skipped("all modules", "needs_base", f"{kind} is computed from the base's weights")]
+        return [Skipped("all modules", Reason.NEEDS_BASE, f"{kind} is computed from the base's weights")]
     stands, saved, training = _sort(job, job.base, tensors)
     if kind in LARGEST | ORDERED:
         stands = targeted(job, job.base, stands, known[kind])
     siblings = _siblings(job, job.base, kind, stands)
     bridge = Bridge(job.source, job.config, job.base, tensors, siblings)
-    out: list[Pair | Skipped] = [Skipped(n, "not_a_weight", "only training needs it") for n in training]
+    out: list[Pair | Skipped] = [Skipped(n, Reason.NOT_A_WEIGHT, "only training needs it") for n in training]
     for stand in stands:
         out.extend(_pairs(bridge, stand))
     out.extend(saved_pairs(job, saved, frozenset()))

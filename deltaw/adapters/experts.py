@@ -22,7 +22,7 @@ from deltaw.adapters.lora import Job
 from deltaw.adapters.scaling import rank, scale
 from deltaw.errors import AdapterError
 from deltaw.pairs.experts import FUSED
-from deltaw.types import Pair, Skipped, View
+from deltaw.types import Pair, Reason, Skipped, View
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def expert_pairs(job: Job, path: str, wrappings: Sequence[Module]) -> list[Pair 
     names = targets(job.config, path)
     if job.base is None:
         why = "which parameter of a module LoRA changes is known from the base's shapes only"
-        return [Skipped(name, "needs_base", why) for name in names]
+        return [Skipped(name, Reason.NEEDS_BASE, why) for name in names]
     out: list[Pair | Skipped] = []
     taken: set[str] = set()
     for module in sorted(wrappings, key=lambda m: -m.depth):

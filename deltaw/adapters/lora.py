@@ -19,7 +19,7 @@ from deltaw.adapters.factored import LowRank, Part, Term, block_diagonal, matrix
 from deltaw.adapters.keys import Module
 from deltaw.adapters.scaling import lookup, number, rank, scale
 from deltaw.errors import AdapterError
-from deltaw.types import Handle, Pair, Skipped, Update, View
+from deltaw.types import Handle, Pair, Reason, Skipped, Update, View
 
 # PEFT divides by ranknum + 1e-5, where ranknum is init_r even after pruning ("exactly as the previous").
 ADALORA_EPSILON = 1e-5
@@ -62,12 +62,12 @@ def module_pairs(job: Job, module: Module) -> list[Pair | Skipped]:
         raise job.base.missing(module.path, job.source)
     if _grouped(A.shape, B.shape, job.base[stored].shape if job.base is not None and stored else None):
         why = "its convolution has groups, LoRA mixes all inputs, and peft itself does not merge it"
-        return [Skipped(stored or module.path + ".weight", "no_delta", why)]
+        return [Skipped(stored or module.path + ".weight", Reason.NO_DELTA, why)]
     update, base = _weight(job, module, A, B, embedding)
     view = View(transposed=update.transposed)
     out: list[Pair | Skipped] = [Pair(update.name, base, update, view)]
     if update.needs_base and base is None:
-        out = [Skipped(update.name, "needs_base", f"ΔW of {update.adapter_type} depends on the base's weight")]
+        out = [Skipped(update.name, Reason.NEEDS_BASE, f"ΔW of {update.adapter_type} depends on the base's weight")]
     if "lora_B.bias" in module.parts:
         out.append(_bias(job, module, update))
     return out
@@ -274,7 +274,7 @@ def mora_pair(job: Job, module: Module) -> Pair | Skipped:
         found = _size(handle) if handle is not None else "nothing"
         raise AdapterError(f"{job.source}: MoRA needs a square lora_A for {module.path}, found {found}")
     if job.base is None:
-        return Skipped(module.path + ".weight", "needs_base", "the shape of MoRA's ΔW is known from the base only")
+        return Skipped(module.path + ".weight", Reason.NEEDS_BASE, "the shape of MoRA's ΔW is known from the base only")
     name = job.base.weight(module.path)
     if name is None:
         raise job.base.missing(module.path, job.source)

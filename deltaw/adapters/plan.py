@@ -15,7 +15,7 @@ from deltaw.pairs.selection import name_filter
 from deltaw.pairs.views import matrices, split_update, view_of
 from deltaw.tensors.layout import Layout
 from deltaw.tensors.names import kind, natural
-from deltaw.types import Pair, Skipped, is_handle, is_update
+from deltaw.types import Pair, Reason, Skipped, is_handle, is_update
 
 
 def plan_adapter(
@@ -49,7 +49,9 @@ def plan_adapter(
         skipped.extend(base.companions.values())
     pairs: list[Pair] = []
     for pair in sorted(found.pairs, key=lambda p: natural(p.key)):
-        view = _left_out(pair) if wanted(pair.name) else Skipped(pair.name, "excluded", "by --include or --exclude")
+        view = (
+            _left_out(pair) if wanted(pair.name) else Skipped(pair.name, Reason.EXCLUDED, "by --include or --exclude")
+        )
         if view is not None:
             skipped.append(view)
         elif is_handle(pair.ft):
@@ -97,9 +99,9 @@ def _untouched(
         if base.tensors[name].storage in touched or name in done:
             continue
         if wanted(name):
-            yield Skipped(name, "only_in_base", "the adapter does not change it")
+            yield Skipped(name, Reason.ONLY_IN_BASE, "the adapter does not change it")
         else:
-            yield Skipped(name, "excluded", "by --include or --exclude")
+            yield Skipped(name, Reason.EXCLUDED, "by --include or --exclude")
 
 
 def _touched(found: Matched) -> set[Hashable]:
@@ -119,7 +121,7 @@ def _extent(
     theirs = list(adapter.tensors.values())
     if base is None:
         return covered.extent((), theirs)
-    tied = {s.name for s in skipped if s.reason.startswith("tied_to")}
+    tied = {s.name for s in skipped if s.because == Reason.TIED_TO}
     asked = [h for n, h in base.tensors.items() if wanted(n) and n not in tied and is_weight(h)]
     unknown = {base.tensors[s.name].storage for s in found.skipped if s.name in base.tensors}
     touched = [p for p in found.pairs if not _is_untied(p)]

@@ -20,7 +20,7 @@ from deltaw.adapters.factored import LowRank, Part, Term, matrix, tucker
 from deltaw.adapters.lora import Job
 from deltaw.adapters.scaling import scale
 from deltaw.errors import AdapterError
-from deltaw.types import Handle, Pair, Skipped, View
+from deltaw.types import Handle, Pair, Reason, Skipped, View
 
 LEAF = re.compile(
     r"^(?P<module>.+?)(?:\.lora|\.lora_linear_layer|_lora)?\.(?P<leaf>lora_down|lora_up|lora_mid|lora_A|lora_B|down|up|alpha)"
@@ -164,7 +164,7 @@ def _pair(job: Job, single: Single, names: Mangled | None) -> Pair | Skipped:
     if names is not None:
         name = names.find(single.key)
     if name is None:
-        return Skipped(single.key, "only_in_ft", "no module of the base has this name")
+        return Skipped(single.key, Reason.ONLY_IN_FT, "no module of the base has this name")
     r = B.shape[1] if len(B.shape) > 1 else 0
     if (
         not r

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.lora import Job
 from deltaw.errors import AdapterError
-from deltaw.types import Handle, Pair, Skipped
+from deltaw.types import Handle, Pair, Reason, Skipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,12 +115,12 @@ def saved_pairs(job: Job, saved: Mapping[str, Handle], adapted: Collection[str])
         if name.removesuffix(".weight") in adapted:
             continue
         if job.base is None:
-            out.append(Skipped(name, "needs_base", "stored whole, as a weight and not as a difference"))
+            out.append(Skipped(name, Reason.NEEDS_BASE, "stored whole, as a weight and not as a difference"))
             continue
         module = name.removesuffix(".weight")
         stored = job.base.find(name) or (job.base.tied(module) if module != name else None)
         if stored is None:
-            out.append(Skipped(name, "only_in_ft", "×".join(map(str, handle.shape))))
+            out.append(Skipped(name, Reason.ONLY_IN_FT, "×".join(map(str, handle.shape))))
         else:
             own = job.base.named(module, stored)
             out.append(Pair(own, job.base[stored], Renamed(own, handle)))
@@ -147,7 +147,9 @@ def token_pairs(job: Job, tokens: Mapping[str, Handle], indices: Any) -> list[Pa
                 f"{job.source}: {handle.shape[0]} trained rows for {module}, but its config names {given} tokens"
             )
         if job.base is None:
-            out.append(Skipped(f"{module}.weight", "needs_base", "trained token rows are weights and not differences"))
+            out.append(
+                Skipped(f"{module}.weight", Reason.NEEDS_BASE, "trained token rows are weights and not differences")
+            )
             continue
         name = job.base.weight(module)
         if name is None:
@@ -184,7 +186,9 @@ def changed_base(job: Job, saved: Mapping[str, Handle], module: str) -> Skipped 
         return None
     kept, there = ("×".join(map(str, h.shape)) for h in (handle, job.base[name]))
     detail = f"the adapter stores a weight of its own ({kept}) below its LoRA factors, not the base's ({there})"
-    return Skipped(job.base.named(module, name), "shape_mismatch" if kept != there else "base_changed", detail)
+    return Skipped(
+        job.base.named(module, name), Reason.SHAPE_MISMATCH if kept != there else Reason.BASE_CHANGED, detail
+    )
 
 
 def same(a: Handle, b: Handle, block: int = 4096) -> bool:

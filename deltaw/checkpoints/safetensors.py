@@ -10,7 +10,7 @@ from deltaw.checkpoints.kinds import regular
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle
+from deltaw.types import Handle, Reason
 
 SUFFIX = ".safetensors"
 MAX_HEADER = 100_000_000  # bytes, as the library has it
@@ -78,7 +78,7 @@ class Entry:
         if self.dtype not in DTYPES:
             detail = f"a dtype that is not known here, in {path.name}; save it in another"
             nbytes = self.end - self.begin
-            return UnreadHandle(self.name, self.shape, self.dtype, nbytes, f"unsupported: {self.dtype}", detail)
+            return UnreadHandle(self.name, self.shape, self.dtype, nbytes, Reason.UNSUPPORTED, self.dtype, detail)
         dtype, itemsize = DTYPES[self.dtype]
         return StoredHandle(self.name, self.shape, dtype, path, start + self.begin, itemsize)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.quantised import Codes, detect
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle, Skipped
+from deltaw.types import Handle, Reason, Skipped
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ class UnreadHandle:
     """A tensor that has a name, a shape and a reason why nothing of it is measured.
 
     Attributes:
-        reason: `quantised: FORMAT`, `unsupported: KIND` or `failed: …`, as the plan reports it.
+        because, subject: Why, and the format or what went wrong, as in `Skipped`.
         detail: What was found, and the way out.
     """
 
@@ -28,8 +28,19 @@ class UnreadHandle:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    reason: str
+    because: Reason
+    subject: str
     detail: str = ""
+
+    @property
+    def skipped(self) -> Skipped:
+        """The same as the plan reports it."""
+        return Skipped(self.name, self.because, self.detail, self.subject)
+
+    @property
+    def reason(self) -> str:
+        """Why, in words: `quantised: FORMAT`, `unsupported: KIND` or `failed: …`."""
+        return self.skipped.reason
 
     @property
     def storage(self) -> Hashable:
@@ -47,7 +58,7 @@ class UnreadHandle:
 
 def unread(handle: Handle) -> Skipped | None:
     """Why a tensor is not read, as the plan reports it; None for every tensor that can be read."""
-    return Skipped(handle.name, handle.reason, handle.detail) if isinstance(handle, UnreadHandle) else None
+    return handle.skipped if isinstance(handle, UnreadHandle) else None
 
 
 def without_codes(checkpoint: Checkpoint) -> Checkpoint:
@@ -73,7 +84,7 @@ def _unread_codes(codes: Codes) -> UnreadHandle:
     shape = codes.shape if codes.shape is not None else codes.parts["codes"].shape
     why = codes.problem or "this format is not read yet"
     detail = f"{why}; load it with its own library and save it as bfloat16 (transformers: model.dequantize())"
-    return UnreadHandle(codes.name, shape, codes.format, codes.nbytes, f"quantised: {codes.format}", detail)
+    return UnreadHandle(codes.name, shape, codes.format, codes.nbytes, Reason.QUANTISED, codes.format, detail)
 
 
 def renamed(companions: Mapping[str, Skipped], prefix: str) -> dict[str, Skipped]:

@@ -162,7 +162,7 @@ def _to_json(key: str, m: Measured) -> dict[str, Any]:
         spectrum["values"] = base64.b64encode(values.tobytes()).decode()
         out["spectrum"] = spectrum
     if m.skipped is not None:
-        out["skipped"] = asdict(m.skipped)
+        out["skipped"] = m.skipped.to_dict()
     if m.intruders:
         out["intruders"] = [asdict(count) for count in m.intruders]
     return out
@@ -174,7 +174,7 @@ def _from_json(value: dict[str, Any]) -> tuple[str, Measured]:
         spectrum["values"] = np.frombuffer(base64.b64decode(spectrum["values"]), dtype="<f8").astype(np.float64)
         spectrum["estimates"] = {k: Interval(*v) for k, v in spectrum["estimates"].items()}
         spectrum = Spectrum(**spectrum)
-    skipped = Skipped(**value["skipped"]) if "skipped" in value else None
+    skipped = Skipped.from_dict(value["skipped"]) if "skipped" in value else None
     intruders = tuple(IntruderCount(**count) for count in value.get("intruders", ()))
     return value["key"], Measured(value["row"], spectrum, skipped, intruders)
 

@@ -24,7 +24,7 @@ from deltaw.pairs.views import describe
 from deltaw.results.rows import number
 from deltaw.spectra import Noise, singular_values_batched, spectrum
 from deltaw.tensors.matrix import matrix
-from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Skipped, Spectrum, Vector, is_update
+from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Reason, Skipped, Spectrum, Vector, is_update
 
 log = logging.getLogger("deltaw")
 
@@ -49,8 +49,8 @@ def measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> li
     except ONE_TENSOR as e:
         if len(pairs) > 1:  # one by one tells which
             return _one_by_one(measure, pairs, options, device)
-        reason = " ".join(str(e).split()) or type(e).__name__
-        return [Measured(None, skipped=Skipped(pairs[0].key, f"failed: {reason}"))]
+        what = " ".join(str(e).split()) or type(e).__name__
+        return [Measured(None, skipped=Skipped(pairs[0].key, Reason.FAILED, subject=what))]
     seconds = (time.perf_counter() - started) / len(pairs)
     return [replace(measured, row={**(measured.row or {}), "seconds": seconds}) for measured in found]
 

@@ -89,7 +89,7 @@ class Inspection:
             "base": self.base,
             "ft": self.ft,
             "pairs": pairs,
-            "skipped": [s.__dict__ for s in self.plan.skipped],
+            "skipped": [s.to_dict() for s in self.plan.skipped],
             "coverage": plain(asdict(self.plan.coverage())),
             "notes": list(self.plan.notes),
         }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from deltaw.checkpoints import Checkpoint
 from deltaw.pairs.renames import suggestion
 from deltaw.tensors.names import unwrap
-from deltaw.types import Handle, Skipped
+from deltaw.types import Handle, Reason, Skipped
 
 CANDIDATES = 500  # names that are searched for a near one: a message need not look at all of a large model
 
@@ -18,7 +18,7 @@ def nothing_in_common(base: Checkpoint, ft: Checkpoint, skipped: Sequence[Skippe
     """The message where not one tensor can be compared."""
     counts = _counts(skipped) or "both are empty"
     what = f"{base.source} and {ft.source} have no tensor in common that can be compared ({counts})"
-    if any(s.reason == "excluded" for s in skipped):
+    if any(s.because == Reason.EXCLUDED for s in skipped):
         return f"{what}; check --include and --exclude"
     return f"{what}; {_advice(list(base.tensors.values()), ft, skipped)}"
 
@@ -31,7 +31,7 @@ def no_matrix(base: Checkpoint, ft: Checkpoint, asked: Sequence[Handle], skipped
 
 def _advice(asked: Sequence[Handle], ft: Checkpoint, skipped: Sequence[Skipped]) -> str:
     names = {handle.name for handle in asked} | set(ft.tensors)
-    unread = (s for s in skipped if s.name in names and s.reason.startswith(("quantised", "unsupported")))
+    unread = (s for s in skipped if s.name in names and s.because in (Reason.QUANTISED, Reason.UNSUPPORTED))
     quantised = next(unread, None)
     if quantised is not None:
         return f"{quantised.name} is {quantised.reason}: {quantised.detail}"
@@ -68,7 +68,7 @@ def nearest(base: Sequence[Handle], ft: Sequence[Handle]) -> tuple[Handle, Handl
 
 
 def _counts(skipped: Iterable[Skipped]) -> str:
-    reasons = Counter(s.reason.split(" ")[0].rstrip(":") for s in skipped)
+    reasons = Counter(s.because.value for s in skipped)
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
 
 

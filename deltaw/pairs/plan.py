@@ -23,7 +23,7 @@ from deltaw.pairs.views import is_floating, matrices, matrix_shape, size, view_o
 from deltaw.tensors.layout import Layout, is_fused, text_config
 from deltaw.tensors.names import kind, natural, unwrap
 from deltaw.tensors.slices import Slice
-from deltaw.types import Coverage, Handle, Pair, Skipped
+from deltaw.types import Coverage, Handle, Pair, Reason, Skipped
 
 HEAD_MODULES = ("lm_head", "embed_out", "output", "cls.predictions.decoder", "proj_out")
 INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared")
@@ -175,15 +175,15 @@ def _left_out(
 ) -> Skipped | None:
     """Why two tensors of one name are not compared, whatever their shapes."""
     if not wanted(name):
-        return Skipped(name, "excluded", "by --include or --exclude")
+        return Skipped(name, Reason.EXCLUDED, "by --include or --exclude")
     if (owner := owners[b.handle.storage, f.handle.storage]) != name:
-        return Skipped(name, f"tied_to {owner}", "the same memory on both sides")
+        return Skipped(name, Reason.TIED_TO, "the same memory on both sides", owner)
     for handle in (f.handle, b.handle):
         if (why := unread(handle)) is not None:
             return replace(why, name=name)
     if way == "unknown":
         what = "some of its square siblings' neighbours are stored the other way round by the base, and some are not"
-        return Skipped(name, "shape_mismatch", f"{size(f.handle)}: {what}, so that its orientation is not known")
+        return Skipped(name, Reason.SHAPE_MISMATCH, f"{size(f.handle)}: {what}, so that its orientation is not known")
     return None
 
 
@@ -234,14 +234,14 @@ def _one_sided(
         handle = own.checkpoint.tensors[own.own(piece)] if whole else piece.handle
         tied = storages.get(handle.storage) or _tied_by_config(name, own, other, (ft.own(m[1]) for m in matched))
         if not wanted(name):
-            yield Skipped(name, "excluded", "by --include or --exclude")
+            yield Skipped(name, Reason.EXCLUDED, "by --include or --exclude")
         elif (why := unread(handle)) is not None:
             yield why
         elif tied:
-            yield Skipped(name, f"tied_to {tied}", "stored by one side only")
+            yield Skipped(name, Reason.TIED_TO, "stored by one side only", tied)
         else:
             what = size(handle) if is_floating(handle) else f"{handle.dtype} {size(handle)}"
-            yield Skipped(name, "only_in_base" if base_side else "only_in_ft", what)
+            yield Skipped(name, Reason.ONLY_IN_BASE if base_side else Reason.ONLY_IN_FT, what)
 
 
 def _tied_by_config(name: str, own: Side, other: Side, matched: Iterable[str]) -> str | None:
@@ -272,7 +272,7 @@ def _extent(
     wanted: Callable[[str], bool],
 ) -> Extent:
     """What of both sides was asked for; by the fine-tuned side's names where it has the tensor, tied ones once."""
-    tied = {s.name for s in skipped if s.reason.startswith("tied_to")}
+    tied = {s.name for s in skipped if s.because == Reason.TIED_TO}
     called = {b.name: right.own(f) for b, f in matched}
 
     def asked(tensors: Mapping[str, Handle], own: Mapping[str, str]) -> list[Handle]:

@@ -8,7 +8,7 @@ from math import prod
 
 from deltaw.tensors.layout import Layout, parts
 from deltaw.tensors.names import has_vocabulary, kind, place
-from deltaw.types import Cell, Handle, Pair, Skipped, View, is_update
+from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View, is_update
 
 
 def is_floating(handle: Handle) -> bool:
@@ -20,13 +20,13 @@ def view_of(b: Handle, f: Handle) -> View | Skipped:
     """How two tensors of one name are compared, or why they are not."""
     if not (is_floating(b) and is_floating(f)):
         dtypes = b.dtype if b.dtype == f.dtype else f"{b.dtype} in the base, {f.dtype} in the fine-tuned checkpoint"
-        return Skipped(f.name, "not_floating", dtypes)
+        return Skipped(f.name, Reason.NOT_FLOATING, dtypes)
     if b.shape == f.shape:
         return View()
     resized = len(b.shape) == len(f.shape) >= 1 and b.shape[1:] == f.shape[1:] and b.shape[0] and f.shape[0]
     if resized and has_vocabulary(f.name, len(f.shape)):
         return View(crop=min(b.shape[0], f.shape[0]))
-    return Skipped(f.name, "shape_mismatch", f"{size(b)} in the base, {size(f)} in the fine-tuned checkpoint")
+    return Skipped(f.name, Reason.SHAPE_MISMATCH, f"{size(b)} in the base, {size(f)} in the fine-tuned checkpoint")
 
 
 def matrices(pair: Pair, layout: Layout, *, split: bool) -> Iterable[Pair]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from deltaw.results.plain import plain
 from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summary import Summary, summarize
 from deltaw.results.tables import FORMATS, read_layers, to_frame, write_table
-from deltaw.types import Coverage, IntruderCount, Row, Skipped, Spectrum
+from deltaw.types import Coverage, IntruderCount, Reason, Row, Skipped, Spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +82,7 @@ class Analysis:
     @property
     def failed(self) -> list[Skipped]:
         """The tensors that should have a row and could not be measured."""
-        return [s for s in self.skipped if s.reason.startswith("failed")]
+        return [s for s in self.skipped if s.because == Reason.FAILED]
 
     @property
     def plot(self) -> AnalysisPlots:
@@ -154,7 +154,7 @@ class Analysis:
                     "options": self.options,
                     "device": self.device,
                     "seconds": self.seconds,
-                    "skipped": [asdict(s) for s in self.skipped],
+                    "skipped": [s.to_dict() for s in self.skipped],
                     "notes": list(self.notes),
                     "summary": self.summary,
                     "intruders": self.intruders,
@@ -190,7 +190,7 @@ def load(out: str | Path) -> Analysis:
         version = about["schema_version"]
         if version != SCHEMA_VERSION:
             raise ResultsError(f"{path}: schema_version {version}, expected {SCHEMA_VERSION}; run analyze again")
-        skipped = [Skipped(**s) for s in about["skipped"]]
+        skipped = [Skipped.from_dict(s) for s in about["skipped"]]
         frame = read_layers(out)
         rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
         keys = ("base", "ft", "options", "device", "seconds", "versions", "notes")

@@ -17,10 +17,10 @@ from deltaw.metrics.energy import RANKS
 from deltaw.results.decay import Decay, summarize_decay
 from deltaw.results.rows import UNKNOWN, Rows, Spread, is_changed, is_clear, is_matrix, number, text
 from deltaw.results.verdict import Evidence, Verdict, verdict
-from deltaw.types import Coverage, Row, Skipped
+from deltaw.types import Coverage, Reason, Row, Skipped
 
 TOP = 5  # how many of the most changed are named
-ONE_SIDED = ("only_in_base", "only_in_ft")
+ONE_SIDED = (Reason.ONLY_IN_BASE, Reason.ONLY_IN_FT)
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
     moved = changed.where(is_matrix)
     against, precision = _against_base(moved), _precision(moved)
     delta, base = _pooled(rows)
-    reasons = Counter(s.reason.split(":")[0].split(" ")[0] for s in skipped)
+    reasons = Counter(s.because.value for s in skipped)
     adapter = _adapter(moved)
     evidence = Evidence(
         tensors=len(rows),
@@ -286,7 +286,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         methods=_counts(everything, "method"),
         skipped=dict(reasons),
         failed=reasons["failed"],
-        one_sided=() if adapter.types else tuple(s.name for s in skipped if s.reason in ONE_SIDED),
+        one_sided=() if adapter.types else tuple(s.name for s in skipped if s.because in ONE_SIDED),
         has_base=bool(np.isfinite(everything.numbers("base_fro_norm")).any()),
         delta_norm=delta,
         base_norm=base,

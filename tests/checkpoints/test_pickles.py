@@ -17,6 +17,7 @@ import torch
 
 from deltaw.checkpoints import UnreadHandle, open_checkpoint
 from deltaw.errors import CheckpointError
+from deltaw.types import Reason
 from tests.checkpoints.archives import rezip
 
 G = torch.Generator().manual_seed(0)
@@ -329,4 +330,4 @@ def test_a_legacy_file_that_ends_early(tmp_path: Path):
     data = (tmp_path / "a.pt").read_bytes()
     (tmp_path / "a.pt").write_bytes(data[:-8])
     tensors = open_checkpoint(tmp_path / "a.pt").tensors
-    assert sum(isinstance(h, UnreadHandle) and h.reason.startswith("failed") for h in tensors.values()) == 1
+    assert sum(isinstance(h, UnreadHandle) and h.because == Reason.FAILED for h in tensors.values()) == 1

@@ -11,7 +11,7 @@ from deltaw.errors import ResultsError
 from deltaw.measurement import journal
 from deltaw.measurement.journal import Journal, read
 from deltaw.measurement.measured import Measured
-from deltaw.types import Interval, IntruderCount, Skipped, Spectrum
+from deltaw.types import Interval, IntruderCount, Reason, Skipped, Spectrum
 
 
 def measured(i: int) -> Measured:
@@ -33,7 +33,7 @@ def filled(folder: Path, count: int = 5) -> Path:
     with Journal(folder, "id", inputs=[["a"], ["b"]], resume=True) as kept:
         for i in range(count):
             kept.add(f"w{i}", measured(i))
-        kept.add("bad", Measured(None, skipped=Skipped("bad", "failed: NaN")))
+        kept.add("bad", Measured(None, skipped=Skipped("bad", Reason.FAILED, subject="NaN")))
     return kept.path
 
 

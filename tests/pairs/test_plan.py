@@ -11,7 +11,7 @@ from deltaw.checkpoints.memory import tensor_handles
 from deltaw.errors import OptionError, PairingError
 from deltaw.pairs.plan import plan
 from deltaw.pairs.views import matrix_shape
-from deltaw.types import Pair
+from deltaw.types import Pair, Reason
 from tests.conftest import State, changed, pico_state
 
 
@@ -79,7 +79,7 @@ def test_not_floating_shapes_and_one_sided(pico: State):
         "f_only": "only_in_ft",
         "model.norm.weight": "shape_mismatch",
     }
-    detail = next(s.detail for s in found.skipped if s.reason == "shape_mismatch")
+    detail = next(s.detail for s in found.skipped if s.because == Reason.SHAPE_MISMATCH)
     assert "16" in detail
     assert "5" in detail
 
@@ -196,8 +196,8 @@ def test_every_tensor_ends_in_exactly_one_place(left: set[str], right: set[str],
     except PairingError:
         return
     ends = [("base", p.base.name) for p in found.pairs] + [("ft", p.name) for p in found.pairs]
-    ends += [("base", s.name) for s in found.skipped if s.reason == "only_in_base"]
-    ends += [("ft", s.name) for s in found.skipped if s.reason == "only_in_ft"]
+    ends += [("base", s.name) for s in found.skipped if s.because == Reason.ONLY_IN_BASE]
+    ends += [("ft", s.name) for s in found.skipped if s.because == Reason.ONLY_IN_FT]
     assert sorted(ends) == sorted([("base", n) for n in base] + [("ft", n) for n in ft])
 
 

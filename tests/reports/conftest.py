@@ -15,7 +15,7 @@ import deltaw.metrics  # noqa: F401  (fills the registry)
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.results.analysis import Analysis
-from deltaw.types import Skipped, Spectrum
+from deltaw.types import Reason, Skipped, Spectrum
 
 Change = Callable[[np.random.Generator, np.ndarray, str], np.ndarray]
 FRACTION_BITS = {"bfloat16": 7, "float16": 10, "float32": 23}
@@ -222,8 +222,8 @@ def many(matrices: int, experts: int = 0) -> Analysis:
 @pytest.fixture(scope="session")
 def full_analysis() -> Analysis:
     skipped = (
-        Skipped("model.rotary.inv_freq", "only_in_base"),
-        Skipped("model.layers.0.position_ids", "not_floating", "int64"),
+        Skipped("model.rotary.inv_freq", Reason.ONLY_IN_BASE),
+        Skipped("model.layers.0.position_ids", Reason.NOT_FLOATING, "int64"),
     )
     return make(full(), skipped=skipped)
 

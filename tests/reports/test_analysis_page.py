@@ -10,7 +10,7 @@ import pytest
 import deltaw
 from deltaw.reports import analysis_page, write_analysis
 from deltaw.results.analysis import Analysis
-from deltaw.types import Interval, Skipped, Spectrum
+from deltaw.types import Interval, Reason, Skipped, Spectrum
 from tests.reports.elements import Page
 
 
@@ -134,7 +134,9 @@ def test_provenance_and_skipped(html):
 @pytest.fixture(scope="module")
 def hostile(kit):
     names = kit.hostile
-    analysis = kit.make(kit.full(), layers=1, hidden=8, vocabulary=8, skipped=tuple(Skipped(n, n, n) for n in names))
+    analysis = kit.make(
+        kit.full(), layers=1, hidden=8, vocabulary=8, skipped=tuple(Skipped(n, Reason.FAILED, n, n) for n in names)
+    )
     rows = [dict(r) for r in analysis.rows]
     spectra = {}
     for i, row in enumerate(rows):
@@ -176,7 +178,7 @@ def outline(analysis):
 
 
 def test_no_matrices_at_all():
-    html = outline(Analysis([], skipped=[Skipped("a", "shape_mismatch", "2 and 3")]))
+    html = outline(Analysis([], skipped=[Skipped("a", Reason.SHAPE_MISMATCH, "2 and 3")]))
     assert "No tensor of the two checkpoints has a row in this analysis." in html
     assert html.count('<p class="absent">') >= 8
 

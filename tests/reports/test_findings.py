@@ -12,7 +12,7 @@ from deltaw.results.decay import Decay, Gate
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Moved, Ranks, Resolution, Summary
 from deltaw.results.verdict import Verdict
-from deltaw.types import Skipped
+from deltaw.types import Reason, Skipped
 
 N = "\u202f"
 
@@ -29,7 +29,7 @@ def test_an_unchanged_pair(kit):
 
 
 def test_no_tensor_at_all():
-    f = Analysis([], skipped=[Skipped("a", "failed: not finite")]).summary
+    f = Analysis([], skipped=[Skipped("a", Reason.FAILED, subject="not finite")]).summary
     assert f.verdict == "empty"
     assert said(f) == ["No tensor of the two checkpoints has a row in this analysis. 1 tensor could not be measured."]
 
@@ -122,7 +122,7 @@ def test_an_adapter_without_its_base():
         }
         for i in range(4)
     ]
-    f = Analysis(rows, skipped=[Skipped("m.head", "only_in_base", "the adapter does not change it")]).summary
+    f = Analysis(rows, skipped=[Skipped("m.head", Reason.ONLY_IN_BASE, "the adapter does not change it")]).summary
     assert f.verdict == "adapter"
     what, real, rank = said(f)
     assert what == "4 of 4 tensors changed; how far, relative to the base, is not known without the base's weights."
@@ -176,7 +176,10 @@ def test_concerns_are_silent_where_nothing_is_wrong(kit, full_analysis):
 
 
 def test_failed_and_mismatched_tensors_come_first(kit):
-    skipped = (Skipped("a", "failed: 3 entries are not finite"), Skipped("b", "shape_mismatch", "3×4 and 4×4"))
+    skipped = (
+        Skipped("a", Reason.FAILED, subject="3 entries are not finite"),
+        Skipped("b", Reason.SHAPE_MISMATCH, "3×4 and 4×4"),
+    )
     texts = [unmarked(c.text) for c in remarks.concerns(kit.make(kit.full(), skipped=skipped).summary)]
     assert texts[0].startswith("1 tensor could not be measured")
     assert texts[1].startswith("1 tensor has another shape")

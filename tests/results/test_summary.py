@@ -9,7 +9,7 @@ from deltaw.results.analysis import Analysis, load
 from deltaw.results.plain import plain
 from deltaw.results.rows import Rows, Spread
 from deltaw.results.summary import Resolution, summarize
-from deltaw.types import Coverage, Skipped
+from deltaw.types import Coverage, Reason, Skipped
 
 
 def row(name, fro=1.0, base=10.0, **more):
@@ -48,10 +48,10 @@ def test_a_model_as_one_vector():
 
 def test_skipped_are_counted_by_reason():
     skipped = [
-        Skipped("a", "only_in_base"),
-        Skipped("b", "tied_to x"),
-        Skipped("c", "tied_to y"),
-        Skipped("d", "failed: 3 NaN"),
+        Skipped("a", Reason.ONLY_IN_BASE),
+        Skipped("b", Reason.TIED_TO, subject="x"),
+        Skipped("c", Reason.TIED_TO, subject="y"),
+        Skipped("d", Reason.FAILED, subject="3 NaN"),
     ]
     found = summarize([], skipped)
     assert found.skipped == {"only_in_base": 1, "tied_to": 2, "failed": 1}

@@ -19,7 +19,7 @@ from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, Array, RawTensor, Refus
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle
+from deltaw.types import Handle, Reason
 
 if TYPE_CHECKING:
     import torch
@@ -64,13 +64,13 @@ def read_pickle(path: Path, wanted: str = "") -> tuple[dict[str, Handle], tuple[
 
 def _handle(name: str, tensor: Tensor, path: Path, place: Place) -> Handle:
     if isinstance(tensor, Refused):
-        return UnreadHandle(name, tensor.shape, tensor.dtype, 0, tensor.reason, tensor.detail)
+        return UnreadHandle(name, tensor.shape, tensor.dtype, 0, tensor.because, tensor.subject, tensor.detail)
     if isinstance(tensor, Array):
         return _array(name, tensor)
     size = ITEMSIZE.get(tensor.dtype)
     if size is None:
         return UnreadHandle(
-            name, tensor.shape, tensor.dtype, 0, f"unsupported: {tensor.dtype}", "a dtype not known here"
+            name, tensor.shape, tensor.dtype, 0, Reason.UNSUPPORTED, tensor.dtype, "a dtype not known here"
         )
     nested = tensor.storage.nested
     if nested is not None:
@@ -80,11 +80,11 @@ def _handle(name: str, tensor: Tensor, path: Path, place: Place) -> Handle:
             offset, held = place(tensor.storage)
         except PickleError as e:
             if prod(tensor.shape):
-                return UnreadHandle(name, tensor.shape, tensor.dtype, 0, f"failed: {e}", str(path))
+                return UnreadHandle(name, tensor.shape, tensor.dtype, 0, Reason.FAILED, str(e), str(path))
             offset, held = 0, 0
     problem = _problem(tensor, size, held)
-    if problem:
-        return UnreadHandle(name, tensor.shape, tensor.dtype, 0, problem, f"in {path}")
+    if problem is not None:
+        return UnreadHandle(name, tensor.shape, tensor.dtype, 0, *problem, f"in {path}")
     start = offset + (tensor.storage.start * ITEMSIZE[tensor.storage.dtype]) + tensor.offset * size
     strides = None if _row_major(tensor.shape, tensor.strides) else tensor.strides
     if nested is not None:
@@ -92,21 +92,20 @@ def _handle(name: str, tensor: Tensor, path: Path, place: Place) -> Handle:
     return StoredHandle(name, tensor.shape, tensor.dtype, path, start, size, strides, tensor.negated)
 
 
-def _problem(tensor: RawTensor, size: int, held: int) -> str:
-    """Why a tensor does not fit the bytes behind it; empty where it does."""
+def _problem(tensor: RawTensor, size: int, held: int) -> tuple[Reason, str] | None:
+    """Why a tensor does not fit the bytes behind it; None where it does."""
     numbers = prod(tensor.shape)
     if not numbers:
-        return ""
+        return None
     declared = (tensor.storage.start + tensor.storage.numel) * ITEMSIZE[tensor.storage.dtype]
     have = min(held, declared) - tensor.storage.start * ITEMSIZE[tensor.storage.dtype]
     span = tensor.offset + 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if span * size > have:
-        return (
-            f"failed: its storage holds {max(0, have):,} bytes, and it needs {span * size:,}; copy or download it again"
-        )
+        what = f"its storage holds {max(0, have):,} bytes, and it needs {span * size:,}; copy or download it again"
+        return Reason.FAILED, what
     if numbers * size > have:
-        return f"unsupported: expanded view ({numbers:,} numbers over {have:,} bytes)"
-    return ""
+        return Reason.UNSUPPORTED, f"expanded view ({numbers:,} numbers over {have:,} bytes)"
+    return None
 
 
 def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -130,10 +129,12 @@ def _nested(name: str, tensor: RawTensor, data: bytes, start: int) -> MemoryHand
 def _array(name: str, array: Array) -> Handle:
     size = ITEMSIZE.get(array.dtype, 0)
     if not size:
-        return UnreadHandle(name, array.shape, "object", 0, "unsupported: array", "a NumPy array of no number type")
+        return UnreadHandle(
+            name, array.shape, "object", 0, Reason.UNSUPPORTED, "array", "a NumPy array of no number type"
+        )
     if prod(array.shape) * size != len(array.data):
-        reason = f"failed: its array holds {len(array.data):,} bytes, and it needs {prod(array.shape) * size:,}"
-        return UnreadHandle(name, array.shape, array.dtype, 0, reason)
+        what = f"its array holds {len(array.data):,} bytes, and it needs {prod(array.shape) * size:,}"
+        return UnreadHandle(name, array.shape, array.dtype, 0, Reason.FAILED, what)
     return MemoryHandle(name, _from_numpy(array))
 
 

@@ -13,6 +13,7 @@ from math import prod
 
 from deltaw.checkpoints.pickles.machine import Inert, PickleError
 from deltaw.checkpoints.pickles.rebuild import Array, RawTensor, Refused, Tensor
+from deltaw.types import Reason
 
 USUAL = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "generator", "params",
@@ -238,7 +239,7 @@ def _named(mapping: Mapping[object, object]) -> dict[str, object]:
         named[str(k)], value = mapping[str(k)], mapping[k]
         if isinstance(value, (RawTensor, Refused, Array)):
             detail = f"the file has two tensors called {str(k)!r}, by a number and by a text; rename one"
-            named[f"{k} (number)"] = Refused(value.shape, value.dtype, "unsupported: a name twice", detail)
+            named[f"{k} (number)"] = Refused(value.shape, value.dtype, Reason.UNSUPPORTED, "a name twice", detail)
     return named
 
 

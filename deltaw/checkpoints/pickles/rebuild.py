@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deltaw.checkpoints.pickles.machine import Global, Inert, PickleError, key
+from deltaw.types import Reason
 
 # torch's name of a storage's dtype → (the dtype, bytes per element)
 STORAGES = {
@@ -72,7 +73,8 @@ class Refused:
 
     shape: tuple[int, ...]
     dtype: str
-    reason: str
+    because: Reason
+    subject: str
     detail: str
 
 
@@ -251,7 +253,9 @@ def _strided(storage: object, offset: object, shape: object, strides: object, dt
     name = dtype_name(dtype) if dtype is not None else storage.dtype
     lazy = lazy if isinstance(lazy, dict) else {}
     if lazy.get("conj"):
-        return Refused(shape, name, "unsupported: conjugated view", "resolve it before saving (tensor.resolve_conj())")
+        return Refused(
+            shape, name, Reason.UNSUPPORTED, "conjugated view", "resolve it before saving (tensor.resolve_conj())"
+        )
     return RawTensor(storage, name, offset, shape, strides, bool(lazy.get("neg")))
 
 
@@ -282,22 +286,24 @@ def _sparse(layout: object, data: object) -> object:
             shape = sizes(part)
         elif isinstance(part, RawTensor):
             dtype = part.dtype if part.dtype.startswith(("float", "bfloat", "complex")) else dtype
-    return Refused(shape, dtype, f"unsupported: {kind}", "a sparse layout; save it dense (tensor.to_dense())")
+    return Refused(shape, dtype, Reason.UNSUPPORTED, kind, "a sparse layout; save it dense (tensor.to_dense())")
 
 
 def _meta(dtype: object, shape: object, *rest: object) -> object:
     detail = "it is on the meta device and has no data; load the weights before saving"
-    return Refused(sizes(shape), dtype_name(dtype), "unsupported: meta", detail)
+    return Refused(sizes(shape), dtype_name(dtype), Reason.UNSUPPORTED, "meta", detail)
 
 
 def _quantised(storage: object, offset: object, shape: object, *rest: object) -> object:
     dtype = storage.dtype if isinstance(storage, Storage) else "qint8"
-    return Refused(sizes(shape), dtype, f"quantised: {dtype}", "codes of torch.quantize; save tensor.dequantize()")
+    return Refused(sizes(shape), dtype, Reason.QUANTISED, dtype, "codes of torch.quantize; save tensor.dequantize()")
 
 
 def _nested(buffer: object, *rest: object) -> object:
     dtype = buffer.dtype if isinstance(buffer, RawTensor) else "float32"
-    return Refused((), dtype, "unsupported: nested tensor", "tensors of several shapes in one; save them one by one")
+    return Refused(
+        (), dtype, Reason.UNSUPPORTED, "nested tensor", "tensors of several shapes in one; save them one by one"
+    )
 
 
 def _wrapper(cls: object, dtype: object, shape: object, *rest: object) -> object:
@@ -308,7 +314,7 @@ def _subclass(cls: object, shape: tuple[int, ...], dtype: str) -> Refused:
     name = cls.name if isinstance(cls, Global) else "a tensor subclass"
     short = name.rpartition(".")[2]
     remedy = "a shard of a tensor; consolidate the checkpoint" if short == "DTensor" else "save its plain tensor"
-    return Refused(shape, dtype, f"unsupported: {short}", f"{name} is not built: {remedy}")
+    return Refused(shape, dtype, Reason.UNSUPPORTED, short, f"{name} is not built: {remedy}")
 
 
 def _device_array(data: object, dtype: object, *rest: object) -> object:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from deltaw.checkpoints.quantised import bitsandbytes, gptq, microscaling, mlx, others, packed, scaled
 from deltaw.checkpoints.quantised.module import CODES, Codes, Module, Quantisation
-from deltaw.types import Handle, Skipped
+from deltaw.types import Handle, Reason, Skipped
 
 SCHEMES: tuple[Callable[[Module], Iterator[Codes]], ...] = (
     bitsandbytes.claims,
@@ -78,23 +78,25 @@ def detect(tensors: Mapping[str, Handle], config: Mapping[str, object]) -> Detec
         for claim in found:
             for role, part in claim.parts.items():
                 if part.name not in codes:
-                    companions[part.name] = Skipped(part.name, f"quantised: {claim.format}", f"{role} of {claim.name}")
+                    companions[part.name] = _companion(part, claim.format, f"{role} of {claim.name}")
         for leaf, handle in module.leaves.items():
             if handle.name in codes or handle.name in companions:
                 continue
             if (found or settings) and ACTIVATIONS.search(leaf):
                 label = found[0].format if found else settings.method or "unknown"
-                companions[handle.name] = Skipped(
-                    handle.name, f"quantised: {label}", "no weight: the scale of activations"
-                )
+                companions[handle.name] = _companion(handle, label, "no weight: the scale of activations")
             elif found and others.COMPANION.search(leaf):
-                companions[handle.name] = Skipped(
-                    handle.name, f"quantised: {found[0].format}", "beside codes; what it is for is not known"
+                companions[handle.name] = _companion(
+                    handle, found[0].format, "beside codes; what it is for is not known"
                 )
             elif STRAY.search(leaf) or (settings and STRAY_IF_QUANTISED.search(leaf)):
                 label = settings.method or "unknown"
-                companions[handle.name] = Skipped(handle.name, f"quantised: {label}", "a scale without codes beside it")
+                companions[handle.name] = _companion(handle, label, "a scale without codes beside it")
     return Detection(weights, codes, companions)
+
+
+def _companion(handle: Handle, form: str, detail: str) -> Skipped:
+    return Skipped(handle.name, Reason.QUANTISED, detail, form)
 
 
 def _claimed(module: Module) -> list[Codes]:
