@@ -63,7 +63,7 @@ minimal:  ## Install without extras into an environment of its own, and test tha
 	DELTAW_MINIMAL=1 build/minimal/bin/pytest -m minimal tests/minimal
 
 docs: $(VENV)/docs  ## Build the documentation site (build/site); a broken link is an error.
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev  ## Speed and memory, as ratios measured in one run (ARGS=--quick for a short one).
 	$(BIN)/python -m benchmarks.bench $(ARGS)
