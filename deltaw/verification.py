@@ -30,7 +30,7 @@ from deltaw.adapters.base import Base
 from deltaw.adapters.keys import saved_name
 from deltaw.adapters.merging import Expected, expected_blocks
 from deltaw.adapters.trained import same
-from deltaw.checkpoints import Checkpoint, locate, open_checkpoint, unread
+from deltaw.checkpoints import Checkpoint, locate, open_checkpoint, why_unread
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.pairs.counterparts import counterparts
 from deltaw.pairs.views import is_floating, size
@@ -205,7 +205,7 @@ def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> 
     source = cast("Handle", whole[-1].ft) if whole else base
     touched = bool(pairs)
     for handle in (source, merged):
-        if (why := unread(handle)) is not None:
+        if (why := why_unread(handle)) is not None:
             raise CheckpointError(f"{name} cannot be verified ({why.reason}: {why.detail})")
     if source.shape != merged.shape:
         return Verdict(name, "differs", f"{size(merged)} where {size(source)} is expected", touched, inf)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -105,10 +104,8 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path):
 def test_a_pattern_has_a_limited_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deltaw.documents.MATCHING", 0.05)
     pattern = compile_pattern("^((a|aa)+)+[0-9]$", "adapter_config.json: rank_pattern", error=AdapterError)
-    started = time.process_time()
     with pytest.raises(AdapterError, match=r"rank_pattern: the regular expression .* takes over 0.05 s"):
-        pattern.search("a" * 60)
-    assert time.process_time() - started < 5  # it would be years
+        pattern.search("a" * 60)  # without a limit it would be years
     assert compile_pattern("q_proj", "--include").search("a.q_proj.weight")
     assert not compile_pattern("q_proj", "--include").fullmatch("a.q_proj.weight")
     assert compile_pattern(r"^model\.(.*)", "--rename").sub(r"\1", "model.a.b") == "a.b"

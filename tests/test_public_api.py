@@ -26,6 +26,7 @@ NAMES = [
     "Skipped",
     "Spectrum",
     "Verification",
+    "__version__",
     "analyze",
     "compare",
     "inspect",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 
 from deltaw.adapters.adapter import Adapter, Matched
-from deltaw.checkpoints import Checkpoint, unread
+from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.errors import PairingError
 from deltaw.pairs import coverage as covered
 from deltaw.pairs.coverage import Extent, memory
@@ -71,7 +71,7 @@ def plan_adapter(
 
 def _left_out(pair: Pair) -> Skipped | None:
     """Why an update cannot be measured on this base: it is computed from weights that are not read."""
-    if pair.base is None or (why := unread(pair.base)) is None:
+    if pair.base is None or (why := why_unread(pair.base)) is None:
         return None
     if not is_update(pair.ft) or pair.ft.needs_base:
         return replace(why, name=pair.name)

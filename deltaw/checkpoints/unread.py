@@ -56,7 +56,7 @@ class UnreadHandle:
         raise CheckpointError(f"{self.name!r} is not read ({self.reason}; {self.detail})")
 
 
-def unread(handle: Handle) -> Skipped | None:
+def why_unread(handle: Handle) -> Skipped | None:
     """Why a tensor is not read, as the plan reports it; None for every tensor that can be read."""
     return handle.skipped if isinstance(handle, UnreadHandle) else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from deltaw.checkpoints import Checkpoint, unread
+from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.errors import PairingError
 from deltaw.pairs import coverage as covered
 from deltaw.pairs.coverage import Extent
@@ -179,7 +179,7 @@ def _left_out(
     if (owner := owners[b.handle.storage, f.handle.storage]) != name:
         return Skipped(name, Reason.TIED_TO, "the same memory on both sides", owner)
     for handle in (f.handle, b.handle):
-        if (why := unread(handle)) is not None:
+        if (why := why_unread(handle)) is not None:
             return replace(why, name=name)
     if way == "unknown":
         what = "some of its square siblings' neighbours are stored the other way round by the base, and some are not"
@@ -235,7 +235,7 @@ def _one_sided(
         tied = storages.get(handle.storage) or _tied_by_config(name, own, other, (ft.own(m[1]) for m in matched))
         if not wanted(name):
             yield Skipped(name, Reason.EXCLUDED, "by --include or --exclude")
-        elif (why := unread(handle)) is not None:
+        elif (why := why_unread(handle)) is not None:
             yield why
         elif tied:
             yield Skipped(name, Reason.TIED_TO, "stored by one side only", tied)
@@ -261,7 +261,7 @@ def _tied_by_config(name: str, own: Side, other: Side, matched: Iterable[str]) -
 
 def is_weight(handle: Handle) -> bool:
     """Whether a tensor holds weights, read or not: buffers of integers do not."""
-    return is_floating(handle) or unread(handle) is not None
+    return is_floating(handle) or why_unread(handle) is not None
 
 
 def _extent(
