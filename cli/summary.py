@@ -47,7 +47,7 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
 
 
 def _by_kind(summary: Summary, width: int) -> Table:
-    """Medians over the matrices of a kind, in as many columns as fit; of ranks over those clear of rounding."""
+    """Medians over the matrices of a kind, in as many columns as fit; of ranks with the rounding taken out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -69,7 +69,8 @@ def cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, kind in summary.kinds.items():
         if kind.matrices:
-            numbers = [_percent(kind.relative_change), _whole(kind.rank_90), _whole(kind.rank_90_null)]
+            rank = _ranged(kind.rank_90, kind.rank_90_low, kind.rank_90_high)
+            numbers = [_percent(kind.relative_change), rank, _whole(kind.rank_90_null)]
             numbers += [_percent(kind.energy[f"energy_at_{r}"]) for r in ranks]
             numbers += [_whole(kind.effective_rank), _whole(kind.signal_rank)]
             rows.append([name, f"{kind.matrices:,}", *numbers])
@@ -98,6 +99,11 @@ def _most_changed(screen: Console, summary: Summary) -> None:
 
 def _percent(x: float) -> str:
     return "" if math.isnan(x) else f"{100 * x:.3g} %"
+
+
+def _ranged(x: float, low: float, high: float) -> str:
+    """A count, with its interval where that leaves more than the next one open."""
+    return f"{_whole(x)} ({_whole(low)}–{_whole(high)})" if high - low > 1 else _whole(x)
 
 
 def _whole(x: float) -> str:

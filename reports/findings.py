@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deltaw.reports.text import EMPTY, code, number, percent, plural, strong, whole
 from deltaw.results.rows import Spread
-from deltaw.results.summary import Summary
+from deltaw.results.summary import Ranks, Summary
 from deltaw.results.verdict import RULES, Verdict
 from deltaw.types import ENOUGH
 
@@ -166,12 +166,15 @@ def _real(s: Summary, kind: Verdict) -> Finding | None:
             rule,
             "warn",
         )
-    unclear = s.resolution.noisy + s.resolution.below_precision
-    below = f" (more than half in {whole(s.resolution.below_precision)})" if s.resolution.below_precision else ""
+    noisy, below = s.resolution.noisy, s.resolution.below_precision
+    parts = []
+    if noisy:
+        parts.append(f"in {whole(noisy)} it explains 1 to 50 % of the energy, and their ranks are read without it")
+    if below:
+        parts.append(f"in {whole(below)} it explains more than half, and no rank is claimed for those")
     return Finding(
         f"{strong(f'{whole(s.resolution.resolved)} of {whole(known)}')} changed matrices stand clear of {dtype} "
-        f"rounding; in {whole(unclear)} it "
-        f"explains more than 1 % of the energy{below}, and no rank is claimed for those.",
+        f"rounding; {'; '.join(parts)}.",
         rule,
         "note",
     )
@@ -202,8 +205,6 @@ def _rank(s: Summary, kind: Verdict) -> Finding | None:
             f"{number(s.adapter.rank.median)} directions that its factors allow, in the typical matrix.",
             rule,
         )
-    if kind == Verdict.LOW_RANK and s.resolution.resolved < s.changed_matrices / 2:
-        return Finding(_visible_directions(s), rule, "note")
     if kind == Verdict.LOW_RANK:
         return Finding(
             f"{strong(f'{_span(s.precision.signal_rank)} directions')} stand above rounding, "
@@ -228,11 +229,17 @@ def _spread(s: Summary) -> Finding:
     return Finding(
         f"The update {strong(words)}: 90 % of its energy takes {approximately}{number(s.rank.rank_90.median)} of "
         f"{number(s.rank.dimensions.median)} directions in the "
-        f"typical matrix, {number(ratio, 2)} of what noise of the same shape takes.{adapter}",
-        "Median rank_90_ratio of the resolved matrices: "
+        f"typical matrix{_open(s.rank)}, {number(ratio, 2)} of what noise of the same shape takes.{adapter}",
+        "Median rank_90_ratio, with the rounding taken out where there is any: "
         + "; ".join(f"below {limit} “{text}”" if limit < math.inf else f"else “{text}”" for limit, text in WORDS)
         + ".",
     )
+
+
+def _open(ranks: Ranks) -> str:
+    """Between what the typical rank may lie, where it is not exact."""
+    low, high = ranks.rank_90_low, ranks.rank_90_high
+    return f" (between {number(low)} and {number(high)})" if low < high else ""
 
 
 def _visible_directions(s: Summary) -> str:

@@ -51,7 +51,7 @@ class EntrySums:
             roundings of the same numbers.
         noise_steps, noise_counts: √(12·v_ij), and how many entries have each.
         equal_null: How many entries one rounding of such an update would leave as they were; NaN where unknown.
-        base_precision, ft_precision: The precision of the numbers of W0 and W; empty where they were not read.
+        was, now: The precision of the numbers of W0 and W; None where they were not read.
         base_noise: Σ (cast(W0) − W0)², the part of the noise that is the base's own rounding to the precision of W.
     """
 
@@ -68,9 +68,19 @@ class EntrySums:
     noise_steps: Vector = field(default_factory=lambda: np.zeros(0))
     noise_counts: Vector = field(default_factory=lambda: np.zeros(0))
     equal_null: float = math.nan
-    base_precision: str = ""
-    ft_precision: str = ""
+    was: Numbers | None = None
+    now: Numbers | None = None
     base_noise: float = 0.0
+
+    @property
+    def base_precision(self) -> str:
+        """The precision of W0's numbers; empty where they were not read."""
+        return self.was.name if self.was else ""
+
+    @property
+    def ft_precision(self) -> str:
+        """The precision of W's numbers; empty where W was never stored."""
+        return self.now.name if self.now else ""
 
     def totals(self) -> Quantities:
         """The quantities that a 1-D tensor has too: sums over all entries, how many, the largest, the equal ones."""
@@ -164,7 +174,7 @@ def sweep(
         raise TensorError(_what_is_not_finite(base, ft))
     if delta is not None:
         delta = delta.reshape(ft.shape).to(device)
-    found = replace(sums.result(), base_precision=was.name, ft_precision=now.name)
+    found = replace(sums.result(), was=was, now=now)
     if ft.ndim < 2:  # it has no spectrum that its rounding could hide in
         return delta, found
     noise = rounding(base, ft, was, now, row=found.noise_row, col=found.noise_col, moved_row=found.delta_row_sq)
@@ -206,7 +216,7 @@ def sweep_update(base: Tensor | None, delta: Tensor, *, block: int | None = None
         sums.equal += int(d.numel() - torch.count_nonzero(d))
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, delta))
-    return replace(sums.result(), base_precision="" if base is None else numbers(base).name)
+    return replace(sums.result(), was=None if base is None else numbers(base))
 
 
 def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: int | None = None) -> EntrySums:
@@ -228,8 +238,8 @@ def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: i
     if not sums.finite():
         raise TensorError(_what_is_not_finite(base, base))
     sums.equal = w0.numel()
-    name = numbers(base).name
-    return replace(sums.result(), base_precision=name, ft_precision=name)
+    same = numbers(base)
+    return replace(sums.result(), was=same, now=same)
 
 
 def sweep_factors(
@@ -270,7 +280,7 @@ def sweep_factors(
         _add_base(sums, B, A, read, transposed, block)
     if not sums.finite():
         raise TensorError("not finite: entries of the base, or of the product of the adapter's factors")
-    return replace(sums.result(), base_precision=sums.base_numbers.name if sums.base_numbers else "")
+    return replace(sums.result(), was=sums.base_numbers)
 
 
 class _Accumulator:

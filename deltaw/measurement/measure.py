@@ -18,11 +18,13 @@ from deltaw.errors import DeltaWError
 from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options
 from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage
+from deltaw.metrics.deconvolution import ENOUGH, Denoised, Rounded, denoise, interval, without_rounding
+from deltaw.metrics.precision import RESOLVED
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
 from deltaw.pairs.views import describe
 from deltaw.results.rows import number
-from deltaw.spectra import Noise, singular_values_batched, spectrum
+from deltaw.spectra import Noise, singular_values_batched, spectrum, stored_again
 from deltaw.tensors.matrix import matrix
 from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Reason, Skipped, Spectrum, Vector, is_update
 
@@ -32,7 +34,7 @@ log = logging.getLogger("deltaw")
 ONE_TENSOR = (DeltaWError, RuntimeError, MemoryError, OSError, np.linalg.LinAlgError)
 
 # The columns that a spectrum decides, and that fast mode may estimate.
-FROM_SPECTRUM = [m.name for m in REGISTRY.values() if {"s", "s_residual", "rank_90"} & set(m.parameters)]
+FROM_SPECTRUM = [m.name for m in REGISTRY.values() if {"s", "s_residual", "s_denoised", "rank_90"} & set(m.parameters)]
 
 # The residual's columns and the plain ones that they equal where no decay is seen.
 RESIDUAL = {"effective_rank_residual": "effective_rank", "rank_90_residual": "rank_90"}
@@ -107,17 +109,22 @@ def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, dev
     quantities = replace(
         quantities, s=found.values, s_residual=residual, energy=None if found.complete else found.energy
     )
-    given: dict[str, Value] = {name: interval.value for name, interval in estimates.items()}
     if delta.route == "unchanged":
         quantities = quantities.without_noise()
+    if found.complete:
+        denoised, bounds = _without_rounding(delta, quantities, device)
+        quantities, estimates = replace(quantities, s_denoised=denoised), estimates | bounds
+    given: dict[str, Value] = {name: estimate.value for name, estimate in estimates.items()}
+    if delta.route == "unchanged":
         given |= {"signal_rank": 0, "effective_rank_denoised": 0.0}
     row |= evaluate(quantities, given=given)
-    row |= {f"{name}_low": interval.low for name, interval in estimates.items()}
-    row |= {f"{name}_high": interval.high for name, interval in estimates.items()}
+    row |= {f"{name}_low": estimate.low for name, estimate in estimates.items()}
+    row |= {f"{name}_high": estimate.high for name, estimate in estimates.items()}
     row["method"] = found.method
     if options.mode == "fast" and found.complete:  # its interval is the number itself: the columns are always there
         known = {name: row[name] for name in FROM_SPECTRUM if name in row}
-        row |= {f"{name}{bound}": value for name, value in known.items() for bound in ("_low", "_high")}
+        exact = {f"{name}{bound}": value for name, value in known.items() for bound in ("_low", "_high")}
+        row |= {name: value for name, value in exact.items() if name not in row}
     intruders = _align(pair, delta, row, quantities, options, device) if options.alignment else ()
     return Measured(row, found, intruders=intruders)
 
@@ -126,7 +133,8 @@ def _spectrum(delta: Delta, options: Options, device: torch.device) -> Spectrum:
     m, n = delta.sums.rows, delta.sums.cols
     if delta.value is None:
         return Spectrum(np.zeros(min(m, n)), m, n, energy=0.0)
-    noise = Noise(float(delta.sums.noise_row.sum()), delta.sums.noise_row, delta.sums.noise_col)
+    sums = delta.sums
+    noise = Noise(float(sums.noise_row.sum()), sums.noise_row, sums.noise_col, sums.noise_steps, sums.noise_counts)
     return spectrum(
         delta.value,
         mode=options.mode,
@@ -135,6 +143,35 @@ def _spectrum(delta: Delta, options: Options, device: torch.device) -> Spectrum:
         tolerance=options.tolerance,
         generator=_generator(device),
     )
+
+
+def _without_rounding(
+    delta: Delta, quantities: Quantities, device: torch.device
+) -> tuple[Vector | None, dict[str, Interval]]:
+    """The spectrum without its rounding; where it is not resolved, what that leaves open. None below precision."""
+    found = without_rounding(quantities)
+    if found is None or found.share <= RESOLVED:
+        return (None if found is None else found.values), {}
+    return found.values, interval(found, _again(delta, found, device) if found.share > ENOUGH else None)
+
+
+def _again(delta: Delta, found: Denoised, device: torch.device) -> Denoised | None:
+    """What the same procedure makes of its own answer, stored again; None for grids and sparse updates."""
+    sums, x = delta.sums, delta.value
+    if not isinstance(x, torch.Tensor) or delta.base is None or sums.now is None or sums.now.grid is not None:
+        return None
+    rows, cols = (torch.from_numpy(np.flatnonzero(v)) for v in (sums.noise_row, sums.noise_col))
+    if sums.noise_counts.sum() < 0.99 * len(rows) * len(cols):
+        return None
+    if len(rows) < sums.rows or len(cols) < sums.cols:
+        x = x[rows.to(x.device)][:, cols.to(x.device)]
+    k = min(x.shape)
+    base = delta.base[rows][:, cols]
+    cast = sums.base_noise > 0
+    generator = _generator(x.device)
+    s, size = stored_again(x, base, found.values[:k], sums.now.precision, cast=cast, generator=generator)
+    noise = Rounded(len(rows), len(cols), found.share * size, sums.noise_steps, sums.noise_counts)
+    return denoise(s, noise, size)
 
 
 def _generator(device: torch.device) -> torch.Generator:

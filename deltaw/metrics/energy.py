@@ -16,6 +16,7 @@ from deltaw.metrics.spectrum import descending, is_zero, truncated
 from deltaw.types import Vector
 
 RANKS = (1, 4, 8, 16, 32, 64, 128, 256)
+DENOISED = 16  # the rank of which the energy is also known with the rounding taken out
 
 
 def energy_at(s: ArrayLike, r: int, energy: float | None = None) -> float:
@@ -50,8 +51,14 @@ def _column(r: int) -> Callable[..., float]:
     energy_at_r.__name__ = energy_at_r.__qualname__ = f"energy_at_{r}"
     energy_at_r.__doc__ = f"Share of the update's energy that an adapter of rank {r} could keep at best."
     formula = f"Σ_{{i≤{r}}} σ² / Σσ²"
+    denoised = "energy_at_16_denoised" if r == DENOISED else ""
     register = metric(
-        section="energy", formula=formula, unit="share", source="Eckart & Young 1936", hidden_by_noise=True
+        section="energy",
+        formula=formula,
+        unit="share",
+        source="Eckart & Young 1936",
+        hidden_by_noise=True,
+        denoised=denoised,
     )
     return register(energy_at_r)
 

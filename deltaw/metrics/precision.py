@@ -12,7 +12,8 @@ import math
 import numpy as np
 
 from deltaw.errors import OptionError
-from deltaw.metrics.rank import effective_rank
+from deltaw.metrics.energy import energy_at
+from deltaw.metrics.rank import effective_rank, rank_at
 from deltaw.metrics.registry import metric
 from deltaw.metrics.spectrum import descending, is_zero
 from deltaw.types import Vector
@@ -82,13 +83,45 @@ def signal_energy(s: Vector, signal_rank: float, energy: float | None = None) ->
     unit="dimensions",
     source="Gavish & Donoho 2017 (Frobenius loss, known noise); Roy & Vetterli 2007",
 )
-def effective_rank_denoised(s: Vector, signal_rank: float, rounding_noise: float, rows: int, cols: int) -> float:
+def effective_rank_denoised(
+    s: Vector,
+    signal_rank: float,
+    rounding_noise: float,
+    rows: int,
+    cols: int,
+    noise_row: Vector | None = None,
+    noise_col: Vector | None = None,
+) -> float:
     """The effective rank of the update with its rounding removed; 0 where nothing stands above the noise."""
     signal = descending(s)[: int(signal_rank)]
+    if noise_row is not None and noise_col is not None:  # only what was rounded holds noise
+        rows, cols = int(np.count_nonzero(noise_row)) or rows, int(np.count_nonzero(noise_col)) or cols
     # Variances differ by entry; η takes one level. The mean variance keeps the total energy of the noise right,
     # and its edge is never above `noise_edge`, so that nothing that counts as signal is shrunk to zero.
     level = rounding_noise / math.sqrt(rows * cols) if rows and cols else 0.0
     return effective_rank(optimal_shrinkage(signal, rows, cols, level))
+
+
+@metric(
+    section="precision",
+    formula="min r: Σ_{i≤r} σ² ≥ .90·Σσ², σ with the rounding taken out",
+    unit="count",
+    source="Dyson 1962; Bussgang 1952; see deltaw.metrics.deconvolution",
+)
+def rank_90_denoised(s_denoised: Vector) -> float:
+    """rank_90 of the update with its rounding taken out: the rank to quote. Empty where most of it is rounding."""
+    return rank_at(s_denoised, 0.9)
+
+
+@metric(
+    section="precision",
+    formula="Σ_{i≤16} σ² / Σσ², σ with the rounding taken out",
+    unit="share",
+    source="Dyson 1962; Bussgang 1952; see deltaw.metrics.deconvolution",
+)
+def energy_at_16_denoised(s_denoised: Vector) -> float:
+    """energy_at_16 of the update with its rounding taken out. Empty where most of it is rounding."""
+    return energy_at(s_denoised, 16)
 
 
 @metric(

@@ -23,6 +23,7 @@ class Quantities:
         s: Singular values of ΔW, descending, (k,); or only the leading ones, where `energy` is given.
         energy: Σσ² of all k values, where `s` holds only the leading ones; else None.
         s_residual: Singular values of ΔW + c·W0, c the shrinkage, (k,).
+        s_denoised: Singular values of ΔW with the rounding taken out, (k,).
         max_abs: max |Δ|.
         equal: How many entries have equal stored bits in W0 and W.
         delta_sq: ‖ΔW‖F².
@@ -63,6 +64,7 @@ class Quantities:
     s: Vector | None = None
     energy: float | None = None
     s_residual: Vector | None = None
+    s_denoised: Vector | None = None
     max_abs: float | None = None
     equal: int | None = None
     delta_sq: float | None = None

@@ -38,6 +38,8 @@ def stable_rank(s: Vector, energy: float | None = None) -> float:
     unit="dimensions",
     source="Roy & Vetterli 2007",
     hidden_by_noise=True,
+    denoised="effective_rank_denoised",
+    of_sigma=True,
 )
 def effective_rank(s: Vector, energy: float | None = None) -> float:
     """How many directions the update spreads over: 1 for a rank-one ΔW, k for k equal σ; 0 for ΔW = 0."""
@@ -88,6 +90,7 @@ def rank_50(s: Vector, energy: float | None = None) -> float:
     unit="count",
     source="Biderman et al. 2024",
     hidden_by_noise=True,
+    denoised="rank_90_denoised",
 )
 def rank_90(s: Vector, energy: float | None = None) -> float:
     """How many directions hold 90 % of the update's energy. Read it against `rank_90_null`."""
@@ -124,6 +127,8 @@ def rank_99(s: Vector, energy: float | None = None) -> float:
     unit="count",
     source="LAPACK's convention",
     hidden_by_noise=True,
+    denoised="signal_rank",
+    of_sigma=True,
 )
 def numerical_rank(s: Vector, rows: int, cols: int) -> int:
     """How many singular values differ from zero to float32 accuracy."""

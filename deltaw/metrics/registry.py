@@ -34,6 +34,8 @@ class Column:
         of_the_base: Whether it needs W0.
         hidden_by_noise: Whether the rounding of the storage is in the number, so that it may only be quoted of a matrix
             that stands clear of it.
+        denoised: The column that holds the same with the rounding taken out, where there is one.
+        of_sigma: Whether it adds up σ and not σ²: then rounding of a thousandth of the energy is in it already.
         always: Whether every row has a value.
     """
 
@@ -43,6 +45,8 @@ class Column:
     signed: bool = False
     of_the_base: bool = False
     hidden_by_noise: bool = False
+    denoised: str = ""
+    of_sigma: bool = False
     always: bool = False
 
 
@@ -78,6 +82,8 @@ def metric(
     source: str = "",
     signed: bool = False,
     hidden_by_noise: bool = False,
+    denoised: str = "",
+    of_sigma: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a pure function as a column; its docstring's first paragraph is the description."""
     assert section in SECTIONS, section
@@ -103,6 +109,8 @@ def metric(
             signed=signed,
             of_the_base=any(n in OF_THE_BASE or (n in REGISTRY and REGISTRY[n].of_the_base) for n in parameters),
             hidden_by_noise=hidden_by_noise,
+            denoised=denoised,
+            of_sigma=of_sigma,
         )
         return function
 

@@ -54,6 +54,7 @@ def norm_growth(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vecto
     unit="dimensions",
     source="Roy & Vetterli 2007",
     hidden_by_noise=True,
+    of_sigma=True,
 )
 def effective_rank_residual(s_residual: Vector) -> float:
     """Effective rank of the update without its decay; equal to the plain one where |cosine_to_base| ≤ .02."""

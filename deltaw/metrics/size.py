@@ -39,7 +39,7 @@ def spectral_norm(s: Vector) -> float:
     return float(s[0]) if s.size else 0.0
 
 
-@metric(section="size", formula="Σ σ", hidden_by_noise=True)
+@metric(section="size", formula="Σ σ", hidden_by_noise=True, of_sigma=True)
 def nuclear_norm(s: Vector, energy: float | None = None) -> float:
     """Sum of the singular values of ΔW."""
     s = descending(s)

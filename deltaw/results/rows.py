@@ -6,13 +6,17 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from deltaw.metrics import REGISTRY, RESIDUAL_COSINE, Metric
+from deltaw.metrics.deconvolution import NEGLIGIBLE
 from deltaw.results.columns import is_hidden_by_noise
 from deltaw.types import Row, Vector
 
-CLEAR = ("", "resolved")  # resolutions that permit a claim on rank
+CLEAR = ("", "resolved")  # resolutions in which rounding changes no sum of squares
+RESIDUAL = {"effective_rank_residual": "effective_rank", "rank_90_residual": "rank_90"}
 
 
 def number(row: Row, column: str) -> float:
@@ -38,13 +42,83 @@ def is_changed(row: Row) -> bool:
 
 
 def is_clear(row: Row) -> bool:
-    """Whether a row stands clear of rounding, so that its ranks may be quoted."""
+    """Whether a row stands clear of rounding: it explains no more than 1 % of the energy."""
     return text(row, "resolution") in CLEAR
 
 
+class Quoted(NamedTuple):
+    """A number as it may be said of a matrix.
+
+    Attributes:
+        value: The number.
+        low, high: Its 95 % interval; the number itself where it is exact.
+        column: The column that it was read from: the one asked for, or the one with the rounding taken out.
+    """
+
+    value: float
+    low: float
+    high: float
+    column: str
+
+
+def quote(row: Row, column: str) -> Quoted | None:
+    """What may be said of a matrix in a column: the one rule for terminal, reports, tables, contrasts and figures.
+
+    Where rounding is above a hundred-thousandth of ΔW's energy, the column with the rounding taken out speaks, with its
+    interval where the matrix is `noisy`. What has no such column is said where it adds up squares and the matrix is
+    `resolved`; sums of σ are not. Of a matrix `below_precision` no rank is said at all.
+
+    Args:
+        row: A row of an analysis.
+        column: Any column; those that rounding does not enter are quoted as they are.
+
+    Returns:
+        None where nothing may be said, or nothing is known.
+    """
+    if not is_hidden_by_noise(column):
+        return _read(row, column)
+    if column == "rank_90_ratio":
+        return _over_null(row)
+    if text(row, "resolution") == "below_precision":
+        return None
+    if is_clear(row) and not rounding_share(row) > NEGLIGIBLE:
+        return _read(row, column)
+    metric = REGISTRY[column]
+    if plain := RESIDUAL.get(column):  # where no decay was taken out, they are the same
+        return quote(row, plain) if abs(number(row, "cosine_to_base")) <= RESIDUAL_COSINE else _plain(row, metric)
+    found = _read(row, metric.denoised) if metric.denoised else None
+    return found or _plain(row, metric)
+
+
+def rounding_share(row: Row) -> float:
+    """The share of ΔW's energy that rounding explains, at most 1; 0 where W was never stored or nothing changed."""
+    noise, size = number(row, "rounding_noise"), number(row, "fro_norm")
+    return min(1.0, (noise / size) ** 2) if noise > 0 and size > 0 else 0.0
+
+
+def _plain(row: Row, metric: Metric) -> Quoted | None:
+    return None if metric.of_sigma or not is_clear(row) else _read(row, metric.name)
+
+
+def _read(row: Row, column: str) -> Quoted | None:
+    value = number(row, column)
+    if math.isnan(value):
+        return None
+    low, high = number(row, f"{column}_low"), number(row, f"{column}_high")
+    return Quoted(value, value if math.isnan(low) else low, value if math.isnan(high) else high, column)
+
+
+def _over_null(row: Row) -> Quoted | None:
+    rank, null = quote(row, "rank_90"), number(row, "rank_90_null")
+    if rank is None or rank.column == "rank_90":
+        return None if rank is None else _read(row, "rank_90_ratio")
+    return Quoted(rank.value / null, rank.low / null, rank.high / null, rank.column) if null > 0 else None
+
+
 def quoted(row: Row, column: str) -> float:
-    """The value of a column as it may be quoted: NaN where the rounding of the storage hides it."""
-    return math.nan if is_hidden_by_noise(column) and not is_clear(row) else number(row, column)
+    """The value of a column as it may be quoted; NaN where nothing may be said."""
+    found = quote(row, column)
+    return math.nan if found is None else found.value
 
 
 @dataclass(frozen=True)
@@ -84,6 +158,10 @@ class Rows:
     def numbers(self, column: str) -> Vector:
         """A column, (rows,); NaN where a row lacks it, or where rounding hides it."""
         return np.array([quoted(row, column) for row in self.rows], dtype=np.float64)
+
+    def quotes(self, column: str) -> list[Quoted | None]:
+        """A column as it may be quoted, with its intervals, row by row."""
+        return [quote(row, column) for row in self.rows]
 
     def texts(self, column: str) -> list[str]:
         """A column of texts; empty where a row lacks it."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from deltaw.metrics.energy import RANKS
 from deltaw.results.decay import Decay, summarize_decay
-from deltaw.results.rows import UNKNOWN, Rows, Spread, is_changed, is_clear, is_matrix, number, text
+from deltaw.results.rows import UNKNOWN, Rows, Spread, is_changed, is_clear, is_matrix, number, quote, text
 from deltaw.results.verdict import Evidence, Verdict, verdict
 from deltaw.types import Coverage, Reason, Row, Skipped
 
@@ -97,18 +97,22 @@ class Precision:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of the changed matrices. Those that rounding hides count only where a matrix stands clear of it.
+    """The ranks of the changed matrices, as they may be quoted (`deltaw.results.rows.quote`).
 
     Attributes:
         headline: Median effective rank above the rounding noise, over the matrices where something is.
-        effective_rank, rank_90, rank_90_null, rank_90_ratio: Of the clear matrices.
+        effective_rank, rank_90, rank_90_ratio: With the rounding taken out, where there is any.
+        rank_90_low, rank_90_high: Medians of the bounds of rank_90; equal to its median where it is exact.
+        rank_90_null: Of the matrices whose rank_90 is quoted.
         effective_rank_residual, rank_90_residual: The same of ΔW + c·W0.
-        dimensions: k = min(m, n) of the clear matrices.
+        dimensions: k = min(m, n) of the matrices whose rank_90 is quoted.
     """
 
     headline: float = math.nan
     effective_rank: Spread = UNKNOWN
     rank_90: Spread = UNKNOWN
+    rank_90_low: float = math.nan
+    rank_90_high: float = math.nan
     rank_90_null: Spread = UNKNOWN
     rank_90_ratio: Spread = UNKNOWN
     effective_rank_residual: Spread = UNKNOWN
@@ -152,7 +156,8 @@ class Kind:
 
     Attributes:
         tensors, matrices, clear: How many changed, how many of them are matrices, and how many of those stand clear of
-            rounding. Medians of ranks are over the last.
+            rounding. Ranks and energies are medians over what may be quoted (`deltaw.results.rows.quote`).
+        rank_90_low, rank_90_high: Medians of the bounds of rank_90; equal to it where it is exact.
         energy: `energy_at_r` by column.
     """
 
@@ -162,6 +167,8 @@ class Kind:
     relative_change: float
     signal_rank: float
     rank_90: float
+    rank_90_low: float
+    rank_90_high: float
     rank_90_null: float
     rank_90_ratio: float
     effective_rank: float
@@ -190,7 +197,7 @@ class Summary:
         most_changed, most_changed_matrices, most_changed_modules: The largest relative changes, the largest first.
         resolution: Changed matrices by their `resolution`.
         precision, rank, against_base, adapter: Of the changed matrices.
-        energy: `energy_at_r` of the clear changed matrices, by column.
+        energy: `energy_at_r` of the changed matrices, by column, as it may be quoted.
         kinds: By kind of module.
         intruders: Intruder dimensions over all matrices; NaN without `alignment`.
         decay: Whether one weight decay is visible.
@@ -388,17 +395,26 @@ def _precision(matrices: Rows) -> Precision:
 
 def _ranks(matrices: Rows) -> Ranks:
     above = matrices.where(lambda row: number(row, "signal_rank") > 0)
-    clear = matrices.where(is_clear)
+    told = matrices.where(lambda row: quote(row, "rank_90") is not None)
+    low, high = _bounds(matrices, "rank_90")
     return Ranks(
         headline=above.median("effective_rank_denoised"),
         effective_rank=matrices.spread("effective_rank"),
         rank_90=matrices.spread("rank_90"),
-        rank_90_null=clear.spread("rank_90_null"),
+        rank_90_low=low,
+        rank_90_high=high,
+        rank_90_null=told.spread("rank_90_null"),
         rank_90_ratio=matrices.spread("rank_90_ratio"),
         effective_rank_residual=matrices.spread("effective_rank_residual"),
         rank_90_residual=matrices.spread("rank_90_residual"),
-        dimensions=Spread.of(clear.dimensions),
+        dimensions=Spread.of(told.dimensions),
     )
+
+
+def _bounds(rows: Rows, column: str) -> tuple[float, float]:
+    """Medians of the bounds of a column as it may be quoted."""
+    known = [found for found in rows.quotes(column) if found is not None]
+    return Spread.of(q.low for q in known).median, Spread.of(q.high for q in known).median
 
 
 def _against_base(matrices: Rows) -> AgainstBase:
@@ -419,19 +435,24 @@ def _adapter(matrices: Rows) -> AdapterUse:
 
 
 def _kinds(changed: Rows) -> dict[str, Kind]:
-    return {
-        kind: Kind(
-            tensors=len(group),
-            matrices=len(matrices := group.where(is_matrix)),
-            clear=len(matrices.where(is_clear)),
-            relative_change=group.median("relative_change"),
-            signal_rank=group.median("signal_rank"),
-            rank_90=group.median("rank_90"),
-            rank_90_null=group.median("rank_90_null"),
-            rank_90_ratio=group.median("rank_90_ratio"),
-            effective_rank=group.median("effective_rank"),
-            effective_rank_denoised=group.median("effective_rank_denoised"),
-            energy={(column := f"energy_at_{r}"): group.median(column) for r in RANKS},
-        )
-        for kind, group in _grouped(changed, lambda row: text(row, "kind") or "other").items()
-    }
+    return {kind: _kind(group) for kind, group in _grouped(changed, lambda row: text(row, "kind") or "other").items()}
+
+
+def _kind(group: Rows) -> Kind:
+    matrices = group.where(is_matrix)
+    low, high = _bounds(group, "rank_90")
+    return Kind(
+        tensors=len(group),
+        matrices=len(matrices),
+        clear=len(matrices.where(is_clear)),
+        relative_change=group.median("relative_change"),
+        signal_rank=group.median("signal_rank"),
+        rank_90=group.median("rank_90"),
+        rank_90_low=low,
+        rank_90_high=high,
+        rank_90_null=group.median("rank_90_null"),
+        rank_90_ratio=group.median("rank_90_ratio"),
+        effective_rank=group.median("effective_rank"),
+        effective_rank_denoised=group.median("effective_rank_denoised"),
+        energy={(column := f"energy_at_{r}"): group.median(column) for r in RANKS},
+    )

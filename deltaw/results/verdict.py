@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from deltaw.results.rows import Rows, Spread, is_clear, number
+from deltaw.results.rows import Rows, Spread, is_clear, quote
 from deltaw.types import Row
 
 UNRELATED_COSINE = 0.5  # below this the two sets of weights do not point the same way
@@ -50,7 +50,8 @@ RULES = {
     Verdict.DECAY_ONLY: f"In the median matrix cos²(ΔW, W0) > {DECAY_SHARE}, and the middle 80 % of the factors c lie "
     f"within {DECAY_SPREAD:.0%} of their median.",
     Verdict.LOW_RANK: f"In the median matrix at most one in {round(1 / LOW_RANK_SHARE)} directions stands above the "
-    f"noise edge, and the energy below it is at most {BEYOND} times what rounding predicts.",
+    f"noise edge, the energy below it is at most {BEYOND} times what rounding predicts, and those above it hold 90 % "
+    "of the energy with the rounding taken out.",
     Verdict.CONCENTRATED: f"The median of rank_90 over that of noise of the same shape is at most {CONCENTRATED}.",
     Verdict.NOISY: f"Rounding leaves open on which side of {CONCENTRATED} the median of rank_90 over that of noise "
     "lies.",
@@ -114,6 +115,8 @@ def _more_than_half(rows: Rows, column: str, word: str) -> bool:
 
 def _is_low_rank(e: Evidence) -> bool:
     few = e.matrices.median("signal_rank") >= 1 and e.signal_share.median <= LOW_RANK_SHARE
+    if e.matrices.median("rank_90") > e.matrices.median("signal_rank"):  # most of it lies below the edge, unseen
+        return False
     if e.beyond.n:
         return few and e.beyond.median <= BEYOND
     return few and e.matrices.median("signal_energy") >= 1 - 1e-6
@@ -132,14 +135,9 @@ def _concentration(matrices: Rows) -> Verdict:
 
 def _bounds(row: Row) -> tuple[float, float]:
     """Between what rank_90 over its null may lie; NaN where the matrix has neither."""
-    null = number(row, "rank_90_null")
-    if is_clear(row):
-        ratio = number(row, "rank_90_ratio")
-        return ratio, ratio
-    low, high = number(row, "rank_90_denoised_low") / null, number(row, "rank_90_denoised_high") / null
-    if math.isfinite(low) and math.isfinite(high):
-        return low, high
-    return 0.0, math.inf  # nothing is known of a rank that rounding hides
+    if (ratio := quote(row, "rank_90_ratio")) is not None:
+        return ratio.low, ratio.high
+    return (math.nan, math.nan) if is_clear(row) else (0.0, math.inf)  # of what rounding hides nothing is known
 
 
 def _relative(spread: Spread) -> float:

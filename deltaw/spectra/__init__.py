@@ -6,6 +6,7 @@ from deltaw.spectra.factored import factored_singular_values, factored_svd
 from deltaw.spectra.krylov import Operator, top_triplets
 from deltaw.spectra.low_rank import Noise, low_rank_spectrum
 from deltaw.spectra.route import spectrum
+from deltaw.spectra.stored_again import stored_again
 from deltaw.spectra.triplets import BoundedTriplets, Triplets
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "singular_values",
     "singular_values_batched",
     "spectrum",
+    "stored_again",
     "top_triplets",
 ]

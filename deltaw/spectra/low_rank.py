@@ -45,16 +45,29 @@ class Noise(NamedTuple):
     Attributes:
         energy: Σ of all variances: what the error adds to ‖ΔW‖F².
         row, col: Sums by row (m,) and by column (n,).
+        steps, counts: The different steps √(12·variance), and how many entries have each.
     """
 
     energy: float
     row: Vector
     col: Vector
+    steps: Vector = np.zeros(0)
+    counts: Vector = np.zeros(0)
+
+    def quantities(self) -> Quantities:
+        """As metrics ask for it."""
+        there = self.counts.size > 0
+        return Quantities(
+            noise_row=self.row,
+            noise_col=self.col,
+            noise_steps=self.steps if there else None,
+            noise_counts=self.counts if there else None,
+        )
 
     @property
     def T(self) -> Noise:  # noqa: N802 (as in torch)
         """The noise of the transposed matrix."""
-        return Noise(self.energy, self.col, self.row)
+        return self._replace(row=self.col, col=self.row)
 
 
 def low_rank_spectrum(
@@ -78,7 +91,7 @@ def low_rank_spectrum(
     k = min(rows, cols)
     if k < SMALLEST[x.device.type] or not 0 < noise.energy < (1 - SIGNAL_SHARE) * PREDICTED * energy:
         return None
-    quantities = Quantities(noise_row=noise.row, noise_col=noise.col) if quantities is None else quantities
+    quantities = noise.quantities() if quantities is None else quantities
     if rows < cols:
         x, noise = x.T, noise.T
     rank = _sampled_rank(x, noise, generator)

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.metrics import rank_90_null  # and registers the metrics
+from deltaw.metrics.deconvolution import ENERGY, RANK, interval, without_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import REGISTRY, evaluate
 from deltaw.spectra.krylov import BlockKrylov, Ritz, Rule
@@ -86,8 +87,20 @@ class Estimator:
             out[name] = self._interval(name, value, value - half, value + half)
             if _counts(name) and name not in SHARES:  # above a threshold
                 out[name] = Interval(round(value), min(round(value), low[name]), max(round(value), high[name]))
+        self._without_rounding(out, gauss)
         out["rank_90_ratio"] = Interval(*(r / self.null for r in out["rank_90"]))
         return out
+
+    def _without_rounding(self, out: dict[str, Interval], s: Vector) -> None:
+        """Add what is left when the rounding is taken out; its interval holds what the probes leave open, too."""
+        found = without_rounding(replace(self.quantities, s=s))
+        if found is None:
+            return
+        for (name, sure), seen in zip(interval(found).items(), (out["rank_90"], out["energy_at_16"]), strict=True):
+            low, high = sure.low * seen.low / seen.value, sure.high * seen.high / seen.value
+            if name == RANK:
+                low, high = float(math.floor(low)), min(float(self.k), math.ceil(high))
+            out[name] = Interval(sure.value, low, min(high, max(1.0, sure.value)) if name == ENERGY else high)
 
     def _interval(self, name: str, value: float, low: float, high: float) -> Interval:
         if math.isnan(value):

@@ -60,7 +60,7 @@ def spectrum(
     found, moderate = None, False
     if ENERGIES[0] < energy < ENERGIES[1]:  # not for zero, and not for what is not finite
         moderate = noise is not None  # then the energy is that of these very entries
-        quantities = Quantities() if noise is None else Quantities(noise_row=noise.row, noise_col=noise.col)
+        quantities = Quantities() if noise is None else noise.quantities()
         if noise is not None:
             found = low_rank_spectrum(x, noise, energy=energy, quantities=quantities, generator=generator)
         if found is None and mode == "fast" and min(x.shape) >= FAST_FROM[x.device.type]:

@@ -16,7 +16,8 @@ COLUMNS = {
     "rank": "stable_rank effective_rank effective_rank_energy participation_ratio rank_50 rank_90 rank_95 rank_99 "
     "numerical_rank rank_90_null rank_90_ratio",
     "energy": " ".join(f"energy_at_{r}" for r in (1, 4, 8, 16, 32, 64, 128, 256)),
-    "precision": "rounding_noise noise_edge signal_rank signal_energy effective_rank_denoised resolution",
+    "precision": "rounding_noise noise_edge signal_rank signal_energy effective_rank_denoised rank_90_denoised "
+    "energy_at_16_denoised resolution",
     "regularisation": "shrinkage shrinkage_z cosine_to_base norm_growth effective_rank_residual rank_90_residual "
     "magnitude_change direction_change decay_rows_fraction decay_estimate",
     "adapter": "factor_balance",
@@ -75,7 +76,7 @@ def matrix_quantities():
 
 
 def test_a_row_is_filled():
-    row = evaluate(Quantities(**matrix_quantities(), s_residual=np.ones(4)))
+    row = evaluate(Quantities(**matrix_quantities(), s_residual=np.ones(4), s_denoised=np.ones(4)))
     sections = ("size", "rank", "energy", "precision", "regularisation")
     assert set(row) == {m.name for m in REGISTRY.values() if m.section in sections}
     assert row["resolution"] == "resolved"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 import deltaw.metrics  # noqa: F401  (fills the registry)
+from deltaw.metrics.deconvolution import interval, without_rounding
+from deltaw.metrics.precision import RESOLVED
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.results.analysis import Analysis
@@ -84,7 +87,17 @@ def measured(w0: np.ndarray, w: np.ndarray, dtype: str) -> tuple[dict[str, Any],
         "noise_row": noise.sum(1),
         "noise_col": noise.sum(0),
     }
-    return evaluate(Quantities(**quantities), ("size", "rank", "energy", "precision", "regularisation")), s
+    steps, counts = np.unique(np.sqrt(12 * noise), return_counts=True)
+    known = Quantities(**quantities, noise_steps=steps, noise_counts=counts.astype(np.float64))
+    found = without_rounding(known)
+    bounds = interval(found) if found is not None and found.share > RESOLVED else {}
+    row = evaluate(
+        replace(known, s_denoised=None if found is None else found.values),
+        ("size", "rank", "energy", "precision", "regularisation"),
+        {name: estimate.value for name, estimate in bounds.items()},
+    )
+    row |= {f"{name}_low": estimate.low for name, estimate in bounds.items()}
+    return row | {f"{name}_high": estimate.high for name, estimate in bounds.items()}, s
 
 
 def make(

@@ -68,7 +68,7 @@ def test_the_most_changed():
     assert module.relative_change == pytest.approx(math.sqrt(140 / 700))
 
 
-def test_ranks_are_quoted_of_clear_matrices_only():
+def test_ranks_are_quoted_by_the_rule():
     rows = [
         row("a", signal_rank=4, effective_rank_denoised=3.5, effective_rank=300.0, rank_90=200.0, resolution="noisy"),
         row("b", signal_rank=6, effective_rank_denoised=5.5, effective_rank=5.75, rank_90=6.0),
@@ -77,8 +77,9 @@ def test_ranks_are_quoted_of_clear_matrices_only():
     ]
     found = summarize(rows)
     assert found.rank.headline == pytest.approx(4.5)
-    assert found.rank.effective_rank == Spread(1, 5.75, 5.75, 5.75, 5.75, 5.75)
-    assert found.rank.rank_90.n == 1
+    assert found.rank.effective_rank.n == 2  # the denoised one of `a`, the plain one of `b`, and none of `c`
+    assert (found.rank.effective_rank.low, found.rank.effective_rank.high) == (3.5, 5.75)
+    assert found.rank.rank_90.n == 1  # `a` has none with the rounding taken out
     assert found.kinds["mlp"].rank_90 == 6
     assert (found.kinds["mlp"].matrices, found.kinds["mlp"].clear) == (3, 1)
     assert found.precision.matrices_with_signal == 2

@@ -69,7 +69,10 @@ def test_decay_only_is_one_factor_along_the_base(cosine, shrinkages, expected):
     ("beyond", "expected"), [(0.4, "low_rank"), (1.5, "low_rank"), (1.51, "spread"), (30, "spread")]
 )
 def test_low_rank_needs_a_rest_that_rounding_explains(beyond, expected):
-    assert verdict(row(signal_rank=16, rounding_noise=0.125, signal_energy=1 - beyond * 0.125**2)) == expected
+    assert (
+        verdict(row(signal_rank=16, rank_90=14.0, rounding_noise=0.125, signal_energy=1 - beyond * 0.125**2))
+        == expected
+    )
     assert verdict(row(signal_rank=51, rounding_noise=0.125, signal_energy=1 - beyond * 0.125**2)) == "spread"
 
 
@@ -79,7 +82,8 @@ def test_concentrated_is_a_quarter_of_noise(ratio, expected):
 
 
 def noisy(low, high):
-    return row(resolution="noisy", rank_90_denoised_low=204 * low, rank_90_denoised_high=204 * high)
+    bounds = {"rank_90_denoised_low": 204 * low, "rank_90_denoised_high": 204 * high}
+    return row(resolution="noisy", rank_90_denoised=102 * (low + high), **bounds)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ def seeded(seed=0):
 
 def exact_metrics(sigma, rows=None, cols=None, **known):
     rows, cols = rows or len(sigma), cols or len(sigma)
-    return evaluate(Quantities(s=sigma, energy=float(sigma @ sigma), rows=rows, cols=cols, **known), SECTIONS)
+    sums = Quantities(s=sigma, s_denoised=sigma, energy=float(sigma @ sigma), rows=rows, cols=cols)
+    return evaluate(sums | Quantities(**known), SECTIONS)
 
 
 def test_intervals_cover_and_are_narrow():
