@@ -99,7 +99,7 @@ def ask(first: str, folder: Path) -> None:
     """Take `first`, then every other name, then call every function; print those that were called."""
     taken = {name: getattr(deltaw, name) for name in [first, *deltaw.__all__]}
     for name, value in taken.items():
-        assert getattr(deltaw, name) is value, f"deltaw.{name} became something else"
+        assert getattr(deltaw, name) == value, f"deltaw.{name} became something else"
         assert isinstance(value, types.ModuleType) == (name in {"metrics", "study"}), f"deltaw.{name} is {value!r}"
     for name, call in CALLS.items():
         call(folder)
