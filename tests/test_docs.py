@@ -9,9 +9,10 @@ from types import ModuleType
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import deltaw
-from deltaw.cli.program import COMMANDS
+from deltaw.cli.program import COMMANDS, main
 from tests.conftest import save_lora
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +83,14 @@ def test_the_site_has_every_command_and_every_public_name():
     python = hooks.on_page_markdown((reference / "python.md").read_text(encoding="utf-8"))
     for name in set(deltaw.__all__) - {"metrics", "study"}:
         assert f"::: deltaw.{name}\n" in python
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_what_the_page_says(shell: str):
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    assert f"{shell}_source" in page
+    done = CliRunner().invoke(main, prog_name="deltaw", env={"_DELTAW_COMPLETE": f"{shell}_source"})
+    assert f"_DELTAW_COMPLETE={shell}_complete" in done.output
 
 
 def test_every_column_is_documented(pico_pair: tuple[Path, Path], tmp_path: Path):
