@@ -9,9 +9,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a line: what a foreign file holds must not fill a screen or a log
+MOST_LINES = 100
+
 
 class DeltaWError(Exception):
-    """The root of every error that deltaw raises on purpose."""
+    """The root of every error that deltaw raises on purpose.
+
+    Its text is bounded, however long the names are that a message tells.
+    """
+
+    def __str__(self) -> str:
+        lines = Exception.__str__(self).splitlines()  # not super's: a KeyError shows the repr of its message
+        cut = [line if len(line) <= LONGEST else f"{line[:LONGEST]}…" for line in lines[:MOST_LINES]]
+        return "\n".join([*cut, f"… ({len(lines) - MOST_LINES:,} more lines)"] if len(lines) > MOST_LINES else cut)
 
 
 class OptionError(DeltaWError, ValueError):
@@ -40,8 +51,6 @@ class ResultsError(DeltaWError):
 
 class UnknownNameError(ResultsError, KeyError):
     """Results hold nothing of that name."""
-
-    __str__ = Exception.__str__  # a KeyError shows the repr of its message
 
 
 class ManifestError(DeltaWError):
