@@ -10,7 +10,7 @@ import json
 import math
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeGuard
 
@@ -34,7 +34,7 @@ class Document:
         error: What is raised where a value is of another type than the one asked for.
     """
 
-    values: Mapping[str, object]
+    values: Mapping[str, object] = field(default_factory=dict)
     where: str = ""
     error: type[DeltaWError] = CheckpointError
 
@@ -47,6 +47,10 @@ class Document:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values)
+
+    def says(self, key: str) -> bool:
+        """Whether there is a value that says something: not null, false, 0, or empty. So are options read."""
+        return bool(self.values.get(key))
 
     def text(self, key: str, default: str | None = "") -> str:
         """A text; `default` where there is none, or null.

@@ -14,6 +14,7 @@ from deltaw.adapters.keys import Contents, Module, sort_tensors
 from deltaw.adapters.lora import Job, module_pairs
 from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
 from deltaw.checkpoints import Checkpoint
+from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.renames import renamed
 from deltaw.types import Handle, Pair, Reason, Skipped
@@ -48,12 +49,12 @@ class Adapter:
     source: str
     format: str
     tensors: Mapping[str, Handle]
-    config: Mapping[str, Any]
+    config: Document
     base_name: str | None = None
     notes: tuple[str, ...] = ()
     identity: tuple[str, ...] = ()
     revision: str | None = None
-    initial: tuple[Mapping[str, Module], Mapping[str, Any]] | None = field(default=None, repr=False)
+    initial: tuple[Mapping[str, Module], Document] | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +85,7 @@ class Adapter:
         """
         on = Base(base, self._expected()) if base is not None else None
         job = Job(self.source, self.config, on, self.initial)
-        kind = self.config.get("peft_type")
+        kind = self.config.text("peft_type")
         if self.format in {"kohya", "diffusers"}:
             from deltaw.adapters.singlefile import single_file_pairs
 
@@ -115,7 +116,7 @@ class Adapter:
 
     def _expected(self) -> dict[str, tuple[int, ...] | None]:
         """The weights of the base that it will ask for, with outputs × inputs where the factors tell."""
-        kind = self.config.get("peft_type")
+        kind = self.config.text("peft_type")
         if self.format in {"kohya", "diffusers"}:
             return {}
         if kind in {"LORA", "ADALORA"}:
@@ -136,7 +137,7 @@ def _placed(pair: Pair, base: Base | None) -> Pair:
     return replace(pair, name=piece.name, view=replace(pair.view, part=piece.part))
 
 
-def expected_weights(config: Mapping[str, Any], contents: Contents) -> dict[str, tuple[int, ...] | None]:
+def expected_weights(config: Document, contents: Contents) -> dict[str, tuple[int, ...] | None]:
     """The weights that LoRA's modules change, and those that are stored whole, with their sizes."""
     out: dict[str, tuple[int, ...] | None] = {}
     for module in contents.modules:
@@ -146,7 +147,7 @@ def expected_weights(config: Mapping[str, Any], contents: Contents) -> dict[str,
             out |= dict.fromkeys([*parameters, *(n for p in parameters for n in leaves(p, 0))])
         else:
             # MoRA's and BD-LoRA's factors do not multiply to the weight
-            plain = A is not None and B is not None and not config.get("use_mora") and not config.get("use_bdlora")
+            plain = A is not None and B is not None and not config.says("use_mora") and not config.says("use_bdlora")
             out[f"{module.path}.weight"] = (B.shape[0], prod(A.shape[1:])) if plain and A and B else None
     out |= {name: handle.shape for name, handle in contents.saved.items()}
     return out | dict.fromkeys(f"{module}.weight" for module in contents.tokens)
@@ -181,7 +182,7 @@ def _lora(job: Job, contents: Contents) -> list[Pair | Skipped]:
             f"{job.source}: {min(both)} has LoRA factors and trained token rows; which comes first is not known"
         )
     out.extend(saved_pairs(job, contents.saved, adapted))
-    out.extend(token_pairs(job, contents.tokens, job.config.get("trainable_token_indices")))
+    out.extend(token_pairs(job, contents.tokens, job.config.values.get("trainable_token_indices")))
     return out
 
 

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Mapping
 from functools import cached_property
 from math import prod
-from typing import Any
 
 from deltaw.checkpoints import Checkpoint
+from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.experts import APART, Piece, find_stacks, leaf_sizes
 from deltaw.pairs.matching import Rule, Shape, join, unique
@@ -97,7 +97,7 @@ class Base:
     def tied(self, module: str) -> str | None:
         """The embedding that a head without a stored weight shares, where config.json says so."""
         config = self.checkpoint.config
-        ties = config.get("tie_word_embeddings") or text_config(config).get("tie_word_embeddings")
+        ties = config.flag("tie_word_embeddings") or text_config(config).flag("tie_word_embeddings")
         if not ties or not TOKEN_HEADS.search(module + "."):
             return None
         embeddings = [n for n, h in self.checkpoint.tensors.items() if EMBEDDINGS.search(n) and len(h.shape) == 2]
@@ -129,7 +129,7 @@ class Base:
 
 
 def stored_transposed(
-    shape: tuple[int, ...], product: tuple[int, int], config: dict[str, Any], inputs_first: bool, known: bool
+    shape: tuple[int, ...], product: tuple[int, int], config: Document, inputs_first: bool, known: bool
 ) -> bool | None:
     """Whether a linear weight of `shape` is stored as the transpose of B·A (outputs × inputs).
 
@@ -143,7 +143,7 @@ def stored_transposed(
     for n in shape[1:]:
         cols *= n
     if rows == cols and (rows, cols) == product:
-        return inputs_first or (not known and bool(config.get("fan_in_fan_out")))
+        return inputs_first or (not known and config.says("fan_in_fan_out"))
     if (rows, cols) == product:
         return False
     return True if len(shape) == 2 and (cols, rows) == product else None

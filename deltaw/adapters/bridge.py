@@ -22,6 +22,7 @@ from deltaw.adapters.lora import Job
 from deltaw.adapters.methods import CHANGES_BIAS, NO_DELTA, installed
 from deltaw.adapters.skeleton import Stand, build, stand_in
 from deltaw.adapters.trained import saved_pairs, token_pairs
+from deltaw.documents import Document
 from deltaw.errors import AdapterError, MissingExtraError
 from deltaw.tensors.names import unwrap
 from deltaw.types import Handle, Pair, Reason, Skipped, View
@@ -43,7 +44,7 @@ class Bridge:
     """What PEFT needs for any module of one adapter."""
 
     source: str
-    config: Mapping[str, Any]
+    config: Document
     base: Base
     tensors: Mapping[str, Handle]
     siblings: tuple[Stand, ...] = ()
@@ -51,7 +52,7 @@ class Bridge:
     @property
     def kind(self) -> str:
         """The method, by PEFT's name."""
-        return str(self.config["peft_type"])
+        return self.config.text("peft_type")
 
     def merged(self, stand: Stand) -> dict[str, Tensor]:
         """Weight and bias of one module after the merge, float64, as stored.
@@ -173,7 +174,7 @@ def shared_tensor(name: str) -> bool:
     return name.startswith("base_model.") and not name.startswith("base_model.model.")
 
 
-def peft_config(config: Mapping[str, Any], source: str) -> Any:
+def peft_config(config: Document, source: str) -> Any:
     """PEFT's config object; what would look for other modules of the model is left out.
 
     Raises:
@@ -182,9 +183,9 @@ def peft_config(config: Mapping[str, Any], source: str) -> Any:
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config["peft_type"])]
+    cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config.text("peft_type"))]
     known = {f.name for f in fields(cls) if f.init}
-    unknown = [k for k, v in config.items() if k not in known and k not in {"peft_type", "peft_version"} and v]
+    unknown = [k for k, v in config.values.items() if k not in known and k not in {"peft_type", "peft_version"} and v]
     if unknown:
         import peft
 
@@ -192,7 +193,7 @@ def peft_config(config: Mapping[str, Any], source: str) -> Any:
             f"{source}: {unknown[0]} is set in adapter_config.json, and peft {peft.__version__} does not know it; "
             "upgrade peft"
         )
-    values = {k: v for k, v in config.items() if k in known}
+    values = {k: v for k, v in config.values.items() if k in known}
     values |= {
         k: None for k in ("modules_to_save", "trainable_token_indices", "auto_mapping", "task_type") if k in known
     }
@@ -211,7 +212,7 @@ def bridged_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skippe
         AdapterError: The method is not known or has no ΔW, or a module is not in the base.
         MissingExtraError: There is no peft.
     """
-    kind = str(job.config["peft_type"])
+    kind = job.config.text("peft_type")
     if kind in NO_DELTA:
         raise AdapterError(f"{job.source}: {kind} has no ΔW: {NO_DELTA[kind]}")
     if kind == "TRAINABLE_TOKENS":
@@ -221,7 +222,7 @@ def bridged_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skippe
         names = ", ".join(sorted(known))
         raise AdapterError(f"{job.source}: peft_type is {kind!r}, which the installed peft does not know ({names})")
     peft_config(job.config, job.source)
-    if kind == "FROD" and not job.config.get("save_projection", True):
+    if kind == "FROD" and not job.config.flag("save_projection", True):
         why = "its projections are not stored, and come from all weights of the base at once; save with save_projection"
         raise AdapterError(f"{job.source}: {why}")
     if job.base is None:
@@ -256,7 +257,7 @@ def adapted_modules(kind: str, tensors: Mapping[str, Handle]) -> list[str]:
 
 def _tokens(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
     found = {m["module"]: h for n, h in tensors.items() if (m := TOKENS.match(unwrap(n)))}
-    return token_pairs(job, found, job.config.get("token_indices"))
+    return token_pairs(job, found, job.config.values.get("token_indices"))
 
 
 def _sort(job: Job, base: Base, tensors: Mapping[str, Handle]) -> tuple[list[Stand], dict[str, Handle], list[str]]:
@@ -315,8 +316,8 @@ def _siblings(job: Job, base: Base, kind: str, stands: list[Stand]) -> tuple[Sta
         return tuple({s.path: s for i in (0, 1) for s in [max(stands, key=lambda s: s.outputs_inputs[i])]}.values())
     if kind not in ORDERED:
         return ()
-    stored = kind == "UNILORA" and job.config.get("save_indices")
-    tied = kind == "TINYLORA" and job.config.get("weight_tying") == 1.0
+    stored = kind == "UNILORA" and job.config.says("save_indices")
+    tied = kind == "TINYLORA" and job.config.number("weight_tying", 0) == 1.0
     if not (stored or tied or base.checkpoint.format.startswith(("memory", "pytorch"))):
         raise AdapterError(
             f"{job.source}: {kind} gives its shared values to modules by their order in the model, which {base.source} "
@@ -326,7 +327,7 @@ def _siblings(job: Job, base: Base, kind: str, stands: list[Stand]) -> tuple[Sta
 
 
 def _pairs(bridge: Bridge, stand: Stand) -> list[Pair]:
-    rank = bridge.config.get("r")
+    rank = bridge.config.values.get("r")
     names = [("weight", stand.weight), *([("bias", stand.bias)] if stand.bias and bridge.kind in CHANGES_BIAS else [])]
     out = []
     for part, name in names:

@@ -11,15 +11,15 @@ the rows of the product that are its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from deltaw.adapters.base import Base
 from deltaw.adapters.factored import ExpertPart, LowRank, SomeRows, Stack, Term
 from deltaw.adapters.keys import Module
 from deltaw.adapters.lora import Job
 from deltaw.adapters.scaling import rank, scale
+from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.experts import FUSED
 from deltaw.types import Pair, Reason, Skipped, View
@@ -58,12 +58,11 @@ class Fit:
     inputs_first: bool
 
 
-def targets(config: Mapping[str, Any], path: str) -> list[str]:
+def targets(config: Document, path: str) -> list[str]:
     """The parameters of a module that the config targets, by full name; empty where LoRA is on the module itself."""
-    names = config.get("target_parameters") or ()
     found = []
-    for target in sorted(set(names)):
-        full = f"{path}.{str(target).rpartition('.')[2]}"
+    for target in sorted(set(config.texts("target_parameters"))):
+        full = f"{path}.{target.rpartition('.')[2]}"
         if full == target or full.endswith(f".{target}"):
             found.append(full)
     return found

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from deltaw.adapters.keys import Module, sort_tensors
 from deltaw.checkpoints import Checkpoint
 from deltaw.checkpoints.stored import file_identity
-from deltaw.documents import read_object
+from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
 
 CONFIG = "adapter_config.json"
@@ -37,18 +36,18 @@ def find_initial(folder: Path, init: str) -> Path | None:
 
 def open_initial(
     path: Path, open_tensors: Callable[[Path], Checkpoint]
-) -> tuple[tuple[Mapping[str, Module], Mapping[str, Any]], tuple[str, ...]]:
+) -> tuple[tuple[Mapping[str, Module], Document], tuple[str, ...]]:
     """The modules of an initial adapter by path with its config, and the identity of its files.
 
     Raises:
         AdapterError: It is not LoRA, or cannot be read.
     """
     try:
-        config = read_object(path / CONFIG).values
+        config = read_object(path / CONFIG, error=AdapterError)
         opened = open_tensors(path)
     except CheckpointError as e:
         raise AdapterError(f"{path}, the initial adapter, cannot be read: {e}") from e
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{path}: the initial adapter is {config.get('peft_type')!r}; expected LORA")
+    if config.text("peft_type") != "LORA":
+        raise AdapterError(f"{path}: the initial adapter is {config.text('peft_type')!r}; expected LORA")
     modules = {m.path: m for m in sort_tensors(opened.tensors, str(path)).modules}
     return (modules, config), (*file_identity(path / CONFIG), *opened.identity)

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
 
 from deltaw.adapters import mora
 from deltaw.adapters.base import Base, stored_transposed
 from deltaw.adapters.dense import Bias, Dora, Kasa
 from deltaw.adapters.factored import LowRank, Part, Term, block_diagonal, matrix, scaled_rows, transpose
 from deltaw.adapters.keys import Module
-from deltaw.adapters.scaling import lookup, number, rank, scale
+from deltaw.adapters.scaling import rank, scale
+from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.types import Handle, Pair, Reason, Skipped, Update, View
 
@@ -37,14 +37,14 @@ class Job:
     """
 
     source: str
-    config: Mapping[str, Any]
+    config: Document
     base: Base | None
-    initial: tuple[Mapping[str, Module], Mapping[str, Any]] | None = None
+    initial: tuple[Mapping[str, Module], Document] | None = None
 
     @property
     def adalora(self) -> bool:
         """Whether the factors carry singular values."""
-        return self.config.get("peft_type") == "ADALORA"
+        return self.config.text("peft_type") == "ADALORA"
 
 
 def module_pairs(job: Job, module: Module) -> list[Pair | Skipped]:
@@ -53,7 +53,7 @@ def module_pairs(job: Job, module: Module) -> list[Pair | Skipped]:
     Raises:
         AdapterError: A factor is missing, contradicts the config, or does not fit the base.
     """
-    if job.config.get("use_mora"):
+    if job.config.says("use_mora"):
         return [mora_pair(job, module)]
     embedding = "lora_embedding_A" in module.parts or "lora_embedding_B" in module.parts
     A, B = _factors(job, module, "lora_embedding_" if embedding else "lora_")
@@ -116,11 +116,11 @@ def _weight(job: Job, module: Module, A: Handle, B: Handle, embedding: bool) -> 
     base: Handle | None = None
     if job.base is not None:
         low_rank, base = _placed(job, job.base, module.path, low_rank, embedding)
-    if job.config.get("kasa_config"):
+    if job.config.says("kasa_config"):
         return Kasa(replace(low_rank, adapter_type="kasa")), base
     if magnitude := module.parts.get("lora_magnitude_vector"):
         return Dora(replace(low_rank, adapter_type="dora"), magnitude, columns=embedding), base
-    if job.config.get("use_dora"):
+    if job.config.says("use_dora"):
         raise AdapterError(
             f"{job.source}: use_dora is set but {module.path} has no lora_magnitude_vector; it is incomplete"
         )
@@ -137,7 +137,11 @@ def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -
     assert name is not None
     handle = base[name]
     transposed = stored_transposed(
-        handle.shape, update.shape, dict(job.config), base.inputs_first(name), "model_type" in base.checkpoint.config
+        handle.shape,
+        update.shape,
+        job.config,
+        base.inputs_first(name),
+        "model_type" in base.checkpoint.config,
     )
     if transposed is None or (embedding and transposed):
         what = "×".join(map(str, handle.shape))
@@ -157,7 +161,7 @@ def _lora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
     r = rank(job.config, module.path)
     blocks = _blocks(job.config, module.path)[1] or 1
     if len(A.shape) < 2 or len(B.shape) < 2 or A.shape[0] != r or B.shape[1] * blocks != r:
-        where = "rank_pattern" if job.config.get("rank_pattern") else "r"
+        where = "rank_pattern" if job.config.says("rank_pattern") else "r"
         raise AdapterError(
             f"{job.source}: {where} in adapter_config.json gives {module.path} rank {r}, but its tensors are "
             f"{A.name.rsplit('.', 2)[-2]} {_size(A)} and {B.name.rsplit('.', 2)[-2]} {_size(B)}"
@@ -173,18 +177,16 @@ def _adalora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float
     """
     if "lora_E" not in module.parts:
         raise AdapterError(f"{job.source}: {module.path} has lora_A and lora_B but no lora_E; AdaLoRA needs its Λ")
-    r, init = A.shape[0], int(number(job.config, "init_r", 12))
-    pattern = job.config.get("rank_pattern")
-    kept = init
-    if isinstance(pattern, Mapping):
-        mask = next((m for n, m in pattern.items() if n.split(".lora_E")[0].endswith(module.path)), None)
-        kept = sum(map(bool, mask)) if isinstance(mask, list) else init
+    r, init = A.shape[0], job.config.whole("init_r", 12)
+    masks = job.config.inner("rank_pattern").values
+    mask = next((m for n, m in masks.items() if n.split(".lora_E")[0].endswith(module.path)), None)
+    kept = sum(map(bool, mask)) if isinstance(mask, list) else init
     if r != kept or B.shape[1] != r or prod(module.parts["lora_E"].shape) != r:
         raise AdapterError(
             f"{job.source}: adapter_config.json gives {module.path} rank {kept}, but its tensors are "
             f"lora_A {_size(A)}, lora_B {_size(B)} and lora_E {_size(module.parts['lora_E'])}"
         )
-    alpha = number(job.config, "lora_alpha", 8)
+    alpha = job.config.number("lora_alpha", 8)
     return r, (alpha if alpha > 0 else float(init)) / (init + ADALORA_EPSILON)
 
 
@@ -192,13 +194,14 @@ def _size(handle: Handle) -> str:
     return "×".join(map(str, handle.shape))
 
 
-def _blocks(config: Mapping[str, Any], path: str) -> tuple[int, int]:
+def _blocks(config: Document, path: str) -> tuple[int, int]:
     """BD-LoRA: the number of blocks of A and of B, 0 where a factor is stored whole."""
-    bd = config.get("use_bdlora")
-    if not isinstance(bd, Mapping):
+    if not config.says("use_bdlora"):
         return 0, 0
-    n = int(number(bd, "nblocks", 1))
-    return tuple(n if any(p in path for p in bd.get(f"target_modules_bd_{x}") or ()) else 0 for x in "ab")  # type: ignore[return-value]
+    bd = config.inner("use_bdlora")
+    n = bd.whole("nblocks", 1)
+    a, b = (n if any(p in path for p in bd.texts(f"target_modules_bd_{x}")) else 0 for x in "ab")
+    return a, b
 
 
 def _product(job: Job, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[int, int]:
@@ -285,9 +288,9 @@ def mora_pair(job: Job, module: Module) -> Pair | Skipped:
         name=name,
         shape=(cols, rows) if transposed else (rows, cols),
         handle=handle,
-        kind=int(number(job.config, "mora_type", 1)),
+        kind=job.config.whole("mora_type", 1),
         transposed=transposed,
     )
-    r = int(lookup(job.config.get("rank_pattern"), module.path, job.config.get("r", 8), "rank_pattern"))
+    r = rank(job.config, module.path)
     mora.check(update, r, job.source)
     return Pair(name, base, update, View(transposed=transposed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from deltaw.adapters.keys import looks_like_lora
 from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.beside import beside
 from deltaw.checkpoints.stored import file_identity
-from deltaw.documents import read_object
+from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
 
 WEIGHTS = (
@@ -101,13 +101,8 @@ def _open_peft(path: Path, open_tensors: Open) -> Adapter:
     weights = next((path / n for n in WEIGHTS if (path / n).is_file()), None)
     if weights is None:
         raise AdapterError(f"{path}: {CONFIG} but no weights; expected {WEIGHTS[0]} or {WEIGHTS[1]} beside it")
-    try:
-        config = read_object(path / CONFIG).values
-    except CheckpointError as e:
-        raise AdapterError(str(e)) from e
-    kind = config.get("peft_type")
-    if not isinstance(kind, str):
-        raise AdapterError(f"{path / CONFIG}: peft_type is {kind!r}; expected the name of a method, such as 'LORA'")
+    config = read_object(path / CONFIG, error=AdapterError)
+    kind = config.text("peft_type", None)
     tensors = open_tensors(weights)
     others = () if weights.name.endswith(INDEX) else beside(path, [weights], tensors.tensors)
     notes, initial = (*tensors.notes, *others), None
@@ -118,25 +113,24 @@ def _open_peft(path: Path, open_tensors: Open) -> Adapter:
         if start is not None:
             initial, note, files = start
             notes, identity = (*notes, note), (*identity, *files)
-    base = config.get("base_model_name_or_path")
     return Adapter(
         source=str(path),
         format=f"peft {_method(config)}",
         tensors=tensors.tensors,
         config=config,
-        base_name=base if isinstance(base, str) and base else None,
+        base_name=config.text("base_model_name_or_path") or None,
         notes=notes,
         identity=identity,
         initial=initial,
     )
 
 
-def _initial(path: Path, config: Mapping[str, Any], open_tensors: Open) -> tuple[Any, str, tuple[str, ...]] | None:
+def _initial(path: Path, config: Document, open_tensors: Open) -> tuple[Any, str, tuple[str, ...]] | None:
     # The stored initial adapter where ΔW needs one, a note on it, and the identity of its files.
     init = variants.changed_init(config, str(path))
     if init is None or init == "loftq":
         return None
-    if config.get("use_dora"):
+    if config.says("use_dora"):
         raise AdapterError(
             f"{path}: use_dora with init_lora_weights {init!r}; its ΔW against the original base is not known"
         )
@@ -148,10 +142,10 @@ def _initial(path: Path, config: Mapping[str, Any], open_tensors: Open) -> tuple
     return initial, note, files
 
 
-def _method(config: Mapping[str, Any]) -> str:
-    if config.get("use_mora"):
+def _method(config: Document) -> str:
+    if config.says("use_mora"):
         return "mora"
-    return "dora" if config.get("use_dora") else str(config["peft_type"]).lower()
+    return "dora" if config.says("use_dora") else config.text("peft_type").lower()
 
 
 def _open_single(path: Path, open_tensors: Open) -> Adapter:
@@ -173,7 +167,7 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
         source=str(path),
         format=kind,
         tensors=opened.tensors,
-        config=file_config(weights) if kind == "diffusers" else {},
+        config=file_config(weights) if kind == "diffusers" else Document(),
         notes=opened.notes,
         identity=file_identity(weights),
     )

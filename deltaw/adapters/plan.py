@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from deltaw.adapters.adapter import Adapter, Matched
 from deltaw.checkpoints import Checkpoint, why_unread
+from deltaw.documents import Document
 from deltaw.errors import PairingError
 from deltaw.pairs import coverage as covered
 from deltaw.pairs.coverage import Extent, memory
@@ -43,7 +44,7 @@ def plan_adapter(
     adapter, renames = adapter.renamed(rename)
     found = adapter.updates(base)
     skipped = list(found.skipped)
-    layout = Layout({})
+    layout = Layout(Document())
     if base is not None:
         layout = Layout.of(((n, h.shape) for n, h in base.tensors.items()), base.config)
         skipped.extend(base.companions.values())

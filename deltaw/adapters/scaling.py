@@ -3,64 +3,45 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from typing import Any
 
+from deltaw.documents import Document, compile_pattern
 from deltaw.errors import AdapterError
 
 
-def lookup(pattern: Any, module: str, default: Any, field: str) -> Any:
-    """The value of the first key that matches the end of a module's path, as a regular expression.
+def number(config: Document, field: str, pattern: str, module: str, default: float) -> float:
+    """A number of the config, or of the first key of one of its patterns that matches the end of a module's path.
 
-    PEFT's rule (`get_pattern_key`): the key must match whole components at the end of the path, or all of it.
-
-    Raises:
-        AdapterError: A key is no regular expression.
-    """
-    if not isinstance(pattern, Mapping):
-        return default
-    for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as e:
-            raise AdapterError(f"adapter_config.json: {field} key {key!r} is no regular expression ({e})") from e
-    return pattern.get(module, default)
-
-
-def number(config: Mapping[str, Any], field: str, default: float | None = None) -> float:
-    """A number of the config.
+    PEFT's rule (`get_pattern_key`): the key is a regular expression and must match whole components at the end of the
+    path, or all of it.
 
     Raises:
-        AdapterError: It is missing, or something else.
+        AdapterError: A key is no regular expression, or the value no number.
     """
-    value = config.get(field, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise AdapterError(f"adapter_config.json: {field} is {value!r}; expected a number")
-    return value
+    values = config.inner(pattern)
+    for key in values:
+        if compile_pattern(rf"(.*\.)?({key})", values.where, error=AdapterError).fullmatch(module):
+            return values.number(key)
+    return values.number(module) if module in values else config.number(field, default)
 
 
-def rank(config: Mapping[str, Any], module: str) -> int:
+def rank(config: Document, module: str) -> int:
     """The rank that the config gives a module.
 
     Raises:
         AdapterError: It is no positive whole number.
     """
-    value = lookup(config.get("rank_pattern"), module, config.get("r", 8), "rank_pattern")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise AdapterError(f"adapter_config.json: the rank of {module} is {value!r}; expected a whole number above 0")
-    return value
+    value = number(config, "r", "rank_pattern", module, 8)
+    if value < 1 or value != int(value):
+        raise AdapterError(f"{config.where}: the rank of {module} is {value:g}; expected a whole number above 0")
+    return int(value)
 
 
-def scale(config: Mapping[str, Any], module: str) -> float:
+def scale(config: Document, module: str) -> float:
     """α/r, or α/√r with rsLoRA (Kalajdzievski 2023), with the patterns applied.
 
     Raises:
         AdapterError: α is no number, or the rank no whole number above 0.
     """
-    alpha = lookup(config.get("alpha_pattern"), module, number(config, "lora_alpha", 8), "alpha_pattern")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise AdapterError(f"adapter_config.json: the alpha of {module} is {alpha!r}; expected a number")
+    alpha = number(config, "lora_alpha", "alpha_pattern", module, 8)
     r = rank(config, module)
-    return alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r
+    return alpha / math.sqrt(r) if config.says("use_rslora") else alpha / r

@@ -6,7 +6,6 @@ without α means 1, as both loaders read it. LoCon's core (`lora_mid`) makes the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from deltaw.adapters.base import Base, stored_transposed
 from deltaw.adapters.factored import LowRank, Part, Term, matrix, tucker
 from deltaw.adapters.lora import Job
 from deltaw.adapters.scaling import scale
+from deltaw.documents import Document, parse_object
 from deltaw.errors import AdapterError
 from deltaw.types import Handle, Pair, Reason, Skipped, View
 
@@ -66,29 +66,26 @@ def _prefixes(name: str) -> tuple[str, ...]:
     return (head,) if re.match(r"lora_(unet|transformer|te\d?)_", head) else ()
 
 
-def file_config(path: Path) -> dict[str, Any]:
+def file_config(path: Path) -> Document:
     """What diffusers wrote into the header: LoRA configs by component, empty in older files.
 
     Raises:
         AdapterError: The header's entry is not JSON.
     """
     if path.suffix != ".safetensors":
-        return {}
+        return Document()
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
         text = (file.metadata() or {}).get(METADATA)
     if text is None:
-        return {}
-    try:
-        flat = json.loads(text)
-    except ValueError as e:
-        raise AdapterError(f"{path}: {METADATA} in its header is not JSON ({e}); save the adapter again") from e
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
+        return Document()
+    where = f"{path}: {METADATA}"
+    out: dict[str, dict[str, object]] = {}
+    for key, value in parse_object(text, where, error=AdapterError).values.items():
         component, _, name = key.partition(".")
         out.setdefault(component, {})[name] = value
-    return out
+    return Document(out, where, AdapterError)
 
 
 def single_file_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
@@ -181,7 +178,7 @@ def _pair(job: Job, single: Single, names: Mangled | None) -> Pair | Skipped:
     shape, transposed = (B.shape[0], inputs), False
     base = job.base[name] if job.base is not None else None
     if job.base is not None and base is not None:
-        fits = stored_transposed(base.shape, shape, {}, job.base.inputs_first(name), True)
+        fits = stored_transposed(base.shape, shape, Document(), job.base.inputs_first(name), True)
         if fits is None:
             raise AdapterError(
                 f"{job.source} changes {single.key} as {shape[0]}×{shape[1]}, but {name} is {_size(base)} in "
@@ -196,8 +193,8 @@ def _scale(job: Job, single: Single, r: int) -> float:
     if "alpha" in single.parts:
         return float(single.parts["alpha"].read().double()) / r
     component, _, module = single.key.partition(".")
-    config = job.config.get(component)
-    return scale(config, module) if isinstance(config, Mapping) and "lora_alpha" in config else 1.0
+    config = job.config.inner(component)
+    return scale(config, module) if "lora_alpha" in config else 1.0
 
 
 def _size(handle: Handle) -> str:

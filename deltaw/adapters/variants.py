@@ -6,9 +6,7 @@ installed peft, so that a new variant is seen before it is misread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from deltaw.documents import Document
 from deltaw.errors import AdapterError
 
 # Fields that lora.py and its neighbours read.
@@ -41,17 +39,17 @@ PLAIN_INITS = frozenset({"true", "false", "none", "gaussian", "eva", "orthogonal
 CHANGED_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
-def check(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
+def check(config: Document, source: str) -> tuple[str, ...]:
     """Refuse what has no ΔW or is not known; notes on fields that are new but look harmless.
 
     Raises:
         AdapterError: A field asks for something whose ΔW is not B·A, or that this version does not know.
     """
     for name, why in REFUSED.items():
-        if config.get(name):
+        if config.says(name):
             raise AdapterError(f"{source}: {name} is set in adapter_config.json; {why}")
     notes = []
-    for name, value in config.items():
+    for name, value in config.values.items():
         if name in KNOWN or value in (None, False, "", 0) or (isinstance(value, (list, dict)) and not value):
             continue
         if name.startswith("use_") or name.endswith("_config"):
@@ -63,13 +61,13 @@ def check(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def changed_init(config: Mapping[str, Any], source: str) -> str | None:
+def changed_init(config: Document, source: str) -> str | None:
     """The initialisation that changed the base, or None where training began at the base itself.
 
     Raises:
         AdapterError: The initialisation is not known.
     """
-    init = str(config.get("init_lora_weights", True)).lower()
+    init = str(config.values.get("init_lora_weights", True)).lower()
     if init in PLAIN_INITS:
         return None
     for name in CHANGED_INITS:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltaw.documents import Document
 from deltaw.types import Handle, Skipped
 
 
@@ -28,7 +29,7 @@ class Checkpoint:
     source: str
     format: str
     tensors: Mapping[str, Handle]
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Document = field(default_factory=Document)
     revision: str | None = None
     notes: tuple[str, ...] = ()
     identity: tuple[str, ...] = ()

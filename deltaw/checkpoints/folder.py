@@ -12,7 +12,7 @@ from deltaw.checkpoints.kinds import PICKLE_SUFFIXES, Foreign, holds_tensors
 from deltaw.checkpoints.pipeline import INDEX, open_pipeline
 from deltaw.checkpoints.reading import Tensors, read_file
 from deltaw.checkpoints.stored import file_identity
-from deltaw.documents import read_object
+from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
@@ -26,7 +26,6 @@ FILE_FIRST = (
     "adapter_model.bin",
 )
 SNIFFED = 500  # files of unknown suffix that are looked into
-Config = Mapping[str, object]
 
 
 def open_file(path: Path, wanted: str = "") -> Checkpoint:
@@ -120,9 +119,9 @@ def _kind(path: Path) -> str:
     return "safetensors" if suffix == ".safetensors" else "pytorch" if suffix in PICKLE_SUFFIXES else ""
 
 
-def _config(folder: Path) -> Config:
+def _config(folder: Path) -> Document:
     path = folder / "config.json"
-    return read_object(path).values if path.exists() else {}
+    return read_object(path) if path.exists() else Document()
 
 
 def _one(candidates: list[Path], preferred: tuple[str, ...], folder: Path) -> Path:
@@ -136,7 +135,7 @@ def _one(candidates: list[Path], preferred: tuple[str, ...], folder: Path) -> Pa
     raise CheckpointError(f"{folder}: {len(candidates)} checkpoints there ({names}); give the path of the one to read")
 
 
-def _open_files(files: list[Path], folder: Path, config: Config, wanted: str) -> Checkpoint:
+def _open_files(files: list[Path], folder: Path, config: Document, wanted: str) -> Checkpoint:
     if any(p.name in FILE_FIRST for p in files):
         return _open_single(_one(files, FILE_FIRST, folder), folder, config, wanted)
     groups: dict[str, list[Path]] = {}
@@ -162,21 +161,21 @@ def _open_files(files: list[Path], folder: Path, config: Config, wanted: str) ->
     return _checkpoint(folder, f"{read[0][3]} (sharded)", tensors, config, notes, chosen)
 
 
-def _open_single(path: Path, folder: Path, config: Config, wanted: str) -> Checkpoint:
+def _open_single(path: Path, folder: Path, config: Document, wanted: str) -> Checkpoint:
     parts.refuse_slice(path)
     tensors, notes, kind = read_file(path, wanted)
     return _checkpoint(folder, kind, tensors, config, list(notes), [path])
 
 
 def _checkpoint(
-    folder: Path, kind: str, tensors: Tensors, config: Config, notes: list[str], read: list[Path]
+    folder: Path, kind: str, tensors: Tensors, config: Document, notes: list[str], read: list[Path]
 ) -> Checkpoint:
     others = beside(folder, read, tensors)
     parts.refuse_unusable(tensors, str(read[0]), [note.split(" ", 1)[0] for note in others])
     return Checkpoint(str(folder), kind, tensors, config, notes=(*notes, *others), identity=file_identity(*read))
 
 
-def _open_index(index: Path, config: Config) -> Checkpoint:
+def _open_index(index: Path, config: Document) -> Checkpoint:
     folder = index.parent
     wanted: dict[Path, list[str]] = {}
     for tensor, shard in read_object(index).inner("weight_map").values.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaw.checkpoints.checkpoint import Checkpoint
+from deltaw.documents import Document
 from deltaw.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,11 +68,11 @@ def open_memory(source: Any) -> Checkpoint:
     """
     import torch
 
-    config: dict[str, Any] = {}
+    config = Document()
     label = type(source).__name__
     if isinstance(source, torch.nn.Module):
         to_dict = getattr(getattr(source, "config", None), "to_dict", None)
-        config = dict(to_dict()) if to_dict is not None else {}
+        config = Document(to_dict() if to_dict is not None else {}, f"{label}.config")
         source = source.state_dict(keep_vars=True)
         source = {k: v for k, v in source.items() if isinstance(v, torch.Tensor)}
     if not isinstance(source, Mapping):

@@ -10,7 +10,7 @@ from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.memory import MemoryHandle
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, renamed, without_codes
-from deltaw.documents import read_object
+from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, Skipped
 
@@ -50,9 +50,16 @@ def open_pipeline(
         notes.extend(f"{component}: {note}" for note in found.notes)
         identity.extend(found.identity)
         companions.update(renamed(found.companions, f"{component}."))
-        parts[component] = dict(found.config)
+        parts[component] = found.config.values
     if not tensors:
         raise CheckpointError(f"{folder}: {INDEX} names no component with weights; download the pipeline whole")
     return Checkpoint(
-        str(folder), "diffusers", tensors, parts, None, tuple(notes), tuple(identity), companions=companions
+        str(folder),
+        "diffusers",
+        tensors,
+        Document(parts, str(folder)),
+        None,
+        tuple(notes),
+        tuple(identity),
+        companions=companions,
     )

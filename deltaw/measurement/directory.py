@@ -20,7 +20,7 @@ NOT_IN_NUMBERS = ("device", "cache")
 def claim(
     out: Path,
     about: tuple[Mapping[str, Any], Mapping[str, Any]],
-    configs: Sequence[Mapping[str, Any]],
+    configs: Sequence[Mapping[str, object]],
     options: Options,
     *,
     resume: bool,

@@ -220,7 +220,7 @@ def analyze(
     journal = None
     if out is not None:
         # A model in memory has no identity to resume by, and its config need not be JSON.
-        configs = [side.config for side in opened if side is not None and side.identity]
+        configs = [side.config.values for side in opened if side is not None and side.identity]
         journal = claim(Path(out), about, configs, options, resume=resume, force=force)
     try:
         measured = _run(planned.pairs, options, devices, jobs, memory, journal, progress)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
+
+from deltaw.documents import Document
 
 log = logging.getLogger("deltaw")
 
@@ -22,7 +24,7 @@ class Transform(Protocol):
         """The new name, and the pattern that matched."""
 
 
-def conversion(config: Mapping[str, Any]) -> Callable[[str], str] | None:
+def conversion(config: Document) -> Callable[[str], str] | None:
     """What transformers calls a tensor in memory, by its name in a checkpoint; None where it has no rule for the model.
 
     Args:
@@ -32,15 +34,13 @@ def conversion(config: Mapping[str, Any]) -> Callable[[str], str] | None:
     return _conversion(kinds) if kinds else None
 
 
-def _kinds(config: Mapping[str, Any]) -> Iterator[tuple[bool, str, str]]:
+def _kinds(config: Document) -> Iterator[tuple[bool, str, str]]:
     """Whether it is the model itself, its type and its class, for the model and for each model inside."""
-    kind = config.get("model_type")
-    if isinstance(kind, str):
-        classes = config.get("architectures")
-        yield True, kind, str(classes[0]) if isinstance(classes, list) and classes else ""
-    for value in config.values():
-        if isinstance(value, Mapping) and isinstance(value.get("model_type"), str):
-            yield False, str(value["model_type"]), ""
+    if kind := config.text("model_type"):
+        yield True, kind, next(iter(config.texts("architectures")), "")
+    for key, value in config.values.items():
+        if isinstance(value, Mapping) and (kind := config.inner(key).text("model_type")):
+            yield False, kind, ""
 
 
 @lru_cache(maxsize=8)

@@ -41,8 +41,8 @@ def counterparts(tensors: Mapping[str, Handle], base: Checkpoint, other: Checkpo
         Layout.of(((n, h.shape) for n, h in other.tensors.items()), other.config or base.config),
     )
     left, right = pieces(tensors, other.tensors, layouts)
-    shapes = [{n: p.handle.shape for n, p in side.items()} for side in (left, right)]
-    joined = join(*shapes, base.config, other.config)
+    ours, theirs = ({n: p.handle.shape for n, p in side.items()} for side in (left, right))
+    joined = join(ours, theirs, base.config, other.config)
     there = {b: f for f, b in joined.pairs.items()}
     ways = orientations((b, left[b].handle.shape, right[f].handle.shape) for b, f in there.items())
     found: dict[str, Handle] = {}

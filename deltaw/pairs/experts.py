@@ -90,7 +90,7 @@ class Stack:
             return [None]
         if outputs % parts:
             return []
-        if text_config(self.layout.config).get("model_type") == INTERLEAVED:
+        if text_config(self.layout.config).text("model_type") == INTERLEAVED:
             return [range(first, outputs, parts) for first in range(parts)]
         return [range(i * outputs // parts, (i + 1) * outputs // parts) for i in range(parts)]
 

@@ -11,8 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from deltaw.documents import Document
 from deltaw.pairs.conversions import conversion
 from deltaw.pairs.renames import has_towers, known, towers
 from deltaw.tensors.names import has_vocabulary, unwrap
@@ -51,7 +52,7 @@ class Joined:
     notes: list[str] = field(default_factory=list)
 
 
-def join(left: Mapping[str, Shape], right: Mapping[str, Shape], *configs: Mapping[str, Any]) -> Joined:
+def join(left: Mapping[str, Shape], right: Mapping[str, Shape], *configs: Document) -> Joined:
     """Join two sides' names.
 
     Args:
@@ -68,7 +69,7 @@ def join(left: Mapping[str, Shape], right: Mapping[str, Shape], *configs: Mappin
     return out
 
 
-def _rules(rest: Joined, configs: tuple[Mapping[str, Any], ...]) -> Iterator[Rule]:
+def _rules(rest: Joined, configs: tuple[Document, ...]) -> Iterator[Rule]:
     """The rules in the order in which they are tried; each sees what the ones before it left over."""
     bare, changed = "without what wrappers put into them", "by names that libraries changed"
     for rule in (Rule(bare, unwrap, unwrap, True), Rule(bare, _bare, _bare, True), Rule(changed, _known, _known)):

@@ -247,7 +247,7 @@ def _one_sided(
 def _tied_by_config(name: str, own: Side, other: Side, matched: Iterable[str]) -> str | None:
     """The embedding that a head is tied to where the side that lacks the head says so in its config.json."""
     config = other.checkpoint.config or own.checkpoint.config
-    if not (config.get("tie_word_embeddings") or text_config(config).get("tie_word_embeddings")):
+    if not (config.flag("tie_word_embeddings") or text_config(config).flag("tie_word_embeddings")):
         return None
     module = unwrap(name).removesuffix(".weight")
     if any(module == head or module.endswith("." + head) for head in HEAD_MODULES):

@@ -7,10 +7,10 @@ sides are renamed, and names that are then equal are the same tensor, if their s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from deltaw.documents import Document
 from deltaw.errors import OptionError
 from deltaw.tensors.names import unwrap
 
@@ -114,7 +114,7 @@ def towers(name: str) -> str:
     return name
 
 
-def has_towers(*configs: Mapping[str, Any], names: Iterable[str]) -> bool:
+def has_towers(*configs: Document, names: Iterable[str]) -> bool:
     """Whether one of two checkpoints is a model with a language model inside."""
     return any("text_config" in c or "vision_config" in c for c in configs) or any(
         "language_model." in n for n in names

@@ -7,10 +7,10 @@ as config.json says), GPT-NeoX and BLOOM `query_key_value` (interleaved by head)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from deltaw.documents import Document
 from deltaw.tensors.names import CONV, kind, unwrap
 
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
@@ -23,10 +23,9 @@ EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_nu
 INPUTS_FIRST_EXPERTS = frozenset({"llama4", "llama4_text", "gpt_oss"})
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: Document) -> Document:
     """The language model's part of a config, which multimodal models nest."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
+    return config.inner("text_config") or config
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Layout:
         stacks: The names of its 3-D tensors that are stacks of experts.
     """
 
-    config: Mapping[str, Any]
+    config: Document
     conv1d: bool = False
     stacks: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(shapes: Shapes, config: Mapping[str, Any]) -> Layout:
+    def of(shapes: Shapes, config: Document) -> Layout:
         """What the names and shapes of a checkpoint's tensors and its config say."""
         known = list(shapes)
         return Layout(config, uses_conv1d(config, known), expert_stacks(known, config))
@@ -54,10 +53,10 @@ class Layout:
         leaf = unwrap(name).split(".")
         if len(shape) == 2:
             return self.conv1d and leaf[-1] == "weight" and len(leaf) > 1 and leaf[-2] in CONV1D_MODULES
-        return name in self.stacks and text_config(self.config).get("model_type") in INPUTS_FIRST_EXPERTS
+        return name in self.stacks and text_config(self.config).text("model_type") in INPUTS_FIRST_EXPERTS
 
 
-def uses_conv1d(config: Mapping[str, Any], shapes: Shapes) -> bool:
+def uses_conv1d(config: Document, shapes: Shapes) -> bool:
     """Whether a model's `c_*` modules are transformers' `Conv1D`.
 
     A `c_attn` of h × 3h says it, and one of 3h × h denies it, whatever config.json says: nanoGPT trains the hub's GPT-2
@@ -66,10 +65,10 @@ def uses_conv1d(config: Mapping[str, Any], shapes: Shapes) -> bool:
     for name, shape in shapes:
         if name.endswith("c_attn.weight") and len(shape) == 2 and 3 in (shape[0] / shape[1], shape[1] / shape[0]):
             return shape[1] == 3 * shape[0]
-    return config.get("model_type") in CONV1D_MODELS
+    return config.text("model_type") in CONV1D_MODELS
 
 
-def expert_stacks(shapes: Shapes, config: Mapping[str, Any]) -> frozenset[str]:
+def expert_stacks(shapes: Shapes, config: Document) -> frozenset[str]:
     """The 3-D tensors that are stacks of experts: by their name, by config.json, or by the router beside them.
 
     Everything else of three dimensions is a convolution's weight, however long its kernel: an STFT basis of 258×1×256
@@ -94,9 +93,9 @@ def expert_stacks(shapes: Shapes, config: Mapping[str, Any]) -> frozenset[str]:
     )
 
 
-def _numbers_of_experts(config: Mapping[str, Any]) -> frozenset[int]:
-    found = (text_config(config).get(key) for key in EXPERT_COUNTS)
-    return frozenset(n for n in found if isinstance(n, int) and n > 1)
+def _numbers_of_experts(config: Document) -> frozenset[int]:
+    counts = (text_config(config).whole(key, 0) for key in EXPERT_COUNTS)
+    return frozenset(n for n in counts if n > 1)
 
 
 def _beside(name: str, experts: int) -> set[tuple[str, int]]:
@@ -105,7 +104,7 @@ def _beside(name: str, experts: int) -> set[tuple[str, int]]:
     return {(".".join(parts[:-drop]), experts) for drop in (1, 2) if len(parts) > drop}
 
 
-def parts(name: str, outputs: int, inputs: int, config: Mapping[str, Any]) -> dict[str, Ranges] | None:
+def parts(name: str, outputs: int, inputs: int, config: Document) -> dict[str, Ranges] | None:
     """The outputs that belong to each part of a fused weight or bias.
 
     Args:
@@ -119,7 +118,7 @@ def parts(name: str, outputs: int, inputs: int, config: Mapping[str, Any]) -> di
     modules = unwrap(name).split(".")
     config = text_config(config)
     if "gate_up_proj" in modules or "gate_up_proj_bias" in modules:
-        return _halves(outputs, interleaved=config.get("model_type") == "gpt_oss")
+        return _halves(outputs, interleaved=config.text("model_type") == "gpt_oss")
     if "c_attn" in modules:
         return _split(("q", "k", "v"), (outputs // 3,) * 3, outputs) if outputs == 3 * inputs or not inputs else None
     if "qkv_proj" in modules or "Wqkv" in modules or "in_proj_weight" in modules:
@@ -154,18 +153,18 @@ def _halves(outputs: int, *, interleaved: bool) -> dict[str, Ranges] | None:
     return _split(("gate", "up"), (outputs // 2, outputs // 2), outputs)
 
 
-def _heads(config: Mapping[str, Any], inputs: int) -> tuple[int, int, int] | None:
+def _heads(config: Document, inputs: int) -> tuple[int, int, int] | None:
     """Query heads, key-value heads and the size of a head; None where config.json does not say."""
-    heads = config.get("num_attention_heads", config.get("n_head"))
-    if not isinstance(heads, int) or heads <= 0:
+    heads = config.whole("num_attention_heads", config.whole("n_head", 0))
+    if heads <= 0:
         return None
-    kv = config.get("num_key_value_heads", config.get("num_kv_heads"))
-    hidden = config.get("hidden_size", config.get("n_embd", inputs))
-    size = config.get("head_dim") or hidden // heads
-    return heads, kv if isinstance(kv, int) and kv > 0 else heads, size
+    kv = config.whole("num_key_value_heads", config.whole("num_kv_heads", 0))
+    hidden = config.whole("hidden_size", config.whole("n_embd", inputs))
+    size = config.whole("head_dim", 0) or hidden // heads
+    return (heads, kv if kv > 0 else heads, size) if size > 0 else None
 
 
-def _contiguous_heads(outputs: int, inputs: int, config: Mapping[str, Any]) -> dict[str, Ranges] | None:
+def _contiguous_heads(outputs: int, inputs: int, config: Document) -> dict[str, Ranges] | None:
     found = _heads(config, inputs)
     if found is None:
         return _split(("q", "k", "v"), (outputs // 3,) * 3, outputs) if outputs == 3 * inputs else None
@@ -173,17 +172,17 @@ def _contiguous_heads(outputs: int, inputs: int, config: Mapping[str, Any]) -> d
     return _split(("q", "k", "v"), (heads * size, kv * size, kv * size), outputs)
 
 
-def _by_head(outputs: int, inputs: int, config: Mapping[str, Any]) -> dict[str, Ranges] | None:
+def _by_head(outputs: int, inputs: int, config: Document) -> dict[str, Ranges] | None:
     found = _heads(config, inputs)
     if found is None:
         return None  # interleaved by an unknown number of heads: any guess would mix q, k and v
     heads, kv, size = found
-    model = config.get("model_type")
+    model = config.text("model_type")
     if model == "chatglm":
-        groups = config.get("multi_query_group_num", kv) if config.get("multi_query_attention") else heads
+        groups = config.whole("multi_query_group_num", kv) if config.flag("multi_query_attention") else heads
         return _split(("q", "k", "v"), (heads * size, groups * size, groups * size), outputs)
-    if model == "falcon" and not config.get("new_decoder_architecture"):
-        if config.get("multi_query", True):
+    if model == "falcon" and not config.flag("new_decoder_architecture"):
+        if config.flag("multi_query", True):
             return _split(("q", "k", "v"), (heads * size, size, size), outputs)
         kv = heads
     elif model != "falcon":

@@ -122,7 +122,7 @@ def test_a_config_that_is_not_json(tmp_path, text):
 
 
 def test_unknown_methods_and_options(tmp_path):
-    assert "peft_type is None" in error(write(tmp_path / "a", peft_type=None))
+    assert "'peft_type' is missing; expected a text" in error(write(tmp_path / "a", peft_type=None))
     assert "peft_type is 'NEW', which the installed peft does not know" in error(write(tmp_path / "b", peft_type="NEW"))
     assert "use_telepathy is set" in error(write(tmp_path / "c", use_telepathy=True))
     for option in ("alora_invocation_tokens", "arrow_config", "use_qalora", "layer_replication"):
@@ -148,10 +148,14 @@ def test_a_rank_pattern_that_contradicts_the_tensors(tmp_path):
         f"rank_pattern in adapter_config.json gives {Q} rank 4, but its tensors are lora_A 2×8 and lora_B 6×2" in text
     )
     assert f"r in adapter_config.json gives {Q} rank 3" in error(write(tmp_path / "b", r=3))
-    assert "rank_pattern key '(' is no regular expression" in error(write(tmp_path / "a", rank_pattern={"(": 4}))
-    for bad in (0, "8", None, True):
+    assert 'rank_pattern: "(.*\\\\.)?(()" is no regular expression' in error(
+        write(tmp_path / "a", rank_pattern={"(": 4})
+    )
+    for bad in (0, 2.5):
         assert "expected a whole number above 0" in error(write(tmp_path / "a", r=bad))
-    assert "lora_alpha is 'x'; expected a number" in error(write(tmp_path / "a", lora_alpha="x"))
+    for bad in ("8", True):
+        assert "adapter_config.json: 'r' is " in error(write(tmp_path / "a", r=bad))
+    assert "'lora_alpha' is \"x\"; expected a number" in error(write(tmp_path / "a", lora_alpha="x"))
 
 
 @pytest.mark.parametrize(("keep", "lack"), [("A", "B"), ("B", "A")])

@@ -106,7 +106,7 @@ def test_diffusers_metadata_holds_the_scale(tmp_path):
     pair = open_adapter(tmp_path / "a.safetensors").updates(open_checkpoint(pipeline())).pairs[0]
     assert pair.ft.scaling == 2
     save_file(tensors, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": "{"})
-    with pytest.raises(AdapterError, match="not JSON"):
+    with pytest.raises(AdapterError, match="not valid JSON"):
         open_adapter(tmp_path / "a.safetensors")
 
 

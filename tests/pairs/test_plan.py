@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import deltaw
 from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.memory import tensor_handles
+from deltaw.documents import Document
 from deltaw.errors import OptionError, PairingError
 from deltaw.pairs.plan import plan
 from deltaw.pairs.views import matrix_shape
@@ -16,7 +17,7 @@ from tests.conftest import State, changed, pico_state
 
 
 def opened(state: State, **config: object) -> Checkpoint:
-    return Checkpoint("x", "memory", tensor_handles(state), config)
+    return Checkpoint("x", "memory", tensor_handles(state), Document(config))
 
 
 def by_name(pairs: tuple[Pair, ...]) -> dict[str, Pair]:

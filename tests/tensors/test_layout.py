@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from deltaw.documents import Document
 from deltaw.tensors.layout import Layout, expert_stacks, parts, uses_conv1d
 
 
@@ -11,26 +12,29 @@ def rows(ranges: tuple[tuple[int, int], ...]) -> list[int]:
 
 
 def test_gpt2_thirds():
-    found = parts("h.0.attn.c_attn.weight", 12, 4, {"model_type": "gpt2"})
+    found = parts("h.0.attn.c_attn.weight", 12, 4, Document({"model_type": "gpt2"}))
     assert {p: rows(r) for p, r in found.items()} == {"q": [0, 1, 2, 3], "k": [4, 5, 6, 7], "v": [8, 9, 10, 11]}
 
 
 def test_phi3_grouped_heads():
     config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 8}
-    found = parts("layers.0.self_attn.qkv_proj.weight", 16, 8, config)
+    found = parts("layers.0.self_attn.qkv_proj.weight", 16, 8, Document(config))
     assert [len(rows(found[p])) for p in "qkv"] == [8, 4, 4]
-    assert parts("layers.0.self_attn.qkv_proj.weight", 17, 8, config) is None
+    assert parts("layers.0.self_attn.qkv_proj.weight", 17, 8, Document(config)) is None
 
 
 def test_neox_and_bloom_interleave_by_head():
     heads, size, hidden = 3, 2, 6
     found = parts(
-        "layers.0.attention.query_key_value.weight", 18, hidden, {"num_attention_heads": heads, "hidden_size": hidden}
+        "layers.0.attention.query_key_value.weight",
+        18,
+        hidden,
+        Document({"num_attention_heads": heads, "hidden_size": hidden}),
     )
     expected = torch.arange(18).view(heads, 3, size)  # what the modules do
     for i, part in enumerate("qkv"):
         assert rows(found[part]) == expected[:, i].flatten().tolist()
-    assert parts("layers.0.attention.query_key_value.weight", 18, hidden, {}) is None
+    assert parts("layers.0.attention.query_key_value.weight", 18, hidden, Document()) is None
 
 
 def test_falcon_groups():
@@ -41,26 +45,26 @@ def test_falcon_groups():
         "num_kv_heads": 2,
         "hidden_size": 8,
     }
-    found = parts("h.0.self_attention.query_key_value.weight", 16, 8, config)
+    found = parts("h.0.self_attention.query_key_value.weight", 16, 8, Document(config))
     expected = torch.arange(16).view(2, 4, 2)  # (groups, q q k v, head)
     assert rows(found["q"]) == expected[:, :2].flatten().tolist()
     assert rows(found["k"]) == expected[:, 2].flatten().tolist()
     assert rows(found["v"]) == expected[:, 3].flatten().tolist()
     multi = {"model_type": "falcon", "multi_query": True, "num_attention_heads": 4, "hidden_size": 8}
-    found = parts("h.0.self_attention.query_key_value.weight", 12, 8, multi)
+    found = parts("h.0.self_attention.query_key_value.weight", 12, 8, Document(multi))
     assert [len(rows(found[p])) for p in "qkv"] == [8, 2, 2]
 
 
 @pytest.mark.parametrize(("model", "gate"), [("phi3", [0, 1, 2]), ("gpt_oss", [0, 2, 4])])
 def test_gate_and_up(model: str, gate: list[int]):
-    found = parts("layers.0.mlp.gate_up_proj.weight", 6, 4, {"model_type": model})
+    found = parts("layers.0.mlp.gate_up_proj.weight", 6, 4, Document({"model_type": model}))
     assert rows(found["gate"]) == gate
     assert sorted(rows(found["gate"]) + rows(found["up"])) == list(range(6))
 
 
 def test_what_is_not_fused():
-    assert parts("layers.0.self_attn.q_proj.weight", 8, 8, {}) is None
-    assert parts("layers.0.mlp.gate_up_proj.weight", 7, 4, {}) is None
+    assert parts("layers.0.self_attn.q_proj.weight", 8, 8, Document()) is None
+    assert parts("layers.0.mlp.gate_up_proj.weight", 7, 4, Document()) is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_what_is_not_fused():
     ],
 )
 def test_a_stack_of_experts_is_told_by_name_config_or_router(name, shape, config, beside):
-    assert expert_stacks([(name, shape), *beside.items()], config) == {name}
+    assert expert_stacks([(name, shape), *beside.items()], Document(config)) == {name}
 
 
 @pytest.mark.parametrize(
@@ -92,18 +96,18 @@ def test_a_stack_of_experts_is_told_by_name_config_or_router(name, shape, config
     ],
 )
 def test_other_tensors_of_three_dimensions_are_none(name, shape, config, beside):
-    assert not expert_stacks([(name, shape), *beside.items()], config)
+    assert not expert_stacks([(name, shape), *beside.items()], Document(config))
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "gpt2"}, {"model_type": "llama"}])
 def test_c_attn_tells_its_orientation_whatever_the_config_says(config):
-    assert uses_conv1d(config, [("h.0.attn.c_attn.weight", (16, 48))])
-    assert not uses_conv1d(config, [("h.0.attn.c_attn.weight", (48, 16))])
-    assert uses_conv1d(config, [("h.0.mlp.c_fc.weight", (16, 64))]) == (config == {"model_type": "gpt2"})
+    assert uses_conv1d(Document(config), [("h.0.attn.c_attn.weight", (16, 48))])
+    assert not uses_conv1d(Document(config), [("h.0.attn.c_attn.weight", (48, 16))])
+    assert uses_conv1d(Document(config), [("h.0.mlp.c_fc.weight", (16, 64))]) == (config == {"model_type": "gpt2"})
 
 
 def test_experts_that_are_stored_inputs_first():
     shape = (2, 16, 24)
     for model, first in (("llama4", True), ("gpt_oss", True), ("qwen3_moe", False)):
-        layout = Layout.of([("l.0.experts.gate_up_proj", shape)], {"model_type": model})
+        layout = Layout.of([("l.0.experts.gate_up_proj", shape)], Document({"model_type": model}))
         assert layout.inputs_first("l.0.experts.gate_up_proj", shape) == first

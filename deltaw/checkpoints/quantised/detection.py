@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from deltaw.checkpoints.quantised import bitsandbytes, gptq, microscaling, mlx, others, packed, scaled
 from deltaw.checkpoints.quantised.module import CODES, Codes, Module, Quantisation
+from deltaw.documents import Document
 from deltaw.types import Handle, Reason, Skipped
 
 SCHEMES: tuple[Callable[[Module], Iterator[Codes]], ...] = (
@@ -54,7 +55,7 @@ class Detection:
         return bool(self.weights or self.companions)
 
 
-def detect(tensors: Mapping[str, Handle], config: Mapping[str, object]) -> Detection:
+def detect(tensors: Mapping[str, Handle], config: Document) -> Detection:
     """What of a checkpoint's tensors is codes, and what belongs to them; every other tensor is what it seems.
 
     Args:
@@ -64,7 +65,7 @@ def detect(tensors: Mapping[str, Handle], config: Mapping[str, object]) -> Detec
     Raises:
         CheckpointError: A shape that only a stored tensor tells cannot be read.
     """
-    settings = Quantisation.of(config)
+    settings = Quantisation.of(config.values)
     if not settings and not any(h.dtype in CODES for h in tensors.values()):
         return Detection()
     weights: dict[str, Codes] = {}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from deltaw.checkpoints import UnreadHandle, open_checkpoint
 from deltaw.checkpoints.memory import tensor_handles
 from deltaw.checkpoints.quantised import detect
+from deltaw.documents import Document
 from deltaw.pairs.plan import plan
 from deltaw.types import Reason
 
@@ -263,7 +264,7 @@ def opened(stored: Mapping[str, torch.Tensor], config: Mapping[str, object]):
     from deltaw.checkpoints.checkpoint import Checkpoint
     from deltaw.checkpoints.unread import without_codes
 
-    return without_codes(Checkpoint("x", "memory", tensor_handles(stored), config))
+    return without_codes(Checkpoint("x", "memory", tensor_handles(stored), Document(config)))
 
 
 def test_gpt_oss_stands_for_transformers_parameter():
