@@ -20,7 +20,7 @@ class DeltaWError(Exception):
     """
 
     def __str__(self) -> str:
-        lines = Exception.__str__(self).splitlines()  # not super's: a KeyError shows the repr of its message
+        lines = Exception.__str__(self).split("\n")  # not super's: a KeyError shows the repr of its message
         cut = [line if len(line) <= LONGEST else f"{line[:LONGEST]}…" for line in lines[:MOST_LINES]]
         return "\n".join([*cut, f"… ({len(lines) - MOST_LINES:,} more lines)"] if len(lines) > MOST_LINES else cut)
 
