@@ -22,6 +22,10 @@ STATE = torch.tensor(
 )
 
 
+def detected(tensors, config):
+    return detect(tensors, Document(config))
+
+
 def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.uint8).view(dtype) if dtype.itemsize == 1 else torch.zeros(shape, dtype=dtype)
 
@@ -238,7 +242,7 @@ def test_a_row_of_the_table(label, said, leaves, form, shape):
         "model.embed_tokens.weight": empty(f32, 9, 64),
     }
     stored = {**{f"{M}.{leaf}": t for leaf, t in leaves.items()}, **ordinary}
-    found = detect(tensor_handles(stored), {"quantization_config": said} if said else {})
+    found = detected(tensor_handles(stored), {"quantization_config": said} if said else {})
     (codes,) = found.weights.values()
     assert codes.name == f"{M}.weight"
     assert codes.format == form
@@ -277,7 +281,7 @@ def test_gpt_oss_stands_for_transformers_parameter():
         f"{at}.down_proj_scales": empty(u8, 4, 64, 1),
         f"{at}.down_proj_bias": empty(f32, 4, 64),
     }
-    found = detect(tensor_handles(stored), {"quantization_config": {"quant_method": "mxfp4"}})
+    found = detected(tensor_handles(stored), {"quantization_config": {"quant_method": "mxfp4"}})
     assert {n: (c.format, c.shape) for n, c in found.weights.items()} == {
         f"{at}.gate_up_proj": ("mxfp4", (4, 64, 48)),
         f"{at}.down_proj": ("mxfp4", (4, 32, 64)),
@@ -288,7 +292,7 @@ def test_gpt_oss_stands_for_transformers_parameter():
 def test_stacked_fp8_experts():
     at = "model.layers.0.mlp.experts"
     stored = {f"{at}.gate_up_proj": empty(E4M3, 4, 40, 64), f"{at}.gate_up_proj_scale_inv": empty(f32, 4, 3, 4)}
-    found = detect(
+    found = detected(
         tensor_handles(stored), {"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}
     )
     assert found.weights[f"{at}.gate_up_proj"].format == "fp8_block"
@@ -301,14 +305,14 @@ def test_mlx():
         f"{M}.scales": empty(f32, 32, 2),
         f"{M}.biases": empty(f32, 32, 2),
     }
-    found = detect(tensor_handles(leaves), {"quantization": {"group_size": 32, "bits": 4}})
+    found = detected(tensor_handles(leaves), {"quantization": {"group_size": 32, "bits": 4}})
     assert found.weights[f"{M}.weight"].format == "mlx_int4_g32"
     assert found.weights[f"{M}.weight"].shape == (32, 64)
     own = {"quantization": {"group_size": 64, "bits": 8, M: {"group_size": 32, "bits": 4}}}
-    assert detect(tensor_handles(leaves), own).weights[f"{M}.weight"].format == "mlx_int4_g32"
+    assert detected(tensor_handles(leaves), own).weights[f"{M}.weight"].format == "mlx_int4_g32"
     assert (
         "does not fit"
-        in detect(tensor_handles(leaves), {"quantization": {"group_size": 64, "bits": 8}})
+        in detected(tensor_handles(leaves), {"quantization": {"group_size": 64, "bits": 8}})
         .weights[f"{M}.weight"]
         .problem
     )
@@ -316,10 +320,10 @@ def test_mlx():
 
 def test_a_missing_companion_and_a_stray_scale():
     fp8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}
-    found = detect(tensor_handles({f"{M}.weight": empty(E4M3, 32, 64)}), fp8)
+    found = detected(tensor_handles({f"{M}.weight": empty(E4M3, 32, 64)}), fp8)
     assert found.weights[f"{M}.weight"].problem == "its scale is missing"
     stray = {f"{M}.weight": empty(torch.bfloat16, 32, 64), f"{M}.weight_scale_inv": empty(f32, 2, 4)}
-    found = detect(tensor_handles(stray), fp8)
+    found = detected(tensor_handles(stray), fp8)
     assert not found.weights
     assert list(found.companions) == [f"{M}.weight_scale_inv"]
 
@@ -335,8 +339,8 @@ def test_what_only_looks_like_it_is_a_weight():
         "embeddings.position_ids": torch.arange(8)[None],
         "plain_fp8.weight": empty(E4M3, 8, 8),  # a cast without a scale holds its own values
     }
-    assert not detect(tensor_handles(stored), {})
-    assert not detect(
+    assert not detected(tensor_handles(stored), {})
+    assert not detected(
         tensor_handles({n: t for n, t in stored.items() if n != "plain_fp8.weight"}),
         {"quantization_config": {"quant_method": "fp8"}},
     )
@@ -391,5 +395,7 @@ def test_codes_with_companions_have_no_row(dtype, leaf, scales, shape, scale_sha
 @settings(max_examples=200, deadline=None)
 def test_no_config_is_too_strange(said):
     for _, _, leaves, _, _ in TABLE[::3]:
-        found = detect(tensor_handles({f"{M}.{leaf}": t for leaf, t in leaves.items()}), {"quantization_config": said})
+        found = detected(
+            tensor_handles({f"{M}.{leaf}": t for leaf, t in leaves.items()}), {"quantization_config": said}
+        )
         assert found
