@@ -80,8 +80,28 @@ def test_one_direction_is_the_null_of_a_vector(shape):
 
 
 def test_a_larger_matrix_has_a_larger_null():
-    nulls = [metrics.rank_90_null(n, 3000) for n in range(1, 2001)]
+    nulls = [metrics.rank_90_null(n, 3000) for n in (*range(1, 17), *range(62, 2001))]  # both ways, and where they meet
     assert nulls == sorted(nulls)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (5, 9), (8, 8), (12, 40), (24, 24), (64, 64), (90, 90), (100, 400)])
+def test_it_is_the_mean_of_a_count(shape):
+    """Of full SVDs of Gaussian matrices: within .05, and three standard errors of their own."""
+    g, trials = np.random.default_rng(7), 4000 if min(shape) < 20 else 400
+    found = [metrics.rank_90(np.linalg.svd(g.standard_normal(shape), compute_uv=False)) for _ in range(trials)]
+    error = np.std(found) / math.sqrt(trials)
+    assert metrics.rank_90_null(*shape) == pytest.approx(np.mean(found), abs=0.05 + 3 * error)
+    assert metrics.rank_90_null(*shape) == metrics.rank_90_null(*reversed(shape))
+
+
+@pytest.mark.parametrize(("shape", "mean"), [((8, 8), 4.461), ((8, 4096), 8.0), ((64, 4096), 56.997)])
+def test_small_shapes(shape, mean):
+    assert metrics.rank_90_null(*shape) == pytest.approx(mean, abs=0.02)
+    assert metrics.rank_90_null(*shape) == metrics.rank_90_null(*shape)
+
+
+def test_the_larger_dimension_costs_nothing():
+    assert metrics.rank_90_null(16, 10**9) == 15  # all σ are equal: 90 % of 16, as a count
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (-1, 3)])
