@@ -60,6 +60,9 @@ TWO_STAGE_FROM, PADDED_FROM = 1100, 1000
 ROW_BLOCK = 4096  # rows that are converted to float64 at a time: bounds the memory of a tall matrix
 COLUMN_BLOCK = 128  # columns of a block of torch's Gram matrix: what lies below the blocks is never computed
 GRAM_ERROR = 8.0  # δ = GRAM_ERROR·√k·ε·λ1; sums of rounding errors grow like √k (measured: below 2)
+AS_QUICK = (
+    384  # k up to which LAPACK costs no more: there no value that the Gram matrix cannot resolve is taken from it
+)
 UNRESOLVED = 2e-6  # share of Σσ that may be in doubt before LAPACK is asked: keeps every metric within 1e-4
 
 
@@ -199,6 +202,8 @@ def _resolved_roots(squares: Vector) -> Vector | None:
     """√λ in descending order, or None if too much of their sum is below what the Gram matrix resolves."""
     values: Vector = np.sqrt(np.maximum(squares[::-1], 0.0))  # rounding puts the zeros of a singular matrix at ±ε·λ1
     delta = GRAM_ERROR * math.sqrt(len(squares)) * 2.0**-53 * float(squares[-1])
+    if len(values) <= AS_QUICK and values[-1] < math.sqrt(delta):  # float32's rounding may lie there, and its edge
+        return None
     doubt = np.minimum(math.sqrt(delta), delta / (2 * np.maximum(values, 1e-300)))
     return None if doubt.sum() > UNRESOLVED * values.sum() else values
 

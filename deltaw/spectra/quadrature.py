@@ -87,9 +87,21 @@ class Estimator:
             out[name] = self._interval(name, value, value - half, value + half)
             if _counts(name) and name not in SHARES:  # above a threshold
                 out[name] = Interval(round(value), min(round(value), low[name]), max(round(value), high[name]))
+        self._largest(out, float(ritz.values[0]), float(ritz.residuals[0]))
         self._without_rounding(out, gauss)
         out["rank_90_ratio"] = Interval(*(r / self.null for r in out["rank_90"]))
         return out
+
+    def _largest(self, out: dict[str, Interval], theta: float, residual: float) -> None:
+        """σ1 lies between its Ritz value and a residual above it: in a cluster no probe meets the largest alone."""
+        least, most = theta * (1 - FLOAT_FLOOR), theta + residual
+        for name, low, high in (
+            ("spectral_norm", least, most),
+            ("stable_rank", self.energy / most**2, self.energy / least**2),
+            ("energy_at_1", least**2 / self.energy, min(1.0, most**2 / self.energy)),
+        ):
+            value, before, after = out[name]
+            out[name] = Interval(value, min(before, low), max(after, high))
 
     def _without_rounding(self, out: dict[str, Interval], s: Vector) -> None:
         """Add what is left when the rounding is taken out; its interval holds what the probes leave open, too."""

@@ -123,3 +123,23 @@ def test_excess_leaves_out_what_no_probe_can_sharpen():
     assert excess({"rank_50": Interval(3, 2, 4)}, 0.01) == 0
     assert excess({"rank_50": Interval(3, 1, 4)}, 1.0) == pytest.approx(1)
     assert excess({"energy_at_1": Interval(math.nan, math.nan, math.nan)}, 0.01) == 0
+
+
+@pytest.mark.parametrize("top", ["equal", "within 1e-6", "within 1e-3", "fifty and fifty"])
+def test_the_largest_of_a_cluster(top):
+    """σ1 and what hangs on it, where more values crowd at the top than there are probes."""
+    g = np.random.default_rng(0)
+    tops = {
+        "equal": np.ones(K),
+        "within 1e-6": np.r_[1 + 1e-6 * g.random(200), np.linspace(0.5, 0.1, K - 200)],
+        "within 1e-3": np.r_[1 + 1e-3 * g.random(100), np.linspace(0.5, 0.1, K - 100)],
+        "fifty and fifty": np.repeat(np.linspace(1, 0.05, 20), [52] * 19 + [36]),
+    }
+    sigma = np.sort(tops[top])[::-1].copy()
+    expected = exact_metrics(sigma)
+    for seed in range(4):
+        found = estimate_spectrum(torch.diag(torch.from_numpy(sigma)), generator=seeded(seed))
+        for name in ("spectral_norm", "stable_rank", "energy_at_1"):
+            value, low, high = found.estimates[name]
+            assert low <= expected[name] <= high, (name, seed)
+            assert high - low <= 0.01 * value

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltaw.delta.sums import sweep
 from deltaw.errors import TensorError
+from deltaw.metrics import noise_edge
 from deltaw.spectra import Noise, exact, singular_values, singular_values_batched, spectrum
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -273,3 +275,18 @@ def test_cuda_agrees_with_the_cpu(shape):
         tall = x.T if shape[0] < shape[1] else x
         np.testing.assert_allclose(driver(tall.cuda(), 1.0), oracle(x), atol=1e-6, err_msg=name)
     np.testing.assert_allclose(singular_values(x.cuda()).values, singular_values(x).values, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 64), (96, 96), (384, 128)])
+def test_float32_rounding_below_a_large_low_rank_update_is_resolved(shape):
+    """An update larger than its base: the edge of float32 lies where a Gram matrix sees nothing."""
+    for seed in range(12):
+        g = torch.Generator().manual_seed(seed)
+        w0 = 0.02 * torch.randn(*shape, generator=g)
+        update = torch.randn(shape[0], 4, generator=g).double() @ torch.randn(4, shape[1], generator=g).double()
+        update *= (1 + seed % 3) * float(w0.norm() / update.norm())
+        delta, sums = sweep(w0, (w0.double() + update).float())
+        s = singular_values(delta, moderate=True).values
+        exact = np.linalg.svd(delta.numpy(), compute_uv=False)
+        np.testing.assert_allclose(s, exact, atol=1e-14 * exact[0])
+        assert np.count_nonzero(s > noise_edge(sums.noise_row, sums.noise_col)) == 4
