@@ -27,13 +27,15 @@ from torch import Tensor
 
 from deltaw.adapters import Adapter, missing_base, open_adapter, open_base
 from deltaw.adapters.base import Base
-from deltaw.adapters.keys import saved_name
+from deltaw.adapters.keys import adapter_names, saved_name
 from deltaw.adapters.merging import Expected, expected_blocks
 from deltaw.adapters.trained import same
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint, why_unread
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.pairs.counterparts import counterparts
 from deltaw.pairs.views import is_floating, size
+from deltaw.tensors.names import has_vocabulary
+from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, Pair, Reason, Update, is_update
 
 Status = Literal["equal", "rounding", "differs", "missing"]
@@ -145,7 +147,8 @@ def verify(
     updates: dict[str, list[Pair]] = {}
     for pair in found.pairs:
         updates.setdefault(pair.name, []).append(pair)
-    stored = {saved_name(n): h for n, h in adapter.tensors.items()}
+    called = adapter_names(adapter.tensors)
+    stored = {saved_name(n, called): h for n, h in adapter.tensors.items()}
     new = {s.name: stored[s.name] for s in found.skipped if s.because == Reason.ONLY_IN_FT and s.name in stored}
     tensors = _verdicts(base, merged, updates, new, progress)
     return Verification(base.source, adapter.source, merged.source, tuple(tensors))
@@ -207,6 +210,10 @@ def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> 
     for handle in (source, merged):
         if (why := why_unread(handle)) is not None:
             raise CheckpointError(f"{name} cannot be verified ({why.reason}: {why.detail})")
+    more = merged.shape[0] - source.shape[0] if source.shape and merged.shape else 0
+    if more > 0 and source.shape[1:] == merged.shape[1:] and has_vocabulary(name, len(source.shape)):
+        found = _compare(name, base, pairs, Slice(merged.name, merged, rows=range(source.shape[0])))
+        return replace(found, detail=f"{found.detail} ({more:,} rows that the base does not have)".strip())
     if source.shape != merged.shape:
         return Verdict(name, "differs", f"{size(merged)} where {size(source)} is expected", touched, inf)
     if not (is_floating(source) and is_floating(merged)):

@@ -7,6 +7,6 @@
 from __future__ import annotations
 
 from deltaw.adapters.adapter import Adapter, Matched
-from deltaw.adapters.opening import is_adapter, missing_base, open_adapter, open_base
+from deltaw.adapters.opening import is_adapter, missing_base, open_adapter, open_base, open_whole
 
-__all__ = ["Adapter", "Matched", "is_adapter", "missing_base", "open_adapter", "open_base"]
+__all__ = ["Adapter", "Matched", "is_adapter", "missing_base", "open_adapter", "open_base", "open_whole"]

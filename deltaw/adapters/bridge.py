@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.base import Base
-from deltaw.adapters.keys import TOKENS, TRAINING_ONLY
+from deltaw.adapters.keys import TOKENS, TRAINING_ONLY, saved_name
 from deltaw.adapters.lora import Job
 from deltaw.adapters.methods import CHANGES_BIAS, NO_DELTA, installed
 from deltaw.adapters.skeleton import Stand, build, stand_in
@@ -274,7 +274,7 @@ def _sort(job: Job, base: Base, tensors: Mapping[str, Handle]) -> tuple[list[Sta
         if TRAINING_ONLY.search(name):
             training.append(stored)
             continue
-        whole = name.replace(".base_layer.", ".").replace(f".modules_to_save.{ADAPTER}.", ".")
+        whole = saved_name(stored)
         module = whole.removesuffix(".weight")
         # A head that the base ties to its embedding; `lm_head.oft_R.weight` is a part of an adapted one.
         tied = module != whole and base.tied(module) and not base.tied(module.rpartition(".")[0])

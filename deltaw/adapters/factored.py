@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 from deltaw.errors import AdapterError
@@ -65,19 +66,6 @@ class ExpertPart:
         return own.T if self.transposed else own
 
 
-@dataclass(frozen=True)
-class SomeRows:
-    """Rows of a factor: what of gate and up together is the gate's."""
-
-    factor: ExpertPart
-    start: int
-    stop: int
-
-    def read(self) -> Tensor:
-        """The rows as a float64 matrix of its own."""
-        return self.factor.read()[self.start : self.stop].clone()
-
-
 @lru_cache(maxsize=2)
 def _whole(stack: Stack) -> Tensor:
     """The factor of all experts, kept while its experts are read one after another: they lie interleaved."""
@@ -89,6 +77,19 @@ class Readable(Protocol):
 
     def read(self) -> Tensor:
         """A float64 matrix."""
+
+
+@dataclass(frozen=True)
+class SomeRows:
+    """Rows of a factor: what of gate and up together is the gate's, or the tokens that the base has."""
+
+    factor: Readable
+    start: int
+    stop: int
+
+    def read(self) -> Tensor:
+        """The rows as a float64 matrix of its own."""
+        return self.factor.read()[self.start : self.stop].clone()
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def dense(factors: Factors) -> Tensor:
 
 def matrix(t: Tensor) -> Tensor:
     """First dimension × all others: a linear factor as it is, a convolution's flattened."""
-    return t.reshape(t.shape[0], -1)
+    return t.reshape(t.shape[0], prod(t.shape[1:]))  # not −1: a factor that was pruned away has no entries
 
 
 def transpose(t: Tensor) -> Tensor:

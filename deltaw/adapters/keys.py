@@ -8,7 +8,7 @@ PEFT saves `base_model.model.<module>.lora_A.weight`; older versions and forks k
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from deltaw.errors import AdapterError
@@ -20,7 +20,7 @@ LORA = re.compile(
     rf"^(?P<module>.*?)\.?(?<![^.])(?P<leaf>{LEAVES})(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<kind>weight|bias))?$"
 )
 TOKENS = re.compile(r"^(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?$")
-SAVED = re.compile(r"^(?P<module>.+?)\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?\.(?P<rest>.+)$")
+SAVED = re.compile(r"^(?P<module>.+?)\.modules_to_save\.(?P<rest>.+)$")
 # For training alone: MonteCLoRA's sampler, VeLoRA's backward projection, PEFT's copies of what it replaced.
 TRAINING_ONLY = re.compile(
     r"\.(lora_monteclora_sampler|lora_velora_embed|original_module|ranknum|trainable_tokens_original)(\.|$)"
@@ -72,6 +72,7 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
     tokens: dict[str, Handle] = {}
     training: list[str] = []
     adapters: set[str] = set()
+    called = adapter_names(tensors)
     for stored, handle in tensors.items():
         name = unwrap(stored)
         if TRAINING_ONLY.search(name):
@@ -89,18 +90,42 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
                 "expected lora_A, lora_B, lora_embedding_A/B, lora_E or lora_magnitude_vector"
             )
         else:
-            saved[saved_name(stored)] = handle
+            saved[saved_name(stored, called)] = handle
     if len(adapters) > 1:
         names = ", ".join(sorted(a or "(no name)" for a in adapters))
         raise AdapterError(f"{source}: holds {len(adapters)} adapters ({names}); expected one, save them one by one")
     return Contents(tuple(modules.values()), saved, tokens, tuple(training))
 
 
-def saved_name(stored: str) -> str:
-    """The base's name of a tensor that an adapter stores whole (`modules_to_save`, biases, embeddings)."""
+def is_factor(name: str) -> bool:
+    """Whether an unwrapped name is that of a LoRA tensor."""
+    return LORA.match(name) is not None
+
+
+def adapter_names(names: Iterable[str]) -> frozenset[str]:
+    """What a file calls its adapters: `default`, what stands in the keys of its factors, or beside originals."""
+    bare = {unwrap(name) for name in names}
+    found = {m["adapter"] for name in bare if (m := LORA.match(name)) and m["adapter"]}
+    for kept in filter(None, map(SAVED.match, bare)):
+        first, _, rest = kept["rest"].partition(".")
+        if f"{kept['module']}.original_module.{rest}" in bare:
+            found.add(first)
+    return frozenset({"default", *found})
+
+
+def saved_name(stored: str, adapters: Collection[str] = ("default",)) -> str:
+    """The base's name of a tensor that an adapter stores whole (`modules_to_save`, biases, embeddings).
+
+    Args:
+        stored: Its name in the file.
+        adapters: What the adapters of the file are called. PEFT leaves the name out, and what follows
+            `modules_to_save` is then a module: `classifier.modules_to_save.dense.weight`.
+    """
     name = unwrap(stored)
-    kept = SAVED.match(name)
-    return _place(f"{kept['module']}.{kept['rest']}" if kept else name)[0]
+    if kept := SAVED.match(name):
+        first, _, rest = kept["rest"].partition(".")
+        name = f"{kept['module']}.{rest if rest and first in adapters else kept['rest']}"
+    return _place(name)[0]
 
 
 def looks_like_lora(names: Iterable[str]) -> bool:

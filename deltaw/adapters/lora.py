@@ -14,11 +14,12 @@ from math import prod
 from deltaw.adapters import mora
 from deltaw.adapters.base import Base, stored_transposed
 from deltaw.adapters.dense import Bias, Dora, Kasa
-from deltaw.adapters.factored import LowRank, Part, Term, block_diagonal, matrix, scaled_rows, transpose
+from deltaw.adapters.factored import LowRank, Part, SomeRows, Term, block_diagonal, matrix, scaled_rows, transpose
 from deltaw.adapters.keys import Module
 from deltaw.adapters.scaling import rank, scale
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
+from deltaw.tensors.names import has_vocabulary
 from deltaw.types import Handle, Pair, Reason, Skipped, Update, View
 
 # PEFT divides by ranknum + 1e-5, where ranknum is init_r even after pruning ("exactly as the previous").
@@ -64,8 +65,13 @@ def module_pairs(job: Job, module: Module) -> list[Pair | Skipped]:
         why = "its convolution has groups, LoRA mixes all inputs, and peft itself does not merge it"
         return [Skipped(stored or module.path + ".weight", Reason.NO_DELTA, why)]
     update, base = _weight(job, module, A, B, embedding)
-    view = View(transposed=update.transposed)
+    rows = update.shape[0] if base is not None and has_vocabulary(update.name, 2) else None
+    crop = rows if base is not None and rows is not None and rows < base.shape[0] else None
+    view = View(crop=crop, transposed=update.transposed)
     out: list[Pair | Skipped] = [Pair(update.name, base, update, view)]
+    outputs = _product(job, module, A, B, embedding)[0]
+    if rows is not None and rows < outputs:
+        out.append(added_rows(update.name, rows, outputs))
     if update.needs_base and base is None:
         out = [Skipped(update.name, Reason.NEEDS_BASE, f"ΔW of {update.adapter_type} depends on the base's weight")]
     if "lora_B.bias" in module.parts:
@@ -143,6 +149,9 @@ def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -
         base.inputs_first(name),
         "model_type" in base.checkpoint.config,
     )
+    if (rows := _common_rows(name, handle.shape, update.shape)) is not None:
+        own = tuple(replace(t, B=SomeRows(t.B, 0, rows)) for t in update.terms)
+        return replace(update, name=base.named(path, name), terms=own, shape=(rows, update.shape[1])), handle
     if transposed is None or (embedding and transposed):
         what = "×".join(map(str, handle.shape))
         raise AdapterError(
@@ -150,6 +159,18 @@ def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -
             f"{base.source}; give the base that the adapter was trained on"
         )
     return replace(update, name=base.named(path, name), transposed=transposed and not embedding), handle
+
+
+def _common_rows(name: str, base: tuple[int, ...], product: tuple[int, int]) -> int | None:
+    """The tokens that a table of the base and an update of it have in common, where one has more than the other."""
+    grown = len(base) == 2 and base[1] == product[1] and base[0] != product[0]
+    return min(base[0], product[0]) if grown and has_vocabulary(name, 2) else None
+
+
+def added_rows(name: str, start: int, stop: int) -> Skipped:
+    """The rows of a vocabulary that grew: the base has nothing that they could be compared with."""
+    detail = f"{stop - start:,} rows that the base does not have ({start:,} to {stop - 1:,})"
+    return Skipped(f"{name}[rows]", Reason.ONLY_IN_FT, detail)
 
 
 def _lora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:

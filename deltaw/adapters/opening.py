@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from deltaw.adapters import variants
 from deltaw.adapters.adapter import Adapter
 from deltaw.adapters.initial import CONFIG, find_initial, open_initial
 from deltaw.adapters.keys import looks_like_lora
+from deltaw.adapters.wrapped import as_checkpoint, has_factors, is_wrapped
 from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.beside import beside
 from deltaw.checkpoints.stored import file_identity
@@ -27,6 +30,7 @@ SINGLE = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".index.json"
 FULL = ("model", "pytorch_model", "diffusion_pytorch_model", "consolidated")  # how files of whole models begin
+WHOLE = "the state of a whole PEFT model is read as the adapter that it is, and its other weights against the base's"
 Open = Callable[[Path], Checkpoint]
 
 
@@ -39,7 +43,8 @@ def is_adapter(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        return looks_like_lora(open_checkpoint(path).tensors)
+        names = open_checkpoint(path).tensors
+        return looks_like_lora(names) and not is_wrapped(names)
     except CheckpointError:
         return False  # whoever opens it as a checkpoint says what is wrong with it
 
@@ -99,14 +104,80 @@ def _open_peft(path: Path, open_tensors: Open) -> Adapter:
             f"{path}: {have} but no {CONFIG}, which says how it is scaled; copy both from the training run"
         )
     weights = next((path / n for n in WEIGHTS if (path / n).is_file()), None)
+    config = _config(path)
     if weights is None:
-        raise AdapterError(f"{path}: {CONFIG} but no weights; expected {WEIGHTS[0]} or {WEIGHTS[1]} beside it")
-    config = read_object(path / CONFIG, error=AdapterError)
-    kind = config.text("peft_type", None)
+        return _open_whole_in(path, config, open_tensors)
     tensors = open_tensors(weights)
     others = () if weights.name.endswith(INDEX) else beside(path, [weights], tensors.tensors)
+    return _peft(path, config, tensors, others, open_tensors)
+
+
+def _config(folder: Path) -> Document:
+    """`adapter_config.json` of a directory.
+
+    Raises:
+        AdapterError: It cannot be read, or names no method.
+    """
+    config = read_object(folder / CONFIG, error=AdapterError)
+    config.text("peft_type", None)
+    return config
+
+
+def _open_whole_in(path: Path, config: Document, open_tensors: Open) -> Adapter:
+    """The whole PEFT model in a directory with a config and without an adapter's own weights.
+
+    Raises:
+        AdapterError: There is none.
+    """
+    missing = f"{path}: {CONFIG} but no weights; expected {WEIGHTS[0]} or {WEIGHTS[1]} beside it"
+    try:
+        opened = open_tensors(path)
+    except CheckpointError as e:
+        raise AdapterError(missing) from e
+    if not has_factors(opened.tensors):
+        raise AdapterError(missing)
+    return _peft(path, config, opened, (WHOLE,), open_tensors)
+
+
+def open_whole(source: Any, opened: Checkpoint) -> Checkpoint | Adapter:
+    """A checkpoint as what it is: the state of a whole PEFT model is an adapter, or a model under other names.
+
+    Args:
+        source: What it was opened from: a path, or a PEFT model that is in memory.
+        opened: The checkpoint.
+
+    Raises:
+        AdapterError: It has factors, and no config says how they are scaled.
+    """
+    if not is_wrapped(opened.tensors):
+        return opened
+    if not has_factors(opened.tensors):
+        return as_checkpoint(opened)
+    folder = Path(opened.source)
+    configs = getattr(source, "peft_config", None)
+    if isinstance(configs, Mapping) and configs:
+        kept = next(iter(configs.values())).to_dict()
+        values = json.loads(json.dumps(kept, default=lambda value: sorted(value)))
+        config = Document(values, f"{opened.source}: peft_config", AdapterError)
+    else:
+        folder = folder.parent if folder.is_file() else folder
+        if not (folder / CONFIG).is_file():
+            raise AdapterError(
+                f"{opened.source}: the state of a whole PEFT model, with LoRA factors, but there is no {CONFIG}, which "
+                "says how they are scaled; copy it from the training run to the same directory"
+            )
+        config = _config(folder)
+    adapter = _peft(folder, config, opened, (WHOLE,), open_checkpoint)
+    return replace(adapter, source=opened.source, revision=opened.revision)
+
+
+def _peft(
+    path: Path, config: Document, tensors: Checkpoint, others: tuple[str, ...], open_tensors: Open
+) -> Adapter:
+    """An adapter of PEFT, from its config and tensors."""
+    kind = config.text("peft_type", None)
     notes, initial = (*tensors.notes, *others), None
-    identity = (*file_identity(path / CONFIG), *tensors.identity)
+    identity = (*(file_identity(path / CONFIG) if (path / CONFIG).is_file() else ()), *tensors.identity)
     if kind in {"LORA", "ADALORA"}:
         notes += variants.check(config, str(path))
         start = _initial(path, config, open_tensors)
@@ -155,6 +226,9 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
     if weights.is_dir():
         raise AdapterError(f"{path}: no adapter there; expected {CONFIG} with {WEIGHTS[0]}, or {SINGLE[0]}")
     opened = open_tensors(weights)
+    whole = open_whole(path, opened)
+    if isinstance(whole, Adapter):
+        return whole
     if not looks_like_lora(opened.tensors):
         first = next(iter(opened.tensors), "no tensor")
         raise AdapterError(

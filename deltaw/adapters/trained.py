@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.lora import Job
+from deltaw.checkpoints import why_unread
 from deltaw.errors import AdapterError
+from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, Pair, Reason, Skipped
 
 if TYPE_CHECKING:
@@ -155,14 +157,19 @@ def token_pairs(job: Job, tokens: Mapping[str, Handle], indices: Any) -> list[Pa
         if name is None:
             raise job.base.missing(module, job.source)
         base = job.base[name]
-        if base.shape[1:] != handle.shape[1:] or max(rows) >= base.shape[0] or min(rows) < 0:
+        if base.shape[1:] != handle.shape[1:] or min(rows) < 0:
             found = "×".join(map(str, base.shape))
             raise AdapterError(
                 f"{job.source} replaces rows up to {max(rows)}, {handle.shape[1]} wide, in {name}, which is {found} in "
                 f"{job.base.source}; give the base that the adapter was trained on"
             )
         own = job.base.named(module, name)
-        out.append(Pair(own, base, TrainedRows(own, base, handle, tuple(rows))))
+        new = [i for i in rows if i >= base.shape[0]]
+        if new:
+            detail = f"{len(new):,} trained rows that the base does not have (from {min(new):,})"
+            out.append(Skipped(f"{own}[rows]", Reason.ONLY_IN_FT, detail))
+        if len(new) < len(rows):
+            out.append(Pair(own, base, TrainedRows(own, base, handle, tuple(rows))))
     return out
 
 
@@ -182,8 +189,14 @@ def changed_base(job: Job, saved: Mapping[str, Handle], module: str) -> Skipped 
     """
     handle = saved.get(f"{module}.weight")
     name = job.base.weight(module) if job.base is not None else None
-    if handle is None or name is None or job.base is None or same(job.base[name], handle):
+    if handle is None or name is None or job.base is None:
         return None
+    base = job.base[name]
+    if why := why_unread(base):
+        return why
+    rows = range(min(base.shape[0], handle.shape[0])) if base.shape and handle.shape else None
+    if base.shape[1:] == handle.shape[1:] and same(Slice(name, base, rows=rows), Slice(name, handle, rows=rows)):
+        return None  # or a table that has more tokens than the base's, and the same numbers for those that both have
     kept, there = ("×".join(map(str, h.shape)) for h in (handle, job.base[name]))
     detail = f"the adapter stores a weight of its own ({kept}) below its LoRA factors, not the base's ({there})"
     return Skipped(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deltaw.checkpoints import why_unread
 from deltaw.delta.sums import EntrySums, sweep, sweep_factors, sweep_update, unchanged_sums
 from deltaw.tensors.bits import same_bits
 from deltaw.tensors.matrix import matrix, outputs
@@ -61,14 +62,15 @@ def difference(pair: Pair, device: torch.device) -> Delta:
 
 def _updated(pair: Pair, update: Update, device: torch.device) -> Delta:
     w0 = None
-    if pair.base is not None and (update.needs_base or not update.factored):
-        w0 = matrix(pair.base, replace(pair.view, rows=None))  # a part is cut from ΔW: rows may depend on each other
+    base = None if pair.base is None or why_unread(pair.base) else pair.base
+    if base is not None and (update.needs_base or not update.factored):
+        w0 = matrix(base, replace(pair.view, rows=None))  # a part is cut from ΔW: rows may depend on each other
     value = update.delta(w0)
     if isinstance(value, Factors):
         value = Factors(outputs(value.B, pair.view), value.A)
         value = Factors(value.B.to(device), value.A.to(device))
-        read = None if pair.base is None else _reader(pair.base, pair.view)
-        transposed = pair.view.transposed and pair.base is not None and _plain(pair.base, pair.view)
+        read = None if base is None else _reader(base, pair.view)
+        transposed = pair.view.transposed and base is not None and _plain(base, pair.view)
         return Delta("factored", value, sweep_factors(value, read, transposed=transposed))
     value, w0 = outputs(value, pair.view), None if w0 is None else outputs(w0, pair.view)
     sums = sweep_update(w0, value.to(device))

@@ -222,22 +222,22 @@ def sweep_update(base: Tensor | None, delta: Tensor, *, block: int | None = None
 def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: int | None = None) -> EntrySums:
     """The sums for a tensor that is bit-identical on both sides: only the base's norms are left to find.
 
+    A mask of −inf, or a head of NaN, that is the same on both sides has not changed; it has no norm, and no sums with
+    the base.
+
     Args:
         base: W0 as stored, (m, n) or 1-D.
         device: Where to compute.
         block: Entries per block; default by device.
-
-    Raises:
-        TensorError: An entry is not finite.
     """
     w0, where = _matrix(base), _sums_device(device)
     sums = _Accumulator(w0.shape, where)
     for rows in _blocks(w0.shape, where, block):
         old = _moved(w0[rows], where).double()
         sums.base_row_sq[rows] = torch.linalg.vecdot(old, old)
-    if not sums.finite():
-        raise TensorError(_what_is_not_finite(base, base))
     sums.equal = w0.numel()
+    if not sums.finite():
+        return replace(sums.result(), base_row_sq=None, delta_base_row=None)
     same = numbers(base)
     return replace(sums.result(), was=same, now=same)
 

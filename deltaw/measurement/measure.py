@@ -13,6 +13,7 @@ import torch
 
 from deltaw.alignment import alignment
 from deltaw.alignment.cache import default_cache
+from deltaw.checkpoints import why_unread
 from deltaw.delta.difference import Delta, difference
 from deltaw.errors import DeltaWError
 from deltaw.measurement.measured import Measured
@@ -109,13 +110,14 @@ def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, dev
     quantities = replace(
         quantities, s=found.values, s_residual=residual, energy=None if found.complete else found.energy
     )
-    if delta.route == "unchanged":
+    still = not delta.sums.delta_row_sq.any()  # ΔW = 0, if only by value (−0.0): nothing for the precision to resolve
+    if still:
         quantities = quantities.without_noise()
     if found.complete:
         denoised, bounds = _without_rounding(delta, quantities, device)
         quantities, estimates = replace(quantities, s_denoised=denoised), estimates | bounds
     given: dict[str, Value] = {name: estimate.value for name, estimate in estimates.items()}
-    if delta.route == "unchanged":
+    if still:
         given |= {"signal_rank": 0, "effective_rank_denoised": 0.0}
     row |= evaluate(quantities, given=given)
     row |= {f"{name}_low": estimate.low for name, estimate in estimates.items()}
@@ -216,7 +218,7 @@ def _align(
     if delta.route == "unchanged":
         row |= alignment.UNCHANGED
         return ()
-    if delta.value is None or pair.base is None:
+    if delta.value is None or pair.base is None or why_unread(pair.base):
         return ()
     base = delta.base if delta.base is not None else matrix(pair.base, pair.view)
     rank = number(row, "adapter_rank") if delta.route == "factored" else math.nan

@@ -19,7 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter, open_base
+from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter, open_base, open_whole
 from deltaw.adapters.plan import plan_adapter
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.errors import AdapterError, CheckpointError, OptionError
@@ -261,7 +261,7 @@ def _open(base: Any, ft: Any) -> tuple[Checkpoint | None, Checkpoint | Adapter]:
             return opened, replace(open_adapter(path), source=str(ft), revision=revision)
     if opened is None:
         raise OptionError("without a base only an adapter can be measured; give BASE and FT")
-    return opened, open_checkpoint(ft)
+    return opened, open_whole(ft, open_checkpoint(ft))
 
 
 def _described(base: Checkpoint | None, ft: Checkpoint | Adapter) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -72,4 +72,6 @@ def coverage(extent: Extent, pairs: Iterable[Pair]) -> Coverage:
 
 def memory(handle: Handle) -> Hashable:
     """The memory of the stored tensor that a handle shows, in whole or in part."""
-    return handle.handle.storage if isinstance(handle, Slice) else handle.storage
+    while isinstance(handle, Slice):
+        handle = handle.handle
+    return handle.storage

@@ -58,6 +58,16 @@ class Stack:
         self.leaf = f"{found['leaf']}.{self.kind}"
         self.leaves = [f"{leaf}.{self.kind}" for leaf in FUSED.get(found["leaf"], (found["leaf"],))]
 
+    @property
+    def lies(self) -> tuple[str, tuple[int, ...], bool, bool]:
+        """How it is stored; two stacks that are stored alike need not be cut."""
+        turned = self.layout.inputs_first(self.name, self.handle.shape)
+        return self.leaf, self.handle.shape[1:], turned, self._interleaved
+
+    @property
+    def _interleaved(self) -> bool:
+        return len(self.leaves) > 1 and text_config(self.layout.config).text("model_type") == INTERLEAVED
+
     def sizes(self) -> dict[str, set[tuple[int, ...]]]:
         """What one expert's tensors may be, either way round."""
         return {leaf: {p[i].shape for p in self._ways()} for i, leaf in enumerate(self.leaves)}
@@ -90,7 +100,7 @@ class Stack:
             return [None]
         if outputs % parts:
             return []
-        if text_config(self.layout.config).text("model_type") == INTERLEAVED:
+        if self._interleaved:
             return [range(first, outputs, parts) for first in range(parts)]
         return [range(i * outputs // parts, (i + 1) * outputs // parts) for i in range(parts)]
 
@@ -106,14 +116,14 @@ def pieces(
         return whole[0], whole[1]
     out = []
     for own, other in ((0, 1), (1, 0)):
-        there = {s.leaf for s in stacks[other].values()}
+        there = {s.lies for s in stacks[other].values()}
         sizes = leaf_sizes({name: handle.shape for name, handle in sides[other].items()})
         for stack in stacks[other].values():
             for leaf, shapes in stack.sizes().items():
                 sizes.setdefault(leaf, set()).update(shapes)
         found: dict[str, Piece] = {}
         for name, piece in whole[own].items():
-            cut = stacks[own][name].cut(sizes) if name in stacks[own] and stacks[own][name].leaf not in there else {}
+            cut = stacks[own][name].cut(sizes) if name in stacks[own] and stacks[own][name].lies not in there else {}
             found |= cut or {name: piece}
         out.append(found)
     return out[0], out[1]

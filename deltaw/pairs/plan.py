@@ -146,11 +146,11 @@ def _pairs(
     skipped: list[Skipped] = []
     notes: list[str] = []
     owners = _owners(right, [m for m in matched if wanted(right.own(m[1]))])
-    ways = orientations((right.own(f), b.handle.shape, f.handle.shape) for b, f in matched)
+    ways = orientations((f.key, b.handle.shape, f.handle.shape) for b, f in matched)
     turned = 0
     for b, f in matched:
         name = right.own(f)
-        way = "same" if f.part else ways.get(name, "same")
+        way = ways.get(f.key, "same")
         base = Slice(b.name, b.handle, transposed=True) if way == "turned" else b.handle
         why = _left_out(b, f, name, owners, way, wanted)
         view = why or view_of(base, f.handle)

@@ -196,6 +196,8 @@ def top_triplets(
         found = top_triplets(x.mT, k, generator=generator, tolerance=tolerance, capacity=capacity)
         return BoundedTriplets(found.Vh.T, found.S, found.U.T, found.errors)
     block = min(max(8, k // 2 + 4), 64)
+    if isinstance(x, Tensor) and op.shape[1] < 2 * block:  # the space would have no room for a step
+        return _thin_triplets(x, k)
     space = BlockKrylov(op, block, capacity or max(512, 6 * k), generator)
     while not space.full:
         space.step()
@@ -222,6 +224,12 @@ def refine(x: Tensor, U: Tensor) -> Triplets:
         W.addmm_(x[i : i + ROW_BLOCK].double().T, U[i : i + ROW_BLOCK])
     V, s, uh = torch.linalg.svd(W, full_matrices=False)
     return Triplets(U @ uh.T, s, V.T)
+
+
+def _thin_triplets(x: Tensor, k: int) -> BoundedTriplets:
+    """The k leading triplets of a matrix with few columns, from its SVD in float64."""
+    U, s, Vh = torch.linalg.svd(x.double(), full_matrices=False)
+    return BoundedTriplets(U[:, :k], s[:k], Vh[:k], torch.full_like(s[:k], 2.0**-50) * s[:1])
 
 
 def _gram_triplets(x: Tensor, k: int) -> BoundedTriplets:

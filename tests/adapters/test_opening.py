@@ -190,7 +190,22 @@ def test_token_rows_and_their_indices(tmp_path):
     weights = tensors() | {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 4)}
     assert "2 trained rows" in error(write(tmp_path / "a", weights, trainable_token_indices=[1, 2, 3]), base)
     assert "names none" in error(write(tmp_path / "a", weights), base)
-    assert "replaces rows up to 10" in error(write(tmp_path / "a", weights, trainable_token_indices=[1, 10]), base)
+    narrow = base | {"model.embed_tokens.weight": torch.zeros(10, 3)}
+    assert "replaces rows up to 2" in error(write(tmp_path / "a", weights, trainable_token_indices=[1, 2]), narrow)
+
+
+def test_trained_rows_of_tokens_that_the_base_does_not_have(tmp_path):
+    base = BASE | {"model.embed_tokens.weight": torch.zeros(10, 4)}
+    rows = torch.arange(8.0).reshape(2, 4)
+    key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    path = write(tmp_path / "a", tensors() | {key: rows}, trainable_token_indices=[1, 10])
+    found = attempt(path, base)
+    merged = next(p.ft for p in found.pairs if p.name == "model.embed_tokens.weight").read()
+    assert torch.equal(merged[1], rows[0])
+    assert not merged[2:].any()
+    assert [(s.name, s.reason) for s in found.skipped] == [("model.embed_tokens.weight[rows]", "only_in_ft")]
+    path = write(tmp_path / "b", tensors() | {key: rows}, trainable_token_indices=[11, 10])
+    assert [p.name for p in attempt(path, base).pairs] == [f"{Q}.weight"]
 
 
 def test_an_empty_file(tmp_path):

@@ -157,3 +157,12 @@ def test_products_are_in_float64_where_float32_ones_may_be_rounded_further():
     finally:
         torch.set_float32_matmul_precision(before)
     assert operator(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (2, 16), (7, 40), (9, 7), (3, 1), (20, 15), (5000, 3)])
+@pytest.mark.parametrize("k", [1, 2, 16])
+def test_matrices_with_few_columns(prescribed, shape, k):
+    """Token types, small heads and first convolutions: the Krylov space would have no room for a step."""
+    sigma = np.linspace(2, 1, min(shape))
+    x = prescribed(sigma, *shape)
+    assert_triplets(top_triplets(x, k, generator=seeded()), x, sigma, min(k, *shape), 1e-12)
