@@ -171,9 +171,7 @@ def open_whole(source: Any, opened: Checkpoint) -> Checkpoint | Adapter:
     return replace(adapter, source=opened.source, revision=opened.revision)
 
 
-def _peft(
-    path: Path, config: Document, tensors: Checkpoint, others: tuple[str, ...], open_tensors: Open
-) -> Adapter:
+def _peft(path: Path, config: Document, tensors: Checkpoint, others: tuple[str, ...], open_tensors: Open) -> Adapter:
     """An adapter of PEFT, from its config and tensors."""
     kind = config.text("peft_type", None)
     notes, initial = (*tensors.notes, *others), None
