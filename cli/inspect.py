@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltaw.cli.options import inputs, matching, verbosity
+from deltaw.types import Reason, Skipped
 
 if TYPE_CHECKING:
     from deltaw.measurement.run import Inspection
@@ -69,7 +70,7 @@ def show(found: Inspection, *, each: bool = False) -> None:
     counted = ", ".join(f"{count:,} {route}" for route, count in routes.items())
     out.print(f"{len(about['pairs']):,} to measure{': ' if counted else ''}{counted}")
     out.print(coverage_line(found.plan.coverage()))
-    for line in skipped_lines(about["skipped"]):
+    for line in skipped_lines(found.plan.skipped):
         out.print(escape(line), soft_wrap=True)
     for note in about["notes"]:
         out.print(escape(f"note: {note}"), soft_wrap=True)
@@ -113,11 +114,14 @@ def table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
     return ["", lines[0], "─" * (sum(widths) + GAP * (len(widths) - 1)), *lines[1:], ""]
 
 
-def skipped_lines(skipped: list[dict[str, str]]) -> list[str]:
-    """One line per reason, with the first names."""
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    """One line per reason, with the first names; a subject that differs from tensor to tensor is left to `--json`."""
+    from deltaw.reports.reasons import why, words
+
     reasons: dict[str, list[str]] = {}
     for s in skipped:
-        reasons.setdefault(s["reason"], []).append(s["name"])
+        shared = s.because in {Reason.QUANTISED, Reason.UNSUPPORTED}
+        reasons.setdefault(why(s) if shared else words(s.because), []).append(s.name)
     out = []
     for reason, names in reasons.items():
         more = f", … ({len(names) - NAMED:,} more)" if len(names) > NAMED else ""

@@ -27,17 +27,19 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
     from rich.text import Text
 
     from deltaw.reports.findings import answer
+    from deltaw.reports.layers import Layers
+    from deltaw.reports.offer import offer
     from deltaw.reports.text import unmarked
 
     screen = console()
-    for finding in answer(analysis.summary):
+    for finding in answer(analysis.summary, offer(Layers(analysis))):
         screen.print(f"• {escape(unmarked(finding.text))}")
     summary = analysis.summary
     if summary.changed_matrices:
         screen.print(_by_kind(summary, screen.width))
         _most_changed(screen, summary)
     screen.print(coverage_line(summary.coverage))
-    for line in skipped_lines([s.to_dict() for s in analysis.skipped]):
+    for line in skipped_lines(analysis.skipped):
         screen.print(escape(line), soft_wrap=True)
     for note in analysis.notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Is a merged checkpoint its base plus the adapter? Every tensor is held against W0 + ΔW, in blocks of rows.
+"""Is a merged checkpoint its base plus the adapter? Every tensor is compared with W0 + ΔW, in blocks of rows.
 
 What counts as rounding (u is the unit roundoff of the coarser of the two storage dtypes, 2^-8 for bfloat16):
 

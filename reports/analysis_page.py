@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.errors import OptionError
-from deltaw.reports import figures, findings, heatmaps, page, readings, remarks, svg, tables
-from deltaw.reports.embedded import embedded, sections
+from deltaw.reports import exports, figures, findings, heatmaps, offer, page, readings, remarks, svg, tables, text
+from deltaw.reports.embedded import MOST, embedded, sections, shown
 from deltaw.reports.layers import Layers
 from deltaw.reports.page import Picture
 from deltaw.reports.plots import AnalysisPlots
 from deltaw.reports.sides import name_of
-from deltaw.reports.text import EMPTY, missing, number, short, visible
+from deltaw.reports.text import EMPTY, count, missing, number, short, visible
 from deltaw.results.columns import BY_KIND, with_nulls
 from deltaw.results.summary import Summary
 from deltaw.results.verdict import RULES
@@ -48,34 +48,54 @@ def html(analysis: Analysis) -> str:
     plots = AnalysisPlots(analysis)
     layers = plots.layers
     summary = analysis.summary
+    offered = offer.offer(layers)
+    drawn = pictures(plots, layers, summary)
+    rows = shown(layers, (at for picture in drawn.values() for at in picture.rows))
     base, tuned = _origin(analysis.base, "no base"), _origin(analysis.ft, "in memory")
     context = {
-        "title": f"{visible(tuned['name'])}: what fine-tuning changed",
+        "title": f"{base['name']} → {tuned['name']}: {findings.word(summary.verdict)}",
         "contents": contents(analysis),
         "analysis": analysis,
         "base": base,
         "ft": tuned,
         "summary": summary,
-        "answer": findings.answer(summary),
+        "answer": findings.answer(summary, offered),
+        "verdict": findings.word(summary.verdict),
+        "verdict_rule": RULES[summary.verdict],
+        "offer": offered,
+        "extract": offer.extract_command(analysis),
+        "about": about(analysis),
+        "hashes": exports.hashes(analysis),
+        "bibtex": exports.BIBTEX,
         "five": findings.five(summary),
         "intruders": tables.intruders(analysis),
         "aligned": analysis.options.get("alignment", False),
         "concerns": remarks.concerns(summary),
         "decay": remarks.decay(summary.decay) if summary.has_base and summary.changed else None,
         "rules": RULES,
-        "pictures": pictures(plots, layers, summary),
+        "pictures": drawn,
         "kinds": tables.by_kind(layers, BY_KIND),
         "alignments": tables.by_kind(layers, with_nulls("alignment")),
         "needs": tables.needs(layers),
         "patterns": tables.patterns(layers),
         "skipped": tables.skipped(analysis),
         "printed": tables.printed(layers),
-        "everything": tables.everything(layers),
+        "everything": tables.everything(rows),
+        "left_out": len(layers.frame) - len(rows),
         "options": _options(analysis),
         "versions": dict(analysis.versions),
         "notes": [visible(n) for n in analysis.notes],
     }
-    return page.render("analysis.html", context, embedded(layers), scripts=("shell.js", "report.js"))
+    return page.render("analysis.html", context, embedded(layers, rows), scripts=("shell.js", "report.js"))
+
+
+def about(analysis: Analysis) -> list[str]:
+    """Size and date, for the line under the names."""
+    summary, size = analysis.summary, analysis.ft.get("bytes")
+    out = [f"{count(summary.parameters)} parameters"] if summary.parameters else []
+    out += [text.size(size)] if size else []
+    out += ["fast mode, estimates"] if analysis.options.get("mode") == "fast" else []
+    return [*out, f"measured {analysis.date[:10]}"] if analysis.date else out
 
 
 def contents(analysis: Analysis) -> list[tuple[str, str]]:
@@ -97,6 +117,7 @@ def pictures(plots: AnalysisPlots, layers: Layers, summary: Summary) -> dict[str
         if identifier == "hero" and not layers.changed["relative_change"].notna().any():
             metric = "fro_norm"  # without a base there is no relative change; the size itself is known
         out[identifier] = _heatmap(layers, identifier, metric, vectors)
+    out["experts"] = _experts(layers)
     draws: dict[str, Callable[[], Any]] = {
         "change": plots.change,
         "precision": plots.precision,
@@ -136,15 +157,35 @@ def _heatmap(layers: Layers, identifier: str, metric: str, vectors: bool) -> Pic
     figure = figures.of(heatmaps.draw(prepared))
     cells = _cells(layers, prepared)
     drawn = svg.inline(figure, identifier, title, page.plain_text(reading), cells.get)
-    return Picture(f"f-{identifier}", title, drawn, reading, how, live=True)
+    return Picture(f"f-{identifier}", title, drawn, reading, how, rows=_members(cells))
+
+
+def _experts(layers: Layers) -> Picture:
+    title, how = readings.TITLES["experts"]
+    prepared = heatmaps.prepare_experts(layers)
+    if prepared is None:
+        return Picture("f-experts", title, None, reason="no matrix belongs to one of several experts")
+    reading = readings.of_experts(layers)
+    figure = figures.of(heatmaps.draw(prepared))
+    # Cells lead to rows of the page; where it holds a part of the rows, they lead nowhere.
+    cells = _cells(layers, prepared) if len(layers.frame) <= MOST else None
+    drawn = svg.inline(figure, "experts", title, page.plain_text(reading), cells.get if cells else None)
+    return Picture("f-experts", title, drawn, reading, how, rows=_members(cells or {}))
+
+
+def _members(cells: Mapping[int, Mapping[str, str]]) -> tuple[int, ...]:
+    """The rows that the cells of a heatmap lead to."""
+    return tuple(int(cell["data-m"]) for cell in cells.values())
 
 
 def _cells(layers: Layers, heatmap: heatmaps.Heatmap) -> dict[int, dict[str, str]]:
     """The link around each cell, by its number in reading order: to the matrix at the median of the cell."""
     frame = layers.frame
-    width = heatmap.grid.values.shape[1]
     out = {}
-    for (row, column), members in heatmap.grid.members.items():
+    for at, (row, column) in heatmaps.drawn_cells(heatmap.grid).items():
+        members = heatmap.grid.members.get((row, column))
+        if not members:
+            continue
         value = heatmap.grid.values[row, column]
         known = frame.loc[members, heatmap.metric]
         chosen = members[0] if missing(value) else int((known - value).abs().idxmin())
@@ -152,7 +193,7 @@ def _cells(layers: Layers, heatmap: heatmaps.Heatmap) -> dict[int, dict[str, str
         shown = state if missing(value) else f"{heatmap.metric} {heatmaps.shown(heatmap.metric, value)}"
         more = f" (median of {len(members)})" if len(members) > 1 else ""
         text = f"{short(str(frame.at[chosen, 'key']), 80)}: {shown}{more}"
-        out[row * width + column] = {
+        out[at] = {
             **{"href": f"#row-{chosen}", "data-m": str(chosen), "data-r": str(row), "data-c": str(column)},
             **{"data-n": str(len(members)), "aria-label": text, "title": text},
         }

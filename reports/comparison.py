@@ -177,7 +177,7 @@ def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]
 
 
 def _claims(comparison: Comparison) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The claims that these runs can be held against, and the others; what is decided comes first."""
+    """The claims that these runs can be checked against, and the others; what is decided comes first."""
     order = {"agrees": 0, "disagrees": 0, "cannot tell": 1}
     rows = []
     for c in sorted(comparison.checked, key=lambda c: (order[c.verdict], c.basis != "intervals")):

@@ -222,7 +222,7 @@ def _verdicts(c: Comparison) -> Finding | None:
         for v, n in counts.items()
         if n
     ]
-    text = f"Of {plural(len(told), 'published claim')} that these runs can be held against, {listed(words)}."
+    text = f"Of {plural(len(told), 'published claim')} that these runs can be checked against, {listed(words)}."
     against = told[told["verdict"] == "disagrees"]
     if len(against):
         text += f" Against them: {listed([f'“{t}”' for t in against['text']], 2)}."

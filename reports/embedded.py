@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from deltaw.metrics.registry import SECTIONS
 from deltaw.reports.curves import POINTS, curve, log_spaced, noise_curve
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.text import visible
-from deltaw.results.columns import column, is_text, is_whole
+from deltaw.results.columns import column, is_hidden_by_noise, is_share, is_text, is_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST = 2000  # rows of the page; the files have all
 MANY = 500  # matrices; beyond, each curve gets fewer points
 
 
-def embedded(layers: Layers) -> dict[str, Any]:
-    """The data of the page, as plain values."""
+def shown(layers: Layers, needed: Iterable[int] = ()) -> pd.DataFrame:
+    """The rows that the page holds: all, or those that its figures lead to and the most changed, `MOST` together."""
     frame = layers.frame
+    if len(frame) <= MOST:
+        return frame
+    needed = sorted(set(needed))[:MOST]
+    size = frame["relative_change"].fillna(0).drop(needed)
+    return frame.loc[sorted([*needed, *size.nlargest(MOST - len(needed)).index])]
+
+
+def embedded(layers: Layers, frame: pd.DataFrame) -> dict[str, Any]:
+    """The data of the page, as plain values, of the rows that it holds."""
     columns = [str(c) for c in frame.columns if c not in HELPERS]
     names = frame["key"].astype(str).tolist()
     return {
@@ -27,9 +38,13 @@ def embedded(layers: Layers) -> dict[str, Any]:
         "text_columns": sorted(filter(is_text, columns)),
         "sections": sections(columns),
         "rows": _rows(frame, columns),
-        "labels": {i: shown for i, name in enumerate(names) if (shown := visible(name)) != name},
-        "slots": frame["slot"].tolist(),
-        **_curves(layers),
+        "numbers": frame.index.tolist(),
+        "total": len(layers.frame),
+        "shares": [c for c in columns if is_share(c)],
+        "hidden_by_noise": [c for c in columns if is_hidden_by_noise(c)],
+        "labels": {i: text for i, name in zip(frame.index, names, strict=True) if (text := visible(name)) != name},
+        "slots": dict(zip(map(int, frame.index), frame["slot"], strict=True)),
+        **_curves(layers, frame),
     }
 
 
@@ -56,9 +71,9 @@ def _compact(value: Any, whole: bool = False, digits: int = 6) -> Any:
     return value
 
 
-def _curves(layers: Layers) -> dict[str, Any]:
+def _curves(layers: Layers, frame: pd.DataFrame) -> dict[str, Any]:
     """σ and cumulative energy by row number; the indices are shared by all spectra with as many values."""
-    changed = layers.changed
+    changed = frame[frame["matrix"] & frame["changed"]]
     points = POINTS if len(changed) <= MANY else POINTS // 2
     spectra: dict[int, Any] = {}
     indices: dict[int, list[int]] = {}

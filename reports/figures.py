@@ -1,4 +1,4 @@
-"""Figures as files, for papers: SVG with its letters as outlines, PNG at 300 dots per inch."""
+"""Figures as files, for papers: SVG with its letters as outlines, PDF with its fonts, PNG at 300 dots per inch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
 
 DPI = 300
+# The formats, and what they would otherwise say of the day: the same figure gives the same bytes.
+KINDS: tuple[tuple[str, dict[str, None]], ...] = (
+    ("svg", {"Date": None}),
+    ("pdf", {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}),
+    ("png", {"Software": None}),
+)
 
 
 def write_figures(analysis: Analysis, folder: Path) -> list[Path]:
@@ -26,11 +32,24 @@ def write_figures(analysis: Analysis, folder: Path) -> list[Path]:
     Raises:
         ResultsError: A file cannot be written.
     """
+    written = []
+    for name, draw in figures_of(analysis).items():
+        try:
+            axes = draw()
+        except OptionError:  # the figure does not apply; the report says why in its place
+            continue
+        written += save(of(axes), Path(folder), name)
+    return written
+
+
+def figures_of(analysis: Analysis) -> dict[str, Callable[[], Any]]:
+    """What draws each figure, by the name of its file; one that does not apply raises `OptionError`."""
     plots = AnalysisPlots(analysis)
-    draws: dict[str, Callable[[], Any]] = {
+    return {
         "relative_change": lambda: plots.heatmap("relative_change"),
         "relative_change_vectors": lambda: plots.heatmap("relative_change", vectors=True),
         "relative_change_modules": plots.change,
+        "experts": plots.experts,
         "rounding": plots.precision,
         "shrinkage": plots.shrinkage,
         "rank_90_ratio": lambda: plots.heatmap("rank_90_ratio"),
@@ -40,14 +59,6 @@ def write_figures(analysis: Analysis, folder: Path) -> list[Path]:
         "energy": plots.energy,
         "energy_kept": plots.kept,
     }
-    written = []
-    for name, draw in draws.items():
-        try:
-            axes = draw()
-        except OptionError:  # the figure does not apply; the report says why in its place
-            continue
-        written += save(of(axes), Path(folder), name)
-    return written
 
 
 def of(axes: Any) -> Figure:
@@ -59,7 +70,7 @@ def of(axes: Any) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write one figure as `name.svg` and `name.png`; the same figure gives the same bytes.
+    """Write one figure as `name.svg`, `name.pdf` and `name.png`; the same figure gives the same bytes.
 
     Raises:
         ResultsError: A file cannot be written.
@@ -69,7 +80,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with style.settings():
             style.settle(figure)
-        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        for kind, metadata in KINDS:
             path = folder / f"{name}.{kind}"
             with style.settings(**{"svg.fonttype": "path"}), replacing(path) as temporary:
                 figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)

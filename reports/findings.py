@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from deltaw.reports import offer
+from deltaw.reports.reasons import words
 from deltaw.reports.text import EMPTY, code, number, percent, plural, strong, whole
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Ranks, Summary
-from deltaw.results.verdict import RULES, Verdict
-from deltaw.types import ENOUGH
+from deltaw.results.verdict import CONCENTRATED, RULES, Verdict
+from deltaw.types import ENOUGH, Reason
+
+if TYPE_CHECKING:
+    from deltaw.reports.offer import Offer
 
 UNRELATED = "These are not a base and its fine-tune"
 # Reasons that take nothing from what was compared: buffers, copies, what nobody asked for.
 KNOWN_WITHOUT_A_ROW = frozenset({"not_floating", "tied_to", "excluded", "not_a_weight"})
-WORDS = (
-    (0.15, "is low-rank"),
-    (0.5, "is concentrated in few directions"),
-    (0.85, "is spread over many directions"),
-    (math.inf, "is spread almost as evenly as noise"),
-)
+NEGLIGIBLE = 1e-5  # of the energy: rounding that changes no digit that is shown
+AS_NOISE = 0.85  # rank_90 over that of noise, from which an update is as spread as noise
+RESOLUTION = "resolved, noisy, below_precision: rounding explains up to 1 %, up to 50 %, more than 50 % of ‖ΔW‖²."
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,21 @@ class Figure:
     metric: str = ""
 
 
-def answer(s: Summary) -> list[Finding]:
+def word(verdict: Verdict) -> str:
+    """A verdict as it is written: `low rank`, `below precision`."""
+    return verdict.value.replace("_", " ")
+
+
+def answer(s: Summary, offered: Offer | None = None) -> list[Finding]:
     """The answer in a few sentences: what changed, how much of it is real, how low-rank it is.
 
     How much was compared comes first where it is not nearly all, and nothing is then said of the model.
+
+    Args:
+        s: The summary.
+        offered: What an adapter would take, if it is known.
     """
-    return [*_coverage(s), *_said(s)]
+    return [*_coverage(s), *_said(s, offered)]
 
 
 def _coverage(s: Summary) -> list[Finding]:
@@ -62,7 +74,7 @@ def _coverage(s: Summary) -> list[Finding]:
     why = ""
     if missing:
         reason = max(missing, key=lambda r: missing[r])
-        why = f"; the largest group without a row is {code(reason)} ({plural(missing[reason], 'tensor')})"
+        why = f"; the largest group without a row is “{words(Reason(reason))}” ({plural(missing[reason], 'tensor')})"
     return [
         Finding(
             f"{strong(f'Only {share(c.share)} of the base was compared')}: {whole(c.compared_numbers)} of "
@@ -74,7 +86,7 @@ def _coverage(s: Summary) -> list[Finding]:
     ]
 
 
-def _said(s: Summary) -> list[Finding]:
+def _said(s: Summary, offered: Offer | None) -> list[Finding]:
     kind = s.verdict
     rule = RULES[kind]
     if kind == Verdict.EMPTY:
@@ -83,15 +95,11 @@ def _said(s: Summary) -> list[Finding]:
     if kind == Verdict.UNCHANGED:
         equal = f"{_all(s.tensors, s.coverage.partial)} compared hold the same numbers on both sides."
         return [Finding(equal.capitalize() if s.coverage.partial else f"{strong('Nothing changed')}: {equal}", rule)]
-    return [said for said in (_what(s, kind), _real(s, kind), _rank(s, kind)) if said]
+    return [said for said in (_what(s, kind), _real(s, kind), _rank(s, kind, offered)) if said]
 
 
 def _what(s: Summary, kind: Verdict) -> Finding:
-    rule = (
-        RULES[kind]
-        if kind in {Verdict.VECTORS_ONLY, Verdict.UNRELATED, Verdict.EMBEDDINGS_ONLY}
-        else "Counts of rows with ΔW ≠ 0; relative_change of changed matrices."
-    )
+    rule = RULES[kind]
     if kind == Verdict.VECTORS_ONLY:
         return Finding(
             f"{_of_these(s, 'Only')} {strong(plural(s.changed_vectors, 'vector'))} (norms and biases) changed; "
@@ -99,157 +107,172 @@ def _what(s: Summary, kind: Verdict) -> Finding:
             f"{plural(s.matrices, 'matrix', 'matrices')} hold the same numbers on both sides.",
             rule,
         )
-    compared = "compared " if s.coverage.partial else ""
     if kind == Verdict.UNRELATED:
+        what = "What was compared is no base and its fine-tune" if s.coverage.partial else UNRELATED
         return Finding(
-            f"{strong('What was compared is no base and its fine-tune' if s.coverage.partial else UNRELATED)}: the "
-            "typical difference is "
-            f"{percent(s.change.median)} of the base's "
-            f"norm, and the two sets of weights hardly point the same way (cosine "
-            f"{number(s.against_base.cosine.median, 2)}; a fine-tune is close to 1).",
+            f"{strong(what)}: the weights differ by {percent(s.change.median)} of the base's norm and hardly point the "
+            f"same way (cosine {number(s.against_base.cosine.median, 2)}; a fine-tune's is close to 1).",
             rule,
             "warn",
         )
-    counts = f"{strong(f'{whole(s.changed)} of {whole(s.tensors)}')} {compared}tensors changed"
+    compared = " compared" if s.coverage.partial else ""
+    counted = f"{strong(f'{whole(s.changed_matrices)} of {whole(s.matrices)}')}{compared}"
+    counts = f"{counted} {'matrix' if s.matrices == 1 else 'matrices'} changed"
     if kind == Verdict.EMBEDDINGS_ONLY:
-        counts = (
-            f"{_of_these(s, 'Only')} {' and '.join(sorted(s.changed_kinds))} matrices changed "
-            f"({whole(s.changed_matrices)} of {whole(s.matrices)} matrices"
-            + (f", and {plural(s.changed_vectors, 'vector')})" if s.changed_vectors else ")")
-        )
+        kinds = " and ".join(sorted(s.changed_kinds))
+        counts = f"{_of_these(s, 'Only')} {kinds} matrices changed ({counted} matrices)"
+    else:
+        rule = "Counts of rows with ΔW ≠ 0; relative_change of changed matrices."
+    vectors = f"; so did {whole(s.changed_vectors)} of {plural(s.vectors, 'vector')}" if s.changed_vectors else ""
     if math.isnan(s.change.median):
-        return Finding(f"{counts}; how far, relative to the base, is not known without the base's weights.", rule)
-    return Finding(
-        f"{counts}; the typical matrix moved by {strong(percent(s.change.median))} of its norm{_range(s)}.", rule
-    )
+        return Finding(f"{counts}{vectors}; how far, relative to the base, only the base's weights could tell.", rule)
+    by = f"by {strong(percent(s.change.median))} of its norm"
+    typical = f"{counts} {by}" if s.changed_matrices == 1 else f"{counts}, the typical one {by}{_range(s)}"
+    return Finding(f"{typical}{vectors}.", rule)
 
 
-def _of_these(s: Summary, word: str) -> str:
-    return f"Of these {word.lower()}" if s.coverage.partial else word
+def _of_these(s: Summary, first: str) -> str:
+    return f"Of these {first.lower()}" if s.coverage.partial else first
 
 
 def _range(s: Summary) -> str:
     if s.change.n < 2:
         return ""
     low, high = percent(s.change.low, 2), percent(s.change.high, 2)
-    span = f"{low} to {high}" if low != high else f"all about {low}"
-    return f" ({span}; most in {code(s.most_changed_matrices[0].key)})"
+    if low == high:
+        return f" (all about {low})"
+    return f" ({low} to {high}; most in {code(s.most_changed_matrices[0].key)})"
 
 
 def _real(s: Summary, kind: Verdict) -> Finding | None:
-    rule = "resolved, noisy, below_precision: rounding explains up to 1 %, up to 50 %, more than 50 % of ‖ΔW‖²."
     if kind in {Verdict.VECTORS_ONLY, Verdict.UNRELATED}:
         return None
     if s.adapter.factored == s.changed_matrices:
-        what = " and ".join(s.adapter.types[:2]) or "adapter"
+        what = " and ".join(_methods(s)) or "an adapter"
         rank = f" of rank {_span(s.adapter.rank)}" if s.adapter.rank.n else ""
         return Finding(
-            f"It is read from the factors of a {what} adapter{rank}, not from a stored sum, so no rounding is in it.",
+            f"It was read from the factors of {what}{rank}, so there is no rounding in it.",
             "All changed matrices come from factors.",
         )
     known = s.resolution.known
     if not known:
         return None
     dtype = s.precision.dtypes[0] if s.precision.dtypes else "the stored precision"
+    rounding = s.precision.rounding
+    if s.resolution.resolved == known and rounding.high < NEGLIGIBLE:
+        return Finding(
+            f"Storage rounding is negligible ({dtype}).",
+            f"Rounding explains less than {NEGLIGIBLE:g} of the energy of every changed matrix.",
+        )
     if s.resolution.resolved == known:
         return Finding(
-            f"{strong('It is real')} as far as storage goes: rounding to {dtype} explains "
-            f"{percent(s.precision.rounding.median, 2)} of its energy in "
-            f"the typical matrix and at most {percent(s.precision.rounding.high, 2)} in any.",
-            rule,
+            f"Storage rounding ({dtype}) explains {percent(rounding.median, 2)} of the energy in the typical matrix "
+            f"and at most {percent(rounding.high, 2)} in any: {strong('the update is real')}.",
+            RESOLUTION,
         )
     if kind == Verdict.BELOW_PRECISION:
         return Finding(
             f"{strong('Most of it is rounding')}: in {whole(s.resolution.below_precision)} of "
-            f"{plural(known, 'changed matrix', 'changed matrices')} the update is smaller than the "
-            f"rounding of {dtype} storage, so neither its size nor its rank can be read there.",
-            rule,
+            f"{plural(known, 'changed matrix', 'changed matrices')} the update is smaller than the rounding of {dtype} "
+            "storage; neither its size nor its rank can be read there.",
+            RESOLUTION,
             "warn",
         )
     noisy, below = s.resolution.noisy, s.resolution.below_precision
     parts = []
     if noisy:
-        parts.append(f"in {whole(noisy)} it explains 1 to 50 % of the energy, and their ranks are read without it")
+        parts.append(f"1 to 50 % of the energy in {strong(whole(noisy))}, whose ranks are read without it")
     if below:
-        parts.append(f"in {whole(below)} it explains more than half, and no rank is claimed for those")
+        parts.append(f"more than half in {strong(whole(below))}, whose ranks are not read")
     return Finding(
-        f"{strong(f'{whole(s.resolution.resolved)} of {whole(known)}')} changed matrices stand clear of {dtype} "
-        f"rounding; {'; '.join(parts)}.",
-        rule,
+        f"Of {plural(known, 'changed matrix', 'changed matrices')}, storage rounding ({dtype}) explains "
+        f"{' and '.join(parts)}.",
+        RESOLUTION,
         "note",
     )
 
 
-def _rank(s: Summary, kind: Verdict) -> Finding | None:
+def _methods(s: Summary) -> list[str]:
+    names = {"lora": "a LoRA adapter", "dora": "a DoRA adapter", "mora": "a MoRA adapter"}
+    return [names.get(t, f"an adapter ({t})") for t in s.adapter.types[:2]]
+
+
+def _rank(s: Summary, kind: Verdict, offered: Offer | None) -> Finding | None:
     rule = RULES[kind]
     if kind == Verdict.VECTORS_ONLY:
-        return Finding("Vectors have no rank, so there is nothing for a low-rank adapter to hold.", rule)
+        return Finding("Vectors have no rank; there is nothing here for a low-rank adapter.", rule)
     if kind == Verdict.UNRELATED:
-        return Finding(
-            "Ranks and energies below describe that difference; they say nothing about a fine-tuning.", rule, "warn"
-        )
+        return Finding("The ranks and energies below describe that difference, not a fine-tune.", rule, "warn")
     if kind == Verdict.BELOW_PRECISION:
         return Finding(_visible_directions(s), rule, "warn")
     if kind == Verdict.DECAY_ONLY:
         c = s.against_base.shrinkage
+        low, high = number(c.p10), number(c.p90)
+        span = "in every matrix" if low == high else f"in the typical matrix, {low} to {high} in the middle 80 %"
         return Finding(
-            f"{strong(percent(s.against_base.along_base.median))} of its energy lies along the base weights "
-            f"themselves, with nearly one factor (c = {number(c.median)}, middle 80 % {number(c.p10)} to "
-            f"{number(c.p90)}): {_direction(c.median)}. Its ranks are those of W0.",
+            f"{strong(percent(s.against_base.along_base.median))} of its energy lies along the base weights themselves "
+            f"(c = {number(c.median)} {span}): {_direction(c.median)}. Its ranks are those of W0; an adapter has "
+            "nothing to learn from it.",
             rule,
         )
     if kind == Verdict.ADAPTER and s.rank.rank_90.n and s.adapter.rank.n:
         return Finding(
-            f"It is {strong('low-rank by construction')}: 90 % of its energy takes "
-            f"{strong(number(s.rank.rank_90.median))} of the "
-            f"{number(s.adapter.rank.median)} directions that its factors allow, in the typical matrix.",
+            f"{strong('Low-rank by construction')}: 90 % of the energy takes {strong(number(s.rank.rank_90.median))} "
+            f"of the {number(s.adapter.rank.median)} directions that the factors allow, in the typical matrix.",
             rule,
         )
     if kind == Verdict.LOW_RANK:
+        directions = "direction" if s.precision.signal_rank.high == 1 else "directions"
         return Finding(
-            f"{strong(f'{_span(s.precision.signal_rank)} directions')} stand above rounding, "
-            f"{percent(s.precision.signal_energy.median)} of the energy in the typical "
-            "matrix; what lies below is no larger than rounding leaves. This is consistent with a merged low-rank "
-            "update.",
+            f"{strong(f'Low-rank: {_span(s.precision.signal_rank)} {directions}')} above rounding hold "
+            f"{percent(s.precision.signal_energy.median)} of the energy in the typical matrix; the rest is no more "
+            "than rounding leaves. This is consistent with a merged low-rank update.",
             rule,
         )
     if not s.rank.rank_90.n:
         return Finding(_visible_directions(s), "No changed matrix is resolved.", "note") if s.changed_matrices else None
-    return _spread(s)
+    return _spread(s, kind, offered)
 
 
-def _spread(s: Summary) -> Finding:
+def _spread(s: Summary, kind: Verdict, offered: Offer | None) -> Finding:
     ratio = s.rank.rank_90_ratio.median
-    words = next(text for limit, text in WORDS if ratio < limit or math.isinf(limit))
-    energy = s.energy["energy_at_16"].median
-    adapter = (
-        f" A rank-16 update could keep at best {strong(percent(energy, 2))} of it." if not math.isnan(energy) else ""
-    )
-    approximately = "about " if s.estimated else ""
+    if kind == Verdict.NOISY:
+        head = "Rounding leaves open whether it is low-rank"
+    elif kind == Verdict.CONCENTRATED:
+        head = "Concentrated in few directions"
+    else:
+        head = "Not low-rank" if ratio < AS_NOISE else "Spread out like noise"
+    about = "about " if s.estimated else ""
+    parts = [
+        f"{strong(head)}: 90 % of the energy takes {about}{number(s.rank.rank_90.median)} of "
+        f"{number(s.rank.dimensions.median)} directions{_open(s.rank)} (noise: {number(s.rank.rank_90_null.median)})"
+    ]
+    if not math.isnan(energy := s.energy["energy_at_16"].median):
+        parts.append(f"a rank-16 adapter could keep {strong(percent(energy, 2))}")
+    if offered is not None and (needed := offer.sentence(offered, percent)):
+        parts.append(needed)
     return Finding(
-        f"The update {strong(words)}: 90 % of its energy takes {approximately}{number(s.rank.rank_90.median)} of "
-        f"{number(s.rank.dimensions.median)} directions in the "
-        f"typical matrix{_open(s.rank)}, {number(ratio, 2)} of what noise of the same shape takes.{adapter}",
-        "Median rank_90_ratio, with the rounding taken out where there is any: "
-        + "; ".join(f"below {limit} “{text}”" if limit < math.inf else f"else “{text}”" for limit, text in WORDS)
-        + ".",
+        f"{'; '.join(parts)}.",
+        f"{RULES[kind]} “Concentrated” up to {CONCENTRATED} of the rank of noise, “not low-rank” below {AS_NOISE}, "
+        "“like noise” from there: medians over the matrices whose rank may be quoted, with the rounding "
+        "taken out where there is any.",
     )
 
 
 def _open(ranks: Ranks) -> str:
     """Between what the typical rank may lie, where it is not exact."""
     low, high = ranks.rank_90_low, ranks.rank_90_high
-    return f" (between {number(low)} and {number(high)})" if low < high else ""
+    return f", between {number(low)} and {number(high)}" if low < high else ""
 
 
 def _visible_directions(s: Summary) -> str:
     if not s.precision.signal_rank.median >= 1:
-        return "In the typical matrix no direction stands above rounding: its rank cannot be read from these files."
-    directions = plural(round(s.precision.signal_rank.median), "direction stands", "directions stand")
+        return "In the typical matrix no direction rises above rounding; its rank cannot be read from these files."
+    directions = plural(round(s.precision.signal_rank.median), "direction rises", "directions rise")
     return (
         f"In the typical matrix {strong(directions)} above rounding, with "
-        f"{percent(s.precision.signal_energy.median, 2)} of the energy; whether more lie "
-        "below it cannot be read from these files, so no rank is claimed."
+        f"{percent(s.precision.signal_energy.median, 2)} of the energy; how many more lie below it, these files cannot "
+        "tell, so no rank is claimed."
     )
 
 
@@ -276,27 +299,27 @@ def five(s: Summary) -> list[Figure]:
     """The five numbers of the first screen, each with its meaning; one that does not apply says why."""
     clear = s.rank.rank_90.n
     hidden = EMPTY if s.changed_matrices else "0"
-    no_rank = "no changed matrix stands clear of rounding" if s.changed_matrices else "no matrix changed"
+    no_rank = "rounding hides it in every changed matrix" if s.changed_matrices else "no matrix changed"
     energy = s.energy["energy_at_16"].median
     sure = s.resolution.resolved + (s.adapter.factored if s.resolution.resolved == 0 else 0)
     return [
         Figure(
             percent(s.change.median) if s.changed_matrices else "0",
             "relative change",
-            "‖ΔW‖ / ‖W0‖ of the typical changed matrix" if s.has_base else "needs the base's weights",
+            "‖ΔW‖ / ‖W0‖, typical changed matrix" if s.has_base else "needs the base's weights",
             "relative_change",
         ),
-        Figure(f"{whole(s.changed)} / {whole(s.tensors)}", "tensors changed", _meaning_of_changed(s)),
+        Figure(f"{whole(s.changed_matrices)} / {whole(s.matrices)}", "matrices changed", _meaning_of_changed(s)),
         Figure(
             f"{whole(sure)} / {whole(s.changed_matrices)}",
-            "matrices resolved",
-            "stand clear of the rounding of their storage",
+            "of these resolved",
+            "larger than their storage's rounding",
             "resolution",
         ),
         Figure(
             number(s.rank.rank_90_ratio.median, 2) if clear else hidden,
-            "rank against noise",
-            f"rank_90 {number(s.rank.rank_90.median)}; noise of that shape has {number(s.rank.rank_90_null.median)}"
+            "rank over noise",
+            f"rank for 90 %: {number(s.rank.rank_90.median)}; noise: {number(s.rank.rank_90_null.median)}"
             if clear
             else no_rank,
             "rank_90_ratio",
@@ -304,13 +327,15 @@ def five(s: Summary) -> list[Figure]:
         Figure(
             percent(energy, 2) if clear else hidden,
             "kept by rank 16",
-            "the best that a rank-16 adapter could keep of it" if clear else no_rank,
+            "at best, by an adapter" if clear else no_rank,
             "energy_at_16",
         ),
     ]
 
 
 def _meaning_of_changed(s: Summary) -> str:
+    vectors = (
+        f"and {whole(s.changed_vectors)} of {plural(s.vectors, 'vector')}" if s.vectors else "there are no vectors"
+    )
     others = sum(s.skipped.values())
-    skipped = f"; {plural(others, 'other')} skipped" if others else ""
-    return f"{plural(s.matrices, 'matrix', 'matrices')} and {plural(s.vectors, 'vector')}{skipped}"
+    return f"{vectors}; {plural(others, 'other')} skipped" if others else vectors

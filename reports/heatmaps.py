@@ -1,4 +1,4 @@
-"""The layer × module heatmap: one cell per matrix, in the order of the checkpoint."""
+"""The layer × module heatmap: one cell per matrix, in the order of the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaw.reports import style
+from deltaw.reports import ramp, style
 from deltaw.reports.layers import Grid, Layers
 from deltaw.reports.text import number, percent
 from deltaw.results.columns import is_hidden_by_noise, is_share
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABELS = 110  # rows with a name, at most: more cannot be read; every cell names its matrix
+CELLS = 6000  # of the experts' map, at most
 ROW, MARGIN = 0.2, 0.62  # inches: one row of cells; axis, ticks and labels
+WIDEST, READABLE = 1.15, 0.4  # inches: a cell at most, and the cell of what is outside of layers at least
+GAP = 0.4  # of a row: between what comes before the layers, each stack, and what comes after
+FIXED = {"rank_90_ratio": 1.0}  # metrics whose scale ends where noise is, not at the largest value
+WORDS = {"rank_90_ratio": "rank_90 / null"}
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,18 @@ class Heatmap:
     """What a heatmap draws, and how its cells find their matrices.
 
     Attributes:
-        grid: Values and members of the cells; rows of another stack are separated by an empty row.
+        metric: The column.
+        grid: Values and members of the cells.
         hidden: (rows, columns), True where the metric may not be read because rounding hides it.
+        rows_are: What the rows are, where they are not modules.
+        columns_are: What the columns are.
     """
 
     metric: str
     grid: Grid
     hidden: NDArray[np.bool_]
+    rows_are: str = ""
+    columns_are: str = "layer"
 
 
 def prepare(layers: Layers, metric: str, vectors: bool = False) -> Heatmap | None:
@@ -46,66 +56,137 @@ def prepare(layers: Layers, metric: str, vectors: bool = False) -> Heatmap | Non
     unclear = ~frame["clear"] & frame["changed"]
     if is_hidden_by_noise(metric):
         values = values.where(~unclear)
-    grid = _separated(layers.grid(frame, values))
+    grid = layers.grid(frame, values)
     hidden = np.zeros(grid.values.shape, dtype=bool)
     if is_hidden_by_noise(metric):
+        concealed = dict(zip(unclear.index, unclear, strict=True))
         for cell, members in grid.members.items():
-            hidden[cell] = bool(unclear.reindex(members).all())
+            hidden[cell] = all(concealed[i] for i in members)
     if np.isnan(grid.values).all() and not hidden.any():
         return None
     return Heatmap(metric, grid, hidden)
 
 
-def draw(heatmap: Heatmap, columns: int = 2) -> Axes:
-    """The heatmap as a seaborn figure of one or two columns' width."""
-    import seaborn as sns
+def prepare_experts(layers: Layers) -> Heatmap | None:
+    """How far each expert moved, by expert and layer, all its matrices as one vector; None where there are none."""
+    rows = layers.matrices.assign(expert=layers.experts)
+    rows = rows[rows["expert"].notna() & rows["layer"].notna() & rows["base_fro_norm"].notna()]
+    if not len(rows) or rows["expert"].nunique() < 2:
+        return None
+    rows = rows.assign(change=rows["fro_norm"] ** 2, base=rows["base_fro_norm"] ** 2)
+    numbers, experts = (sorted(rows[name].unique()) for name in ("layer", "expert"))
+    step = style.step(len(numbers) * len(experts) / CELLS)  # several layers share a row where the cells are too many
+    rows = rows.assign(layer=rows["layer"].map({n: numbers[i - i % step] for i, n in enumerate(numbers)}))
+    numbers = numbers[::step]
+    pooled = rows.groupby(["layer", "expert"])[["change", "base"]].sum()
+    row_of, column_of = ({v: i for i, v in enumerate(found)} for found in (numbers, experts))
+    values = np.full((len(numbers), len(experts)), np.nan)
+    members: dict[tuple[int, int], list[int]] = {}
+    for at, layer, number_ in zip(rows.index, rows["layer"], rows["expert"], strict=True):
+        members.setdefault((row_of[layer], column_of[number_]), []).append(int(at))
+    for layer, number_, change, base in pooled.reset_index().itertuples(index=False):
+        if change > 0 and base > 0:
+            values[row_of[layer], column_of[number_]] = math.sqrt(change / base)
+    labels, columns = ([f"{n:.0f}" for n in found] for found in (numbers, experts))
+    grid = Grid([""] * len(labels), labels, columns, values, members)
+    return Heatmap("relative_change", grid, np.zeros(values.shape, dtype=bool), rows_are="layer", columns_are="expert")
 
+
+def draw(heatmap: Heatmap, columns: int = 2) -> Axes:
+    """The heatmap as a figure of one or two columns' width."""
     grid = heatmap.grid
     rows, cols = grid.values.shape
-    height = min(max(rows * ROW + MARGIN, 1.2), 9.2)
-    wide = style.COLUMN[columns] * 0.72 / max(cols, 1)
+    room = style.COLUMN[columns] * 0.74
+    x, y = _edges(grid, room)
+    height = min(max(y[-1] * ROW + MARGIN, 1.2), 9.2)
     norm = _norm(heatmap.metric, grid.values)
+    right = max(float(x[-1]), room / WIDEST)  # few cells do not become huge: the rest of the width stays empty
+    wide = room / right  # inches of a cell inside the layers
     with style.settings(**{"axes.grid": False}):
         fig, axes = style.figure(height, columns)
         ax: Axes = axes[0, 0]
-        sns.heatmap(
-            np.where(np.isnan(grid.values), norm.vmin, grid.values),
-            mask=np.isnan(grid.values),
-            ax=ax,
-            cmap=style.SEQUENTIAL,
+        mesh = ax.pcolormesh(
+            x,
+            y,
+            np.ma.masked_invalid(_spread(grid)),
+            cmap=ramp.colormap(),
             norm=norm,
-            vmin=norm.vmin,
-            vmax=norm.vmax,
-            annot=_annotations(heatmap) if wide > 0.36 and rows * cols <= 400 else None,
-            fmt="",
-            annot_kws={"fontsize": 6},
-            linewidths=0.6 if wide > 0.08 else 0.0,
-            linecolor="white",
-            xticklabels=False,
-            yticklabels=False,
-            cbar_kws={
-                **{"shrink": min(1.0, 1.5 / height), "aspect": 14, "pad": 0.015},
-                "label": metric_label(heatmap.metric),
-            },
+            edgecolors="white",
+            linewidth=0.6 if wide > 0.08 else 0.0,
         )
-        ax.collections[0].set_gid("cells")
-        _ticks(ax, grid, wide)
-        _legend(fig, _mark_missing(ax, heatmap))
-        for bar in fig.axes[1:]:
-            bar.tick_params(which="both", length=2, width=0.4)
-            style.ticks(bar.yaxis, share=is_share(heatmap.metric))
+        mesh.set_gid("cells")
+        ax.set(xlim=(0, right), ylim=(y[-1], 0))
+        ax.spines[:].set_visible(False)
+        centres = _centres(grid, x, y)
+        if wide > 0.36 and rows * cols <= 400:
+            _annotate(ax, heatmap, norm, *centres)
+        _ticks(ax, heatmap, wide, *centres)
+        _legend(fig, _mark_missing(ax, heatmap, x, y))
+        bar = fig.colorbar(
+            mesh, ax=ax, shrink=min(1.0, 1.5 / height), aspect=14, pad=0.015, label=metric_label(heatmap.metric)
+        )
+        bar.outline.set_visible(False)
+        if bar.solids is not None:
+            bar.solids.set_edgecolor("face")  # no seams between the steps of the ramp
+        bar.ax.tick_params(which="both", length=2, width=0.4)
+        style.ticks(bar.ax.yaxis, share=is_share(heatmap.metric))
     return ax
 
 
-def _mark_missing(ax: Axes, heatmap: Heatmap) -> list[Any]:
+def _edges(grid: Grid, room: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The edges of the columns and of the rows, in cells; a gap between two groups of rows is a thin row."""
+    cols = len(grid.columns)
+    first = 1.0
+    if cols > 1 and not grid.columns[0]:  # outside of layers: at least a readable cell
+        first = max(1.0, READABLE * (cols - 1) / max(room - READABLE, READABLE))
+    x = np.concatenate([[0.0], first + np.arange(cols)]) if cols else np.zeros(1)
+    y = [0.0]
+    for i, group in enumerate(grid.groups):
+        if i and group != grid.groups[i - 1]:
+            y.append(y[-1] + GAP)
+        y.append(y[-1] + 1)
+    return x, np.array(y)
+
+
+def _rows_of(grid: Grid) -> list[int]:
+    """The row of the drawn mesh for each row of the grid: gaps are rows of it, too."""
+    out, at = [], -1
+    for i, group in enumerate(grid.groups):
+        at += 2 if i and group != grid.groups[i - 1] else 1
+        out.append(at)
+    return out
+
+
+def _spread(grid: Grid) -> NDArray[np.float64]:
+    """The values with an empty row for each gap."""
+    at = _rows_of(grid)
+    drawn = np.full((at[-1] + 1, len(grid.columns)), np.nan)
+    drawn[at] = grid.values
+    return drawn
+
+
+def _centres(
+    grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    middle_x, middle_y = (x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2
+    return middle_x[: len(grid.columns)], middle_y[_rows_of(grid)]
+
+
+def drawn_cells(grid: Grid) -> dict[int, tuple[int, int]]:
+    """The cells by their number in the picture, row by row, gaps included."""
+    width = len(grid.columns)
+    return {at * width + c: (r, c) for r, at in enumerate(_rows_of(grid)) for c in range(width)}
+
+
+def _mark_missing(ax: Axes, heatmap: Heatmap, x: NDArray[np.float64], y: NDArray[np.float64]) -> list[Any]:
     """Grey where nothing changed, hatched where rounding hides the number; returns what the legend needs."""
     from matplotlib.patches import Patch
 
     still: dict[str, Any] = {"facecolor": style.PALE, "linewidth": 0}
     hidden: dict[str, Any] = {"facecolor": style.PALE, "edgecolor": style.MUTED, "hatch": "////", "linewidth": 0}
     unchanged = _absent(heatmap) & ~heatmap.hidden
-    _mark(ax, unchanged, gid="still", **still)
-    _mark(ax, heatmap.hidden, gid="hidden", **hidden)
+    _mark(ax, unchanged, x, y, heatmap.grid, gid="still", **still)
+    _mark(ax, heatmap.hidden, x, y, heatmap.grid, gid="hidden", **hidden)
     out = [Patch(label="unchanged", **still)] if unchanged.any() else []
     return [*out, Patch(label="rounding hides it", **hidden)] if heatmap.hidden.any() else out
 
@@ -118,31 +199,12 @@ def _legend(fig: Figure, handles: list[Any]) -> None:
 
 def metric_label(name: str) -> str:
     """A column's name as words."""
-    known = {"rank_90_ratio": "rank_90 / null", "relative_change": "relative change"}
-    return known.get(name, name.replace("_", " ") if not name.startswith("rank_") else name)
+    return WORDS.get(name, name if name.startswith("rank_") else name.replace("_", " "))
 
 
 def shown(metric: str, value: Any, digits: int = 3) -> str:
     """A value of a metric as text."""
     return percent(value, digits) if is_share(metric) else number(value, digits)
-
-
-def _separated(grid: Grid) -> Grid:
-    """The grid with an empty row between two stacks."""
-    keep: list[int] = []
-    for i, group in enumerate(grid.groups):
-        if i and group != grid.groups[i - 1]:
-            keep.append(-1)
-        keep.append(i)
-    at = {old: new for new, old in enumerate(keep) if old >= 0}
-    values = np.vstack([grid.values[i] if i >= 0 else np.full(len(grid.columns), np.nan) for i in keep])
-    return Grid(
-        [grid.groups[i] if i >= 0 else "" for i in keep],
-        [grid.labels[i] if i >= 0 else "" for i in keep],
-        grid.columns,
-        values,
-        {(at[r], c): m for (r, c), m in grid.members.items()},
-    )
 
 
 def _norm(metric: str, values: NDArray[np.float64]) -> Any:
@@ -153,6 +215,8 @@ def _norm(metric: str, values: NDArray[np.float64]) -> Any:
     if not len(known):
         return Normalize(0, 1)
     low, high = float(known.min()), float(known.max())
+    if metric in FIXED:
+        return Normalize(0, max(FIXED[metric], high))
     if not is_hidden_by_noise(metric) and low > 0 and high / low > 20:
         return LogNorm(low, high)
     if low < 0:
@@ -160,17 +224,26 @@ def _norm(metric: str, values: NDArray[np.float64]) -> Any:
     return Normalize(0, high or 1.0)
 
 
-def _annotations(heatmap: Heatmap) -> NDArray[np.str_]:
-    texts = [[_note(heatmap.metric, v) for v in row] for row in heatmap.grid.values]
-    return np.array(texts, dtype=str)
+def _annotate(ax: Axes, heatmap: Heatmap, norm: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    """The numbers on the cells, with as many decimals each."""
+    values = heatmap.grid.values
+    write = _writer(heatmap.metric, values[np.isfinite(values)])
+    for (row, column), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            colour = ramp.text_colour(ramp.level(float(norm(value))))
+            ax.text(float(x[column]), float(y[row]), write(value), ha="center", va="center", fontsize=6, color=colour)
 
 
-def _note(metric: str, value: float) -> str:
-    if math.isnan(value):
-        return ""
-    if is_share(metric):
-        return number(100 * value, 2) + " %"
-    return number(value, 2 if abs(value) < 10 else 3)
+def _writer(metric: str, known: NDArray[np.float64]) -> Any:
+    """How the numbers of one figure are written: with fixed decimals, unless they span a factor of 100."""
+    scale, unit = (100.0, " %") if is_share(metric) else (1.0, "")
+    sizes = np.abs(known[known != 0])
+    if not sizes.size or sizes.max() > 100 * sizes.min():
+        return lambda v: number(scale * v, 2) + unit
+    high, low = float(sizes.max()), float(sizes.min())
+    whole = np.all(known == np.round(known)) and not unit
+    decimals = 0 if whole else max(0, 1 - math.floor(math.log10(scale * high)), -math.floor(math.log10(scale * low)))
+    return lambda v: f"{scale * v:,.{min(decimals, 6)}f}{unit}".replace("-", "\N{MINUS SIGN}")
 
 
 def _absent(heatmap: Heatmap) -> NDArray[np.bool_]:
@@ -180,39 +253,36 @@ def _absent(heatmap: Heatmap) -> NDArray[np.bool_]:
     return absent
 
 
-def _mark(ax: Axes, where: NDArray[np.bool_], gid: str, **look: Any) -> None:
+def _mark(
+    ax: Axes,
+    where: NDArray[np.bool_],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    grid: Grid,
+    gid: str,
+    **look: Any,
+) -> None:
     """Cells without a value: unchanged, or hidden by rounding."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    cells = [Rectangle((c + 0.04, r + 0.08), 0.92, 0.84) for r, c in np.argwhere(where)]
+    at = _rows_of(grid)
+    cells = [
+        Rectangle((x[c] + 0.04, y[at[r]] + 0.08), x[c + 1] - x[c] - 0.08, 0.84) for r, c in np.argwhere(where)
+    ]  # fmt: skip
     if cells:
         ax.add_collection(PatchCollection(cells, gid=gid, **look), autolim=False)
 
 
-def _ticks(ax: Axes, grid: Grid, wide: float) -> None:
+def _ticks(ax: Axes, heatmap: Heatmap, wide: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    grid = heatmap.grid
     names = [style.label(t) for t in grid.labels]
-    at = sorted({row for row, _ in grid.members})  # the others stand between two stacks
-    at = at[:: math.ceil(len(at) / LABELS)]
-    ax.set_yticks([i + 0.5 for i in at], [names[i] for i in at], rotation=0, fontsize=6.5 if len(at) <= 44 else 4)
-    step = max(1, math.ceil(0.2 / max(wide, 1e-3)))
+    step = style.step(len(names) / (40 if heatmap.rows_are else LABELS))
+    at = range(0, len(names), step)
+    ax.set_yticks([y[i] for i in at], [names[i] for i in at], rotation=0, fontsize=6.5 if len(at) <= 44 else 4)
     numbers = [(i, c) for i, c in enumerate(grid.columns) if c]
-    kept = numbers[::step]
-    ax.set_xticks([i + 0.5 for i, _ in kept], [c for _, c in kept], rotation=0)
+    kept = numbers[:: style.step(0.2 / max(wide, 1e-3))]
+    ax.set_xticks([x[i] for i, _ in kept], [c for _, c in kept], rotation=0)
     ax.tick_params(length=0, pad=2)
-    ax.set_xlabel("layer" if numbers else "")
-    if grid.columns and not grid.columns[0] and len(grid.columns) > 1:
-        ax.axvline(1, color="white", linewidth=4)
-    stacks = list(dict.fromkeys(g for g in grid.groups if g))
-    if len(stacks) > 2:
-        for stack in stacks:
-            rows = [i for i, g in enumerate(grid.groups) if g == stack]
-            ax.annotate(
-                style.label(stack, 24),
-                (1.0, rows[0] - 0.1),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=6,
-                color=style.MUTED,
-            )
+    ax.set_xlabel(heatmap.columns_are if numbers else "")
+    ax.set_ylabel(heatmap.rows_are)

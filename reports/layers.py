@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deltaw.reports.order import place
 from deltaw.reports.style import KINDS
 from deltaw.results.rows import CLEAR
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 EXPERT = re.compile(r"(?<=\.)\d+(?=\.)|(?<=expert )\d+")
 OUTSIDE = "not in a layer"
+FIRST = ("embedding", "conv")  # kinds that stand before the layers, where they are outside of them
+ROWS, COLUMNS = 160, 160  # of a grid, at most: more cannot be told apart
 HELPERS = ("key", "matrix", "changed", "clear", "slot")  # columns that `Layers` adds
 
 
@@ -28,9 +32,9 @@ class Grid:
     """One value per module (row) and layer (column), NaN where there is no such matrix.
 
     Attributes:
-        groups: The stack that each row belongs to.
+        groups: What each row belongs to: what comes before the layers, a stack, or what comes after.
         labels: The module of each row.
-        columns: Layer numbers as text; the first is empty for what is outside of layers, if there is such.
+        columns: Layer numbers as text, of several the first; the first column is empty for what is outside of layers.
         values: (rows, columns), the median over the matrices of a cell.
         members: Row numbers of the frame, by (row, column).
     """
@@ -57,7 +61,7 @@ class Layers:
         frame["matrix"] = (frame["route"] != "vector") & (frame["ndim"] != 1)
         frame["changed"] = (frame["route"] != "unchanged") & ~(frame["fro_norm"] == 0)
         frame["clear"] = frame["resolution"].isin(CLEAR)
-        frame["slot"] = [slot(m, p) for m, p in zip(frame["module"], part, strict=True)]
+        frame["slot"] = coarse([slot(m, p) for m, p in zip(frame["module"], part, strict=True)], [*frame["kind"]])
         self.frame: pd.DataFrame = frame
 
     @cached_property
@@ -77,7 +81,7 @@ class Layers:
 
     @cached_property
     def clear(self) -> pd.DataFrame:
-        """The changed matrices that stand clear of rounding: only of these a rank is claimed."""
+        """The changed matrices that rounding leaves readable: only of these a rank is claimed."""
         return self.changed[self.changed["clear"]]
 
     @cached_property
@@ -86,28 +90,55 @@ class Layers:
         present = set(self.changed["kind"])
         return [k for k in KINDS if k in present] + sorted(present - set(KINDS))
 
-    def grid(self, frame: pd.DataFrame, values: pd.Series) -> Grid:
-        """`values` (indexed as `frame`) by module and layer.
+    @cached_property
+    def experts(self) -> pd.Series:
+        """The number of each row's expert, NaN where it belongs to none."""
+        where = zip(self.frame["module"], self.frame["part"], strict=True)
+        return self.frame["rows"] * 0.0 + [expert(str(m), str(p)) for m, p in where]
 
-        Experts of one layer share a cell. Modules keep the order of the checkpoint; those outside of layers come last.
+    def grid(self, frame: pd.DataFrame, values: pd.Series) -> Grid:
+        """`values` (indexed as `frame`) by module and layer, in the order of the network.
+
+        Experts of one layer share a cell. Embeddings come first, then the layers, stack by stack, then the head.
         """
         stacks = [s if not np.isnan(n) else OUTSIDE for s, n in zip(frame["stack"], frame["layer"], strict=True)]
-        order = {s: i for i, s in enumerate(dict.fromkeys([s for s in stacks if s != OUTSIDE]))}
-        order[OUTSIDE] = len(order)
-        rows = list(dict.fromkeys(zip(stacks, frame["slot"], strict=True)))
-        rows.sort(key=lambda r: order[r[0]])
-        layers = sorted({int(n) for n in frame["layer"].dropna()})
-        columns = ([""] if OUTSIDE in stacks else []) + [str(n) for n in layers]
+        order = {s: i for i, s in enumerate(dict.fromkeys([s for s in stacks if s != OUTSIDE]), start=1)}
+        found: dict[tuple[str, str], tuple[int, int, int]] = {}
+        for stack, where, kind in zip(stacks, frame["slot"], frame["kind"], strict=True):
+            outside = 0 if kind in FIRST else len(order) + 1
+            found.setdefault((stack, where), (order.get(stack, outside), *place(where, kind)))
+        rows = sorted(found, key=found.__getitem__)
+        numbers = sorted({int(n) for n in frame["layer"].dropna()})
+        step = math.ceil(len(numbers) / COLUMNS)
+        binned = {n: str(numbers[i - i % step]) for i, n in enumerate(numbers)}
+        columns = ([""] if OUTSIDE in stacks else []) + list(dict.fromkeys(binned.values()))
         row_of, column_of = {r: i for i, r in enumerate(rows)}, {c: i for i, c in enumerate(columns)}
         members: dict[tuple[int, int], list[int]] = {}
         for index, stack, where, layer in zip(frame.index, stacks, frame["slot"], frame["layer"], strict=True):
-            column = column_of["" if stack == OUTSIDE else str(int(layer))]
+            column = column_of["" if stack == OUTSIDE else binned[int(layer)]]
             members.setdefault((row_of[stack, where], column), []).append(int(index))
         out = np.full((len(rows), len(columns)), np.nan)
+        by_index = dict(zip(values.index, values.to_numpy(dtype=np.float64), strict=True))
         for cell, indices in members.items():
-            known = values.reindex(indices).dropna()
-            out[cell] = float(known.median()) if len(known) else np.nan
-        return Grid([r[0] for r in rows], [r[1] for r in rows], columns, out, members)
+            known = [v for i in indices if not math.isnan(v := by_index.get(i, math.nan))]
+            out[cell] = float(np.median(known)) if known else np.nan
+        labels = [f"{stack}.*.{where}" if len(order) > 1 and stack != OUTSIDE else where for stack, where in rows]
+        return Grid([f"{found[r][0]}:{r[0]}" for r in rows], labels, columns, out, members)
+
+
+def expert(module: str, part: str) -> float:
+    """The number of the expert that a matrix belongs to; NaN where it belongs to none."""
+    where = f"{module} {part}"
+    known = EXPERT.search(where) if "expert" in where else None
+    return float(known[0]) if known else math.nan
+
+
+def coarse(slots: list[str], kinds: list[str]) -> list[str]:
+    """The slots, fewer where there are more than a heatmap has room for: numbers as `*`, then kinds."""
+    for simpler in (slots, [re.sub(r"\d+", "*", s) for s in slots]):
+        if len(set(simpler)) <= ROWS:
+            return simpler
+    return kinds
 
 
 def slot(module: str, part: str) -> str:

@@ -73,9 +73,10 @@ def analysis_html(analysis: Analysis) -> str:
     from deltaw.reports import figures, heatmaps, page, svg, tables
     from deltaw.reports.findings import answer
     from deltaw.reports.layers import Layers
+    from deltaw.reports.offer import offer
 
     layers = Layers(analysis)
-    sentences = answer(analysis.summary)
+    sentences = answer(analysis.summary, offer(layers))
     body = [Markup("<p>{}</p>").format(page.prose(f.text)) for f in sentences]
     columns, rows = tables.by_kind(layers, BY_KIND)
     if rows:
@@ -93,13 +94,14 @@ def analysis_html(analysis: Analysis) -> str:
 def inspection_html(found: Inspection) -> str:
     """What would be compared, by module, and what would not."""
     from deltaw.reports.grouping import grouped
+    from deltaw.reports.reasons import why
 
     about = found.to_dict()
     rows = [(g.title, g.shape, g.dtypes, g.kind, g.route) for g in grouped(about["pairs"])]
     body = [simple_table(("tensors", "rows × cols", "stored as", "kind", "route"), rows)]
-    if skipped := about["skipped"]:
+    if skipped := found.plan.skipped:
         body.append(Markup("<p>Skipped:</p>"))
-        body.append(simple_table(("tensor", "reason"), [[visible(s["name"]), s["reason"]] for s in skipped]))
+        body.append(simple_table(("tensor", "reason"), [[visible(s.name), why(s)] for s in skipped]))
     return framed(inspection_line(found)[1:-1].removeprefix("deltaw.Inspection: "), body)
 
 

@@ -54,7 +54,7 @@ class Picture:
         svg: The inline SVG, or None; then `reason` says why there is none.
         reading: One line: what this figure says here.
         how: How to read it.
-        live: Whether a script attaches to its cells.
+        rows: The rows of the table that its cells lead to; a script attaches to them.
     """
 
     identifier: str
@@ -63,7 +63,7 @@ class Picture:
     reading: str = ""
     how: str = ""
     reason: str = ""
-    live: bool = False
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

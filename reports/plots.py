@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltaw.errors import OptionError
+from deltaw.errors import OptionError, near
 from deltaw.metrics.energy import RANKS
 from deltaw.metrics.precision import NOISY, RESOLVED
 from deltaw.reports import heatmaps, style
 from deltaw.reports.curves import curve, noise_curve
 from deltaw.reports.layers import Layers
+from deltaw.reports.order import place
 from deltaw.reports.text import short
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
 
 MOST = 40  # lines of a strip of dots: the largest
+DEEPEST = 1e-4  # of σ1: the tail below is of no account, and would press the rest together
 MANY = 60  # curves in one panel; beyond, an even selection is drawn
 
 
@@ -52,11 +54,24 @@ class AnalysisPlots:
         Raises:
             OptionError: No row has a value in that column.
         """
+        if metric not in (columns_known := self.layers.frame.select_dtypes("number").columns):
+            raise OptionError(f"there is no column {metric!r} of numbers.{near(metric, columns_known)}")
         prepared = heatmaps.prepare(self.layers, metric, vectors)
         if prepared is None:
             raise OptionError(
                 f"no {'vector' if vectors else 'matrix'} of this analysis has a value of {metric!r} to draw"
             )
+        return heatmaps.draw(prepared, columns)
+
+    def experts(self, columns: int = 2) -> Axes:
+        """The relative change of each expert, by expert and layer.
+
+        Raises:
+            OptionError: The model has no experts, or none has a base to compare with.
+        """
+        prepared = heatmaps.prepare_experts(self.layers)
+        if prepared is None:
+            raise OptionError("no matrix of this analysis belongs to one of several experts")
         return heatmaps.draw(prepared, columns)
 
     def spectrum(self, name: str, part: str = "", columns: int = 1) -> Axes:
@@ -106,35 +121,35 @@ class AnalysisPlots:
 
     def kept(self, columns: int = 1) -> Axes:
         """The energy that the best rank-r update keeps, against r, by module kind."""
+        from matplotlib.patches import Patch
+
         clear = self._clear()
+        most = float(clear[["rows", "cols"]].min(axis=1).max())
+        shown = [r for i, r in enumerate(RANKS) if not i or RANKS[i - 1] < most]  # beyond, all is kept
         with style.settings():
             _, axes = style.figure(2.5, columns)
             ax: Axes = axes[0, 0]
             for kind in self.layers.kinds:
                 rows = clear[clear["kind"] == kind]
-                shares = rows[[f"energy_at_{r}" for r in RANKS]].to_numpy(dtype=float)
+                shares = rows[[f"energy_at_{r}" for r in shown]].to_numpy(dtype=float)
                 if not len(rows) or np.isnan(shares).all():
                     continue
                 median, low, high = np.nanquantile(shares, [0.5, 0.1, 0.9], axis=0)
                 colour = style.kind_colour(kind)
-                ax.plot(RANKS, median, color=colour, marker="o", markersize=2.5, label=kind)
-                ax.fill_between(RANKS, low, high, color=colour, alpha=0.16, linewidth=0)
+                ax.plot(shown, median, color=colour, marker="o", markersize=2.5, label=kind)
+                ax.fill_between(shown, low, high, color=colour, alpha=0.16, linewidth=0)
             shape = _typical_shape(clear)
             noise = noise_curve(*shape, 4000)
-            at = [r for r in RANKS if r <= min(shape)]
-            ax.plot(
-                at,
-                np.interp(at, noise.at, noise.energy),
-                color=style.MUTED,
-                linestyle="--",
-                linewidth=1,
-                label="noise",
-            )
+            at = [r for r in shown if r <= min(shape)]
+            energy = np.interp(at, noise.at, noise.energy)
+            ax.plot(at, energy, color=style.MUTED, linestyle="--", linewidth=1, label="noise")
             ax.set_xscale("log", base=2)
-            ax.set_xticks(RANKS, [str(r) for r in RANKS])
-            ax.set(xlabel="adapter rank r", ylabel="energy kept", ylim=(0, 1.03), xlim=(0.9, 300))
+            ax.set_xticks(shown, [str(r) for r in shown])
+            ax.set(xlabel="adapter rank r", ylabel="energy kept", ylim=(0, 1.03), xlim=(0.9, 1.17 * shown[-1]))
             style.ticks(ax.yaxis, share=True)
-            ax.legend(loc="lower right")
+            handles = ax.get_legend_handles_labels()[0]
+            band = Patch(facecolor=style.MUTED, alpha=0.25, label="middle 80 % of the matrices")
+            ax.legend(handles=[*handles, band], loc="lower right")
         return ax
 
     def ranks(self, metric: str = "rank_90", columns: int = 2) -> Any:
@@ -143,22 +158,22 @@ class AnalysisPlots:
         Raises:
             OptionError: No resolved matrix has a value, or none is in a layer.
         """
+        if metric not in (known := self.layers.frame.select_dtypes("number").columns):
+            raise OptionError(f"there is no column {metric!r} of numbers.{near(metric, known)}")
         clear = self._clear()
         rows = clear[clear["layer"].notna() & clear[metric].notna()]
         if not len(rows):
             raise OptionError(f"no resolved matrix inside a layer has a {metric}")
         kinds = [k for k in self.layers.kinds if (rows["kind"] == k).any()]
-        import seaborn as sns
-
         null = ["rank_90_null"] if metric == "rank_90" else []
         labelled = []
         with style.settings():
             _, axes = style.figure(2.3, columns, 1, len(kinds), sharey=True)
             for ax, kind in zip(axes[0], kinds, strict=True):
                 part = rows[rows["kind"] == kind]
-                slots = list(dict.fromkeys(part["slot"]))
+                slots = sorted(dict.fromkeys(part["slot"]), key=lambda s: place(s, str(kind)))
                 shortened = endings(slots)
-                shades = sns.light_palette(style.kind_colour(kind), len(slots) + 2)[2:]
+                shades = style.kind_shades(kind, len(slots))
                 ends = []
                 for slot, colour in zip(slots, shades, strict=True):
                     line = part[part["slot"] == slot].groupby("layer")[[metric, *null]].median()
@@ -170,7 +185,7 @@ class AnalysisPlots:
                             float(line.index[-1]),
                             float(line[metric].iloc[-1]),
                             style.label(shortened[slot], 18),
-                            style.INK,
+                            colour,
                         )
                     )
                 ax.set(title=kind, xlabel="layer")
@@ -195,19 +210,18 @@ class AnalysisPlots:
             raise OptionError("no changed matrix of this analysis carries rounding")
         ax = self._strip(rows, "share", columns, "share of ‖ΔW‖² that rounding explains", log=True)
         low, high = float(rows["share"].min()), float(rows["share"].max())
-        ax.set_xlim(min(low / 2, RESOLVED / 4), max(high * 2, 1.5))
+        ax.set_xlim(min(low / 2, RESOLVED / 4), max(high * 2, 4.0))
         style.ticks(ax.xaxis, share=True)
-        for at, text in ((RESOLVED, "resolved"), (NOISY, "noisy")):
-            ax.axvline(at, color=style.MUTED, linewidth=0.7, linestyle="--")
+        left, right = ax.get_xlim()
+        edges = (left, RESOLVED, NOISY, right)
+        for start, end, text in zip(edges[:-1], edges[1:], ("resolved", "noisy", "below\nprecision"), strict=True):
+            if start > left:
+                ax.axvline(start, color=style.MUTED, linewidth=0.7, linestyle="--")
+            at = math.sqrt(start * end)  # the middle of the band, on a logarithmic axis
             ax.annotate(
-                f"{text} ",
-                (at, 1.01),
-                xycoords=("data", "axes fraction"),
-                ha="right",
-                va="bottom",
-                fontsize=6.5,
+                text, (at, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=6.5,
                 color=style.MUTED,
-            )
+            )  # fmt: skip
         return ax
 
     def change(self, columns: int = 2) -> Axes:
@@ -237,7 +251,7 @@ class AnalysisPlots:
     def _clear(self) -> pd.DataFrame:
         clear = self.layers.clear
         if not len(clear):
-            raise OptionError("no changed matrix of this analysis stands clear of rounding, so no rank is drawn")
+            raise OptionError("rounding hides the rank of every changed matrix")
         return clear
 
     def _strip(self, rows: pd.DataFrame, column: str, columns: int, label: str, log: bool | None = None) -> Axes:
@@ -259,6 +273,7 @@ class AnalysisPlots:
                 y = line + (np.linspace(-0.26, 0.26, len(part)) if len(part) > 1 else np.zeros(1))
                 ax.scatter(part[column], y, s=9, alpha=0.8, linewidth=0, color=[*map(style.kind_colour, part["kind"])])
             ax.scatter(medians, range(len(medians)), marker="|", s=60, color=style.INK, linewidth=1.1, zorder=5)
+            style.limits(ax.xaxis, rows[column])
             if log or (log is None and rows[column].max() > 5 * rows[column].min()):
                 style.log_scale(ax.xaxis, share=True)
             else:
@@ -275,33 +290,45 @@ class AnalysisPlots:
         kinds = [k for k in self.layers.kinds if (frame["kind"] == k).any()]
         if not kinds:
             raise OptionError("no changed matrix of this analysis has a spectrum to draw")
+        floors: list[float] = []
         with style.settings():
             _, axes = style.figure(2.2, columns, 1, len(kinds), sharey=True)
             for ax, kind in zip(axes[0], kinds, strict=True):
                 rows = frame[frame["kind"] == kind]
                 ax.set_title(f"{short(kind, 14)} ({len(rows)})")
-                (self._cumulative if cumulative else self._sigma)(ax, rows)
+                if cumulative:
+                    self._cumulative(ax, rows)
+                else:
+                    floors.append(self._sigma(ax, rows, named=ax is axes[0, 0]))
                 style.log_scale(ax.xaxis)
-                ax.set_xlabel("i" if not cumulative else "rank r")
+                ax.set_xlabel("direction i" if not cumulative else "rank r")
             if not cumulative:
-                style.log_scale(axes[0, 0].yaxis)
+                axes[0, 0].set_yscale("log")
+                axes[0, 0].set_ylim(bottom=min(floors))
+                style.ticks(axes[0, 0].yaxis)
             axes[0, 0].set_ylabel("energy of the first r" if cumulative else "σᵢ / root-mean-square σ")
         return axes[0] if len(kinds) > 1 else axes[0, 0]
 
-    def _sigma(self, ax: Axes, rows: pd.DataFrame) -> None:
+    def _sigma(self, ax: Axes, rows: pd.DataFrame, *, named: bool) -> float:
+        """Draw the spectra of one kind; returns where the axis may end: what is below is rounding or the solver's."""
+        floor = math.inf
         for (_, row), colour in _selected(rows):
             spectrum = self._analysis.spectra[row["key"]]
             drawn = curve(spectrum, 90)
             unit = float(row["fro_norm"]) / math.sqrt(min(spectrum.rows, spectrum.cols))
-            y = np.where(
-                drawn.sigma > 1e-6 * drawn.sigma[0], drawn.sigma / unit, np.nan
-            )  # below is the solver's own error
+            seen = drawn.sigma > 1e-6 * drawn.sigma[0]  # below is the solver's own error
+            y = np.where(seen, drawn.sigma / unit, np.nan)
             edge = float(row["noise_edge"]) / unit if row["noise_edge"] > 0 else 0.0
             ax.plot(drawn.at, np.where(y > edge, y, np.nan), color=colour, linewidth=0.7, alpha=0.7)
             ax.plot(drawn.at, np.where(y <= edge, y, np.nan), color=style.MUTED, linewidth=0.5, alpha=0.45)
+            floor = min(floor, max(edge / 2, float(y[seen][-1]) / 1.5, float(y[0]) * DEEPEST))
         shape = _typical_shape(rows)
         noise = noise_curve(*shape, 90)
-        ax.plot(noise.at, noise.sigma * math.sqrt(min(shape)), color=style.INK, linestyle="--", linewidth=0.9)
+        level = noise.sigma * math.sqrt(min(shape))
+        ax.plot(noise.at, level, color=style.INK, linestyle="--", linewidth=0.9)
+        if named:
+            ax.annotate("noise", (1, float(level[0])), (2, -8), textcoords="offset points", fontsize=6.5)
+        return floor
 
     def _cumulative(self, ax: Axes, rows: pd.DataFrame) -> None:
         for (_, row), colour in _selected(rows):
@@ -333,7 +360,7 @@ def _selected(rows: pd.DataFrame) -> list[tuple[Any, str]]:
 
 
 def _typical_shape(rows: pd.DataFrame) -> tuple[int, int]:
-    """The commonest shape, larger side first."""
+    """The most frequent shape, larger side first."""
     shapes = [(max(m, n), min(m, n)) for m, n in zip(rows["rows"], rows["cols"], strict=True)]
     m, n = max(set(shapes), key=lambda s: (shapes.count(s), s))
     return int(m), int(n)

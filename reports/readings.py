@@ -20,6 +20,7 @@ HEATMAPS = (  # identifier, metric, of vectors
     ("effective", "effective_rank", False),
     ("intruders", "intruders", False),
 )
+EXPERTS = "experts"
 CELLS = (
     "Grey cells did not change; hatched ones did, but rounding hides the number. Experts of one layer share a cell, "
     "which shows their median. Point at a cell for its numbers, click it for its spectrum (arrow keys move between "
@@ -32,6 +33,11 @@ TITLES = {
         "column holds what is outside of layers). Darker means that it moved further from the base: ‖ΔW‖ / "
         f"‖W0‖, or ‖ΔW‖ where the base is not known. {CELLS}",
     ),
+    "experts": (
+        "Which experts changed",
+        "Each cell is one expert of one layer, all its matrices taken as one vector: ‖ΔW‖ / ‖W0‖. Grey experts are the "
+        "same on both sides. Click a cell for the first of its matrices.",
+    ),
     "vectors": (
         "Norms and biases",
         "The same picture for 1-D tensors. They have no rank; an adapter of matrices does not touch them "
@@ -41,7 +47,7 @@ TITLES = {
         "Rank against noise",
         "rank_90 (how many directions hold 90 % of the energy) divided by what noise of the same shape "
         "would have. 1 means: as spread out as noise. Small means genuinely low-rank. The ratio removes the "
-        f"effect of a matrix' shape, which the plain rank carries. {CELLS}",
+        f"effect of the matrix's shape, which the plain rank carries. {CELLS}",
     ),
     "effective": (
         "Effective rank",
@@ -74,13 +80,13 @@ TITLES = {
     "spectra": (
         "Singular values by module kind",
         "One line per matrix on logarithmic axes, in units of the root-mean-square singular value; grey below the "
-        "noise edge of its storage. The dashed line is noise of the commonest shape: a line that follows it is "
+        "noise edge of its storage. The dashed line is noise of the most frequent shape: a line that follows it is "
         "spread like noise, one that starts high and falls fast is low-rank.",
     ),
     "energy": (
         "Cumulative energy by module kind",
         "One line per resolved matrix: the share of ‖ΔW‖² that its first r directions hold; dotted at 90 %. Dashed: "
-        "noise of the commonest shape. The further left of the dashed line, the better a low-rank adapter could "
+        "noise of the most frequent shape. The further left of the dashed line, the better a low-rank adapter could "
         "hold the update.",
     ),
     "kept": (
@@ -140,6 +146,19 @@ def _depth(rows: pd.DataFrame, metric: str) -> str:
     if ratio < 1 / 1.1:
         return f"; it falls with depth (last third of the layers {number(ratio, 2)} times the first)"
     return "; first and last layers differ little"
+
+
+def of_experts(layers: Layers) -> str:
+    """How many experts changed, layer by layer."""
+    rows = layers.matrices.assign(expert=layers.experts)
+    rows = rows[rows["expert"].notna() & rows["layer"].notna()]
+    moved = rows.groupby(["layer", "expert"])["changed"].any()
+    by_layer, total = moved.groupby("layer").sum(), moved.groupby("layer").size()
+    low, high = int(by_layer.min()), int(by_layer.max())
+    span = f"{whole(low)}" if low == high else f"{whole(low)} to {whole(high)}"
+    every = f"of {whole(total.max())} experts changed in each layer"
+    still = int((~moved).sum())
+    return f"{span} {every}; {whole(still)} of {whole(len(moved))} did not." if still else f"All {every[3:]}."
 
 
 def reading(identifier: str, layers: Layers, s: Summary) -> str:

@@ -21,8 +21,8 @@ def _inputs(s: Summary) -> list[tuple[object, str, str, str]]:
     return [
         (
             s.failed,
-            f"{plural(s.failed, 'tensor')} could not be measured; the reasons are listed under *skipped*.",
-            "Skipped with reason failed.",
+            f"{plural(s.failed, 'tensor')} could not be measured; the reasons stand under *skipped*.",
+            "Skipped because it could not be measured.",
             "warn",
         ),
         (
@@ -34,14 +34,14 @@ def _inputs(s: Summary) -> list[tuple[object, str, str, str]]:
         (
             mismatched,
             f"{plural(mismatched, 'tensor has', 'tensors have')} another shape on the other side and no row.",
-            "Skipped with reason shape_mismatch.",
+            "Skipped for another shape on the other side.",
             "warn",
         ),
         (
             len(s.one_sided),
             f"{plural(len(s.one_sided), 'tensor exists', 'tensors exist')} on one side only: "
             f"{listed(code(n) for n in s.one_sided)}.",
-            "Skipped with reason only_in_base or only_in_ft, and not merely left alone by an adapter.",
+            "Skipped as only on one side, and not merely left alone by an adapter.",
             "note",
         ),
     ]

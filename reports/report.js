@@ -3,11 +3,18 @@
 (() => {
   const { data, byId, make, number, term, chart } = deltaw;
   const { columns, spectra, noise, labels, slots, sections } = data;
-  const rows = data.rows.map((values, i) => Object.fromEntries([["_i", i], ...columns.map((c, j) => [c, values[j]])]));
+  // A row knows its number in the whole table, of which the page may hold a part; `params` is no column of the files.
+  const rows = data.rows.map((values, i) => {
+    const row = Object.fromEntries([["_i", data.numbers[i]], ...columns.map((c, j) => [c, values[j]])]);
+    row.params = row.rows * (row.ndim === 1 ? 1 : row.cols);
+    return row;
+  });
+  const byNumber = new Map(rows.map((row) => [row._i, row]));
+  const key = (row) => (row.part ? `${row.name}[${row.part}]` : row.name);
   const dialog = byId("detail");
   let opener = null;
 
-  const title = (row) => labels[row._i] ?? (row.part ? `${row.name}[${row.part}]` : row.name);
+  const title = (row) => labels[row._i] ?? key(row);
   const place = (row) => [
     row.kind,
     row.layer === null ? null : `layer ${row.layer}`,
@@ -15,7 +22,7 @@
   ];
 
   function describe(cell) {
-    const row = rows[Number(cell.dataset.m)];
+    const row = byNumber.get(Number(cell.dataset.m));
     const more = Number(cell.dataset.n || 1);
     const lines = [
       ["relative_change", 3],
@@ -45,10 +52,10 @@
   function interval(row, name, digits = 4) {
     const low = row[`${name}_low`],
       high = row[`${name}_high`];
-    const value = number(row[name], digits);
+    const value = deltaw.written(name, row[name], digits);
     return low === null || low === undefined || low === high
       ? value
-      : `${value} (${number(low, digits)} – ${number(high, digits)})`;
+      : `${value} (${deltaw.written(name, low, digits)} – ${deltaw.written(name, high, digits)})`;
   }
 
   // ── one matrix ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +119,8 @@
   function energyChart(row, points, width) {
     const ranks = ["rank_50", "rank_90", "rank_95", "rank_99"]
       .map((name) => ({ name, rank: row[name], share: Number(name.slice(5)) / 100 }))
-      .filter((d) => d.rank >= 1);
+      .filter((d) => d.rank >= 1)
+      .map((d) => Object.assign(d, { share: onCurve(points, d.rank, d.share) }));
     const marks = [
       Plot.line(noiseOf(row, 1), { x: "i", y: "energy", stroke: "var(--c59636e)", strokeDasharray: "5 4" }),
       Plot.line(points, { x: "i", y: "energy", stroke: "var(--c0072b2)", strokeWidth: 1.75 }),
@@ -147,6 +155,15 @@
     });
   }
 
+  // Where a curve that is drawn through some of its points (on a logarithmic axis) stands at rank r.
+  function onCurve(points, r, otherwise) {
+    const after = points.findIndex((p) => p.i >= r);
+    if (after < 0) return otherwise;
+    if (points[after].i === r || after === 0) return points[after].energy;
+    const [a, b] = [points[after - 1], points[after]];
+    return a.energy + ((b.energy - a.energy) * Math.log(r / a.i)) / Math.log(b.i / a.i);
+  }
+
   // Ranks that coincide share one label, at the highest of their shares.
   function separate(ranks) {
     const out = new Map();
@@ -154,9 +171,8 @@
       out.set(d.rank, {
         ...d,
         label:
-          [...(out.get(d.rank)?.label.replace(/:.*/, "").split(", ") ?? []), `${Math.round(100 * d.share)} %`].join(
-            ", ",
-          ) + `: ${number(d.rank)}`,
+          [...(out.get(d.rank)?.label.replace(/:.*/, "").split(", ") ?? []), `${d.name.slice(5)} %`].join(", ") +
+          `: ${number(d.rank)}`,
       });
     return [...out.values()];
   }
@@ -214,39 +230,83 @@
     return text ? make("p", { className: "caution" }, text) : null;
   }
 
-  function neighbours(row) {
-    const same = (other) => slots[other._i] === slots[row._i] && other.stack === row.stack;
-    const twins = rows.filter((r) => same(r) && r.layer === row.layer && r._i !== row._i);
+  const sameSlot = (row) => (other) => slots[other._i] === slots[row._i] && other.stack === row.stack;
+  const leadingTo = (r, text) =>
+    make("button", { type: "button", className: "chip", onclick: () => open(r._i) }, make("bdi", {}, text));
+  const chips = (heading, buttons) =>
+    buttons.length ? make("p", { className: "chips" }, make("span", {}, heading), ...buttons) : null;
+
+  // The same module in the layers before and after.
+  function steps(row) {
     const column = rows
-      .filter((r) => same(r) && r.layer !== row.layer && r.layer !== null)
+      .filter((r) => sameSlot(row)(r) && r.layer !== row.layer && r.layer !== null)
       .sort((a, b) => a.layer - b.layer);
     const before = column.findLast((r) => r.layer < row.layer),
       after = column.find((r) => r.layer > row.layer);
+    return [
+      before && leadingTo(before, `← layer ${before.layer}`),
+      after && leadingTo(after, `layer ${after.layer} →`),
+    ].filter(Boolean);
+  }
+
+  function neighbours(row) {
+    const same = sameSlot(row);
+    const twins = rows.filter((r) => same(r) && r.layer === row.layer && r._i !== row._i);
     const layer = rows.filter(
       (r) => r.layer === row.layer && r.stack === row.stack && r._i !== row._i && !same(r) && r.ndim !== 1,
     );
-    const button = (r, text) =>
-      make("button", { type: "button", className: "chip", onclick: () => open(r._i) }, make("bdi", {}, text));
-    const line = (heading, buttons) =>
-      buttons.length ? make("p", { className: "chips" }, make("span", {}, heading), ...buttons) : null;
     return make(
       "nav",
       { "aria-label": "Neighbours" },
-      line(
-        "Same module",
-        [before && button(before, `← layer ${before.layer}`), after && button(after, `layer ${after.layer} →`)].filter(
-          Boolean,
-        ),
-      ),
-      line(
+      chips(
         "Same layer",
-        layer.slice(0, 24).map((r) => button(r, r.part ? `${r.module}[${r.part}]` : r.module)),
+        layer.slice(0, 24).map((r) => leadingTo(r, r.part ? `${r.module}[${r.part}]` : r.module)),
       ),
-      line(
+      chips(
         "Same cell",
-        twins.slice(0, 64).map((r) => button(r, r.part || r.module)),
+        twins.slice(0, 64).map((r) => leadingTo(r, r.part || r.module)),
       ),
     );
+  }
+
+  // What a reader asks first: how far it moved, its rank against noise, what an adapter keeps.
+  function headline(row) {
+    const hidden = (name) => data.hidden_by_noise.includes(name) && row.resolution && row.resolution !== "resolved";
+    const known = (name) => row[name] !== null && row[name] !== undefined && row[name] !== "";
+    const null_ = known("rank_90_null") ? `noise: ${number(row.rank_90_null)}` : "";
+    const items = [
+      ["relative_change", "relative change", "‖ΔW‖ / ‖W0‖"],
+      ["rank_90", "rank for 90 %", null_],
+      ["rank_90_denoised", "rank for 90 %, denoised", null_],
+      ["signal_rank", "above rounding", "directions"],
+      ["energy_at_16", "kept by rank 16", "at best"],
+      ["energy_at_16_denoised", "kept by rank 16, denoised", "at best"],
+    ].filter(([name]) => known(name) && !hidden(name));
+    if (!items.length) return null;
+    return make(
+      "dl",
+      { className: "five" },
+      ...items.map(([name, label, meaning]) =>
+        make(
+          "div",
+          {},
+          make("dt", {}, term(name, label)),
+          make("dd", {}, make("strong", {}, interval(row, name, 3)), make("span", {}, meaning)),
+        ),
+      ),
+    );
+  }
+
+  // The name, a link to this matrix, and its numbers as two columns of a spreadsheet.
+  function copies(row) {
+    const numbers = columns
+      .filter((c) => row[c] !== null && row[c] !== undefined && row[c] !== "")
+      .map((c) => `${c}\t${row[c]}`);
+    return [
+      deltaw.copyButton("Copy name", () => key(row)),
+      deltaw.copyButton("Copy link", () => location.href),
+      deltaw.copyButton("Copy numbers", () => numbers.join("\n")),
+    ];
   }
 
   function facts(row) {
@@ -269,9 +329,11 @@
   }
 
   function open(i, from = null) {
-    const row = rows[i];
+    const row = byNumber.get(i);
+    if (!row) return;
     if (from) opener = from;
     if (!dialog.open) dialog.showModal();
+    history.replaceState(null, "", `#m=${encodeURIComponent(key(row))}`);
     const close = make(
       "button",
       { type: "button", className: "close", "aria-label": "Close", onclick: () => dialog.close() },
@@ -287,24 +349,47 @@
           place(row).filter(Boolean).join(" · "),
           ` · ${row.base_dtype || "no base"} → ${row.ft_dtype} · ${row.route}, ${row.method}`,
         ),
+        make("p", { className: "chips" }, ...steps(row), ...copies(row)),
         warning(row),
+        headline(row),
         ...charts(row),
-        neighbours(row),
         facts(row),
+        neighbours(row),
       ].filter(Boolean),
     );
     dialog.scrollTop = 0;
     heading.focus();
   }
 
-  dialog.addEventListener("close", () => opener?.focus?.());
+  // `#m=NAME` opens a matrix: a link to it can be sent.
+  function follow() {
+    const found = location.hash.match(/^#m=(.*)$/);
+    if (!found) return;
+    const wanted = decoded(found[1]);
+    const row = rows.find((r) => key(r) === wanted);
+    if (row) open(row._i);
+  }
+
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text; // a stray percent sign
+    }
+  }
+
+  dialog.addEventListener("close", () => {
+    if (location.hash.startsWith("#m=")) history.replaceState(null, "", location.pathname + location.search);
+    opener?.focus?.();
+  });
+  addEventListener("hashchange", follow);
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close();
   });
   dialog.addEventListener("keydown", (event) => {
-    const chips = [...dialog.querySelectorAll(".chip")];
-    if (event.key === "ArrowLeft" && event.altKey) chips.find((c) => c.textContent.startsWith("←"))?.click();
-    if (event.key === "ArrowRight" && event.altKey) chips.find((c) => c.textContent.endsWith("→"))?.click();
+    const buttons = [...dialog.querySelectorAll(".chip")];
+    if (event.key === "ArrowLeft" && event.altKey) buttons.find((c) => c.textContent.startsWith("←"))?.click();
+    if (event.key === "ArrowRight" && event.altKey) buttons.find((c) => c.textContent.endsWith("→"))?.click();
   });
 
   // ── the table of layers ───────────────────────────────────────────────────────────────────────────────────────
@@ -312,6 +397,7 @@
     "name",
     "kind",
     "layer",
+    "params",
     "relative_change",
     "rank_90",
     "rank_90_ratio",
@@ -324,14 +410,17 @@
   function layers() {
     const element = byId("layers-table");
     if (!element || !rows.length) return;
-    const all = columns.map((field) => ({
+    const width = { name: 256, layer: 70, kind: 96, resolution: 104, params: 96 };
+    const define = (field) => ({
       field,
       title: field,
       numeric: !text.has(field),
       frozen: field === "name" && innerWidth > 900,
-      width: { name: 256, layer: 70, kind: 96, resolution: 104 }[field] ?? (text.has(field) ? undefined : 92),
-    }));
-    const used = new Set(columns.filter((c) => rows.some((r) => r[c] !== null && r[c] !== "")));
+      width: width[field] ?? (text.has(field) ? undefined : 96),
+    });
+    const saved = columns.map(define);
+    const all = [...saved, define("params")];
+    const used = new Set(["params", ...columns].filter((c) => rows.some((r) => r[c] !== null && r[c] !== "")));
     const choose = (names) => names.map((n) => all.find((c) => c.field === n)).filter((c) => c && used.has(c.field));
     const toolbar = byId("layers-tools");
     const choice = make(
@@ -340,7 +429,9 @@
       ...["overview", ...Object.keys(sections), "all columns"].map((v) => make("option", { value: v }, v)),
     );
     toolbar.append(make("label", {}, "Columns ", choice));
-    const grid = deltaw.table(element, choose(overview), rows, { open, file: "layers.csv", toolbar, saved: all });
+    const by = used.has("relative_change") ? "relative_change" : "fro_norm";
+    const grid = deltaw.table(element, choose(overview), rows, { open, file: "layers.csv", toolbar, saved, by });
+    vectors(grid, toolbar);
     choice.addEventListener("change", () => {
       const head = ["name", "kind", "layer"];
       const named = { overview, "all columns": columns }[choice.value] ?? [
@@ -351,7 +442,24 @@
     });
   }
 
+  // Norms and biases have no ranks: they are shown when asked for, or where there is nothing else.
+  function vectors(grid, toolbar) {
+    const count = rows.filter((r) => r.route === "vector").length;
+    if (!count || count === rows.length) return;
+    const button = make("button", { type: "button", "aria-pressed": "false" }, `Norms and biases (${number(count)})`);
+    const matrices = (row) => row.route !== "vector";
+    grid.on("tableBuilt", () => grid.setFilter(matrices));
+    button.addEventListener("click", () => {
+      const on = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(on));
+      if (on) grid.clearFilter();
+      else grid.setFilter(matrices);
+    });
+    toolbar.append(button);
+  }
+
   layers();
+  follow();
   document.querySelectorAll("figure[data-live]").forEach((figure) => deltaw.heatmap(figure, open, describe));
   document.querySelectorAll("a[data-open]").forEach((a) =>
     a.addEventListener("click", (event) => {

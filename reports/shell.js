@@ -33,6 +33,13 @@ const deltaw = (() => {
     return (Number(mantissa) === 1 ? `10${raised}` : `${mantissa}\u202f·\u202f10${raised}`).replace("-", "−");
   }
 
+  // A value of a column: a share as a percentage, as in the sentences.
+  const shares = new Set(data.shares ?? []);
+  function written(name, given, digits = 3) {
+    const known = given !== null && given !== undefined && given !== "";
+    return known && shares.has(name) ? `${number(100 * given, digits)}\u202f%` : number(given, digits);
+  }
+
   // A metric's name that explains itself.
   function term(name, label = name) {
     const metric = data.metrics[name] ? name : name.replace(/_(low|high)$/, "");
@@ -125,10 +132,10 @@ const deltaw = (() => {
     element,
     columns,
     rows,
-    { open = null, file = "table.csv", size = 20, toolbar = null, saved = columns } = {},
+    { open = null, file = "table.csv", size = 20, toolbar = null, saved = columns, by = null } = {},
   ) {
     const format = (cell) => {
-      return make("span", {}, ...breaking(number(cell.getValue())));
+      return make("span", {}, ...breaking(written(cell.getField(), cell.getValue())));
     };
     const head = (cell) => make("span", {}, ...breaking(cell.getValue()));
     const define = (some) =>
@@ -164,6 +171,7 @@ const deltaw = (() => {
       paginationSize: size,
       paginationSizeSelector: [20, 50, 100, 500],
       paginationCounter: "rows",
+      initialSort: by ? [{ column: by, dir: "desc" }] : [],
       movableColumns: false,
       placeholder: "No row matches the filters.",
       columnDefaults: { resizable: "header" },
@@ -279,6 +287,23 @@ const deltaw = (() => {
     return svg;
   }
 
+  // A button that puts a text on the clipboard, and says so.
+  function copyButton(label, text) {
+    const button = make("button", { type: "button", className: "chip" }, label);
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(text());
+        button.textContent = "Copied";
+      } catch {
+        button.textContent = "No permission to copy";
+      }
+      setTimeout(() => {
+        button.textContent = label;
+      }, 2000);
+    });
+    return button;
+  }
+
   function copyButtons() {
     document.querySelectorAll("button[data-copy]").forEach((button) => {
       button.addEventListener("click", async () => {
@@ -347,5 +372,5 @@ const deltaw = (() => {
   choices();
   printing();
   if (innerWidth < 1100) document.querySelector(".toc details").open = false;
-  return { data, byId, make, number, term, heatmap, table, chart, csv, compare };
+  return { data, byId, make, number, written, copyButton, term, heatmap, table, chart, csv, compare };
 })();

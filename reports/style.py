@@ -7,10 +7,17 @@ lock guards them.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaw.reports import ramp
+from deltaw.reports.text import MINUS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +40,11 @@ KINDS: dict[str, str] = {
 GROUPS = ("#1c2128", "#0072b2", "#d55e00", "#00865f", "#b4568c", "#9a7500", "#3a8fbf", "#7a52a3", "#6e7781")
 RESOLUTION = {"resolved": "#0072b2", "noisy": "#9a7500", "below_precision": "#d55e00"}
 SEQUENTIAL = "crest"
+MOST_PLACES = 6  # decimals of a tick; beyond, it is written with a power of ten
 
 # What the same colour is on a dark page; `deltaw.reports.svg` writes both as one CSS variable.
 DARK: dict[str, str] = {
+    **ramp.DARK,
     INK: "#e6e9ee",
     MUTED: "#9ba6b2",
     LINE: "#343c46",
@@ -49,6 +58,19 @@ DARK: dict[str, str] = {
     "#6e7781": "#a5aeb8",
     "#7a52a3": "#b592dc",
 }
+
+SHADES = 6
+
+
+def _text_safe(colour: str) -> str:
+    """The colour, darkened until a text in it can be read on white (4.5:1)."""
+    return next(c for c in ramp.shades(colour, 30, most=0.6) if ramp.contrast(c, "#ffffff") >= 4.5)
+
+
+# Shades of each kind for the lines of its modules and their names: darker on a light page, lighter on a dark one.
+KIND_SHADES = {kind: ramp.shades(_text_safe(colour), SHADES, most=0.6) for kind, colour in KINDS.items()}
+for _kind, _colour in KINDS.items():
+    DARK.update(zip(KIND_SHADES[_kind], ramp.shades(DARK[_colour], SHADES, "#ffffff", 0.7), strict=True))
 
 SETTINGS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -109,6 +131,12 @@ def kind_colour(kind: str) -> str:
     return KINDS.get(kind, KINDS["other"])
 
 
+def kind_shades(kind: str, count: int) -> list[str]:
+    """Colours for `count` modules of a kind, as far apart as they can be."""
+    known = KIND_SHADES.get(kind, KIND_SHADES["other"])
+    return [known[round(i * (SHADES - 1) / max(count - 1, 1)) if count <= SHADES else i % SHADES] for i in range(count)]
+
+
 def figure(height: float, columns: int = 2, rows: int = 1, cols: int = 1, **subplots: Any) -> tuple[Figure, Any]:
     """A figure of one or two columns' width and its axes, without pyplot.
 
@@ -142,22 +170,63 @@ def log_scale(axis: Axis, share: bool = False) -> None:
 
 
 def ticks(axis: Axis, share: bool = False) -> None:
-    """Ticks as plain text: 0.01, 10, 10⁻⁷, or 1 %; matplotlib's own logarithmic ones are formulas, which are off."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+    """Ticks as plain text: 0.01, 10, 10⁻⁷, or 1 %; matplotlib's own logarithmic ones are formulas, which are off.
+
+    On a linear axis all ticks have as many decimals as their step needs, so that no two read alike.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     from deltaw.reports.text import NARROW, number
 
     unit = f"{NARROW}%" if share else ""
     if axis.get_scale() == "linear":
-        axis.set_major_formatter(
-            PercentFormatter(1.0, symbol=unit) if share else FuncFormatter(lambda v, _: number(v, 3))
-        )
+
+        def write(value: float, position: int | None) -> str:
+            scale = 100 if share else 1
+            places = _places(scale * np.asarray(axis.get_majorticklocs()))
+            text = f"{scale * value + 0.0:,.{places}f}" if places <= MOST_PLACES else number(scale * value, 3)
+            return text.replace("-", MINUS).replace(",", NARROW) + unit
+
+        axis.set_major_formatter(FuncFormatter(write))
         return
     low, high = sorted(axis.get_view_interval())
     narrow = high / max(low, 1e-300) < 300
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if narrow else (1,), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda v, _: number((100 if share else 1) * v, 1) + unit))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _places(at: NDArray[np.float64]) -> int:
+    """The decimals that write every tick exactly: those of their step."""
+    steps = np.diff(np.unique(at))
+    if not steps.size or not steps.min() > 0:
+        return 0
+    least = float(steps.min())
+    exact = (d for d in range(MOST_PLACES + 1) if abs(round(least, d) - least) < 1e-3 * least)
+    return next(exact, MOST_PLACES + 1)
+
+
+def limits(axis: Axis, values: Iterable[float]) -> None:
+    """Room around numbers that are nearly equal: a tenth of them on each side, where they span less than that.
+
+    An axis of the last digits would show rounding as a pattern.
+    """
+    known = np.array([v for v in values if math.isfinite(v)])
+    if not known.size:
+        return
+    low, high, middle = float(known.min()), float(known.max()), float(np.median(known))
+    reach = 0.1 * max(abs(low), abs(high))
+    if high - low < reach:
+        axis.set_view_interval(middle - reach, middle + reach, ignore=True)
+        axis.axes.autoscale(enable=False, axis="x" if axis is axis.axes.xaxis else "y")
+
+
+def step(least: float) -> int:
+    """The round number 1, 2, 5, 10, 20, … that is at least `least`: of labels, one in so many is shown."""
+    if least <= 1:
+        return 1
+    ten = 10 ** math.floor(math.log10(least))
+    return next(int(m * ten) for m in (1, 2, 5, 10) if m * ten >= least)
 
 
 def label(text: str, limit: int = 34) -> str:

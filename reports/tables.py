@@ -10,10 +10,13 @@ from markupsafe import Markup, escape
 from deltaw.reports import adapter_ranks, heatmaps
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.page import Column
+from deltaw.reports.reasons import why
 from deltaw.reports.text import EMPTY, missing, percent, short, visible, whole
 from deltaw.results.columns import ON_PAPER, is_hidden_by_noise, is_text, is_whole
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from deltaw.results.analysis import Analysis
 
 PRINTED = 300  # rows of the table on paper; the files have all
@@ -82,9 +85,7 @@ def skipped(analysis: Analysis) -> tuple[list[Column], Rows]:
         Column("reason", "reason", numeric=False),
         Column("detail", "detail", numeric=False),
     ]
-    return columns, [
-        {"name": visible(s.name), "reason": visible(s.reason), "detail": visible(s.detail)} for s in analysis.skipped
-    ]
+    return columns, [{"name": visible(s.name), "reason": why(s), "detail": visible(s.detail)} for s in analysis.skipped]
 
 
 def printed(layers: Layers) -> tuple[list[Column], Rows, int]:
@@ -105,9 +106,8 @@ def printed(layers: Layers) -> tuple[list[Column], Rows, int]:
     return columns, rows, len(layers.frame) - len(rows)
 
 
-def everything(layers: Layers) -> Markup:
-    """All columns of all rows, for browsers without JavaScript (inside `noscript`)."""
-    frame = layers.frame
+def everything(frame: pd.DataFrame) -> Markup:
+    """All columns of some rows, for browsers without JavaScript (inside `noscript`)."""
     columns = [str(c) for c in frame.columns if c not in HELPERS]
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
     texts = [[_cell(v, is_whole(c)) for v in frame[c].tolist()] for c in columns]

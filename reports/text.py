@@ -55,7 +55,10 @@ def percent(value: Any, digits: int = 3) -> str:
         return f"<{NARROW}0.0001{NARROW}%"
     if 0.9995 <= value < 1:
         return f">{NARROW}99.9{NARROW}%"
-    return f"{number(100 * value, digits)}{NARROW}%"
+    written = number(100 * value, digits)
+    if written == "100" and value < 1:
+        return f">{NARROW}99{NARROW}%"
+    return f"{written}{NARROW}%"
 
 
 def plural(count: int, one: str, many: str = "") -> str:
@@ -103,6 +106,14 @@ def size(nbytes: Any) -> str:
             return f"{number(value)}{NARROW}{unit}"
         value /= 1000
     return f"{number(value)}{NARROW}TB"
+
+
+def count(value: float) -> str:
+    """A large number in short: 950, 22.7 M, 7.24 B."""
+    for limit, scale, unit in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "B")):
+        if value < limit:
+            return f"{number(value / scale)}{NARROW}{unit}" if unit else whole(value)
+    return f"{number(value / 1e12)}{NARROW}T"
 
 
 def duration(seconds: Any) -> str:

@@ -154,7 +154,7 @@ def test_a_real_update_is_not_taken_for_a_rounding():
 
 @pytest.mark.parametrize("shape", [(300, 300), (200, 600)])
 def test_one_spike_against_the_threshold_of_the_spiked_model(shape):
-    """Below θ = s·(mn)^¼ a spike leaves no trace (Baik, Ben Arous & Péché); 2.2 times above it stands clear."""
+    """Below θ = s·(mn)^¼ a spike leaves no trace (Baik, Ben Arous & Péché); 2.2 times above it is seen."""
     m, n = shape
     w0 = normal(m, n, scale=0.02)
     noise = measured(w0, w0.bfloat16())["rounding_noise"] / math.sqrt(m * n)

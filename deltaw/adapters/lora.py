@@ -174,7 +174,7 @@ def added_rows(name: str, start: int, stop: int) -> Skipped:
 
 
 def _lora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
-    """Rank and scaling from the config, held against the tensors.
+    """Rank and scaling from the config, checked against the tensors.
 
     Raises:
         AdapterError: The tensors have another rank.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from math import prod
@@ -24,6 +25,7 @@ from deltaw.adapters.plan import plan_adapter
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.files import parse_size
+from deltaw.measurement.command import command
 from deltaw.measurement.directory import claim
 from deltaw.measurement.engines.threads import Budget, map_unordered
 from deltaw.measurement.journal import Journal
@@ -427,6 +429,8 @@ def _assemble(
         (*planned.notes, *storage.notes(rows)),
         tuple(intruders),
         planned.coverage(failed=[key for key, found in measured.items() if found.row is None]),
+        command(*about, options),
+        datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

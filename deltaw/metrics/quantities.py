@@ -106,7 +106,7 @@ class Quantities:
         return replace(self, **other.known())
 
     def without_noise(self) -> Quantities:
-        """These without the rounding: nothing of an unchanged matrix has to stand clear of it."""
+        """These without the rounding: an unchanged matrix has nothing to tell from it."""
         return replace(self, **dict.fromkeys(OF_THE_NOISE))
 
 

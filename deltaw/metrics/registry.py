@@ -33,7 +33,7 @@ class Column:
         signed: Whether two values are compared by their difference and not by a ratio: they may be negative, or 0.
         of_the_base: Whether it needs W0.
         hidden_by_noise: Whether the rounding of the storage is in the number, so that it may only be quoted of a matrix
-            that stands clear of it.
+            that is larger than it.
         denoised: The column that holds the same with the rounding taken out, where there is one.
         of_sigma: Whether it adds up σ and not σ²: then rounding of a thousandth of the energy is in it already.
         always: Whether every row has a value.

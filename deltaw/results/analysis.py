@@ -47,6 +47,8 @@ class Analysis:
             vocabulary).
         intruders: Intruder dimensions of each matrix by several definitions; empty without `alignment`.
         coverage: How much of the model was compared.
+        command: What repeats the analysis; empty where a side was given in memory.
+        date: When it was done, UTC, ISO 8601; empty where it is not known.
     """
 
     rows: Sequence[Row]
@@ -61,6 +63,8 @@ class Analysis:
     notes: Sequence[str] = ()
     intruders: Sequence[IntruderCount] = ()
     coverage: Coverage = field(default_factory=Coverage)
+    command: str = ""
+    date: str = ""
 
     def __repr__(self) -> str:
         """One line."""
@@ -152,6 +156,8 @@ class Analysis:
                     "base": self.base,
                     "ft": self.ft,
                     "options": self.options,
+                    "command": self.command,
+                    "date": self.date,
                     "device": self.device,
                     "seconds": self.seconds,
                     "skipped": [s.to_dict() for s in self.skipped],
@@ -193,7 +199,7 @@ def load(out: str | Path) -> Analysis:
         skipped = [Skipped.from_dict(s) for s in about["skipped"]]
         frame = read_layers(out)
         rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
-        keys = ("base", "ft", "options", "device", "seconds", "versions", "notes")
+        keys = ("base", "ft", "options", "device", "seconds", "versions", "notes", "command", "date")
         coverage = Coverage(**{f.name: about["summary"]["coverage"][f.name] for f in fields(Coverage) if f.init})
         spectra = read_spectra(out / "spectra.safetensors")
         intruders = [IntruderCount(**count) for count in about["intruders"]]

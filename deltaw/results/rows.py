@@ -42,7 +42,7 @@ def is_changed(row: Row) -> bool:
 
 
 def is_clear(row: Row) -> bool:
-    """Whether a row stands clear of rounding: it explains no more than 1 % of the energy."""
+    """Whether rounding leaves a row readable: it explains no more than 1 % of the energy."""
     return text(row, "resolution") in CLEAR
 
 

@@ -59,7 +59,7 @@ class MovedModule:
 
 @dataclass(frozen=True)
 class Resolution:
-    """How many changed matrices stand clear of rounding, and how many do not."""
+    """How many changed matrices rounding leaves readable, and how many it does not."""
 
     resolved: int = 0
     noisy: int = 0
@@ -76,7 +76,7 @@ class Precision:
     """How much of the changed matrices is rounding.
 
     Attributes:
-        dtypes: Stored dtypes, the commonest first.
+        dtypes: Stored dtypes, the most frequent first.
         rounding: rounding_noise²/‖ΔW‖F², the share of the energy that rounding explains.
         beyond: Energy below the noise edge over rounding_noise².
         unchanged_fraction: Shares of entries with equal bits.
@@ -140,7 +140,7 @@ class AdapterUse:
     """What was read from an adapter.
 
     Attributes:
-        types: Adapter types of the changed matrices, the commonest first.
+        types: Adapter types of the changed matrices, the most frequent first.
         rank: Their ranks.
         factored: Changed matrices that were read from factors.
     """
@@ -155,8 +155,8 @@ class Kind:
     """The changed tensors of one kind: how many, and medians over them, as far as they may be quoted.
 
     Attributes:
-        tensors, matrices, clear: How many changed, how many of them are matrices, and how many of those stand clear of
-            rounding. Ranks and energies are medians over what may be quoted (`deltaw.results.rows.quote`).
+        tensors, matrices, clear: How many changed, how many of them are matrices, and how many of those rounding
+            leaves readable. Ranks and energies are medians over what may be quoted (`deltaw.results.rows.quote`).
         rank_90_low, rank_90_high: Medians of the bounds of rank_90; equal to it where it is exact.
         energy: `energy_at_r` by column.
     """
@@ -320,7 +320,7 @@ def _counts(rows: Rows, column: str) -> dict[str, int]:
     return dict(Counter(word for word in rows.texts(column) if word))
 
 
-def _commonest(words: Iterable[str]) -> tuple[str, ...]:
+def _most_frequent(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(word for word, _ in Counter(word for word in words if word).most_common())
 
 
@@ -382,7 +382,7 @@ def _precision(matrices: Rows) -> Precision:
     stored = np.where(noise > 0, noise, math.nan)
     signal = matrices.numbers("signal_rank")
     return Precision(
-        dtypes=_commonest(matrices.texts("ft_dtype")),
+        dtypes=_most_frequent(matrices.texts("ft_dtype")),
         rounding=Spread.of(noise / energy),
         beyond=Spread.of((1 - matrices.numbers("signal_energy")) * energy / stored),
         unchanged_fraction=matrices.spread("unchanged_fraction"),
@@ -428,7 +428,7 @@ def _against_base(matrices: Rows) -> AgainstBase:
 
 def _adapter(matrices: Rows) -> AdapterUse:
     return AdapterUse(
-        types=_commonest(matrices.texts("adapter_type")),
+        types=_most_frequent(matrices.texts("adapter_type")),
         rank=matrices.spread("adapter_rank"),
         factored=matrices.texts("route").count("factored"),
     )

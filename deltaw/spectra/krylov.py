@@ -246,7 +246,7 @@ def _orthonormal(W: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Q and R with W = basis·(…) + Q·R, Q orthonormal and orthogonal to the basis.
 
     Projected twice, since the first time leaves rounding of the size of W. Where no more than that is left of W (the
-    space is exhausted), Q is projected and factorised again until it stands clear of the basis.
+    space is exhausted), Q is projected and factorised again until nothing of the basis is left in it.
     """
     size = torch.linalg.vector_norm(W, dim=0).max()
     for _ in range(2):

@@ -26,7 +26,8 @@ def html(full_report):
 def test_the_outline(html):
     page = Page(html)
     headings = [h.strip() for h in page.text["h2"]][1:]  # the first is the picture's
-    assert page.text["h1"] == ["What fine-tuning changed"]
+    assert page.text["bdi"][:2] == ["models/base", "models/tuned"]
+    assert "<title>models/base → models/tuned: spread</title>" in html
     assert headings == [heading for _, heading in analysis_page.CONTENTS[1:]]
     assert [a["id"] for tag, a in page.elements if tag == "section"] == [i for i, _ in analysis_page.CONTENTS]
     assert [h.strip() for h in page.text["h3"]] == [
@@ -34,7 +35,16 @@ def test_the_outline(html):
         *("Update against rounding", "Shrinkage along the base"),
         *("Rank against noise", "rank_90 by layer", "Singular values by module kind"),
         *("Cumulative energy by module kind", "Effective rank", "Energy kept against adapter rank"),
-        *("What rank would have been enough?", "Inputs", "Run", "Skipped", "Rules of the sentences", "Glossary"),
+        *(
+            "What rank would have been enough?",
+            "Inputs",
+            "Reproduce",
+            "Cite",
+            "Run",
+            "Skipped",
+            "Rules of the sentences",
+            "Glossary",
+        ),
     ]
 
 
@@ -44,8 +54,11 @@ def test_the_first_screen(html):
     assert len(re.findall(r"<dt>", first)) == 5
     assert first.count("<figure") == 1
     text = re.sub(r"<[^>]+>", "", first)
-    assert "39 of 39 tensors changed; the typical matrix moved by 2\u202f% of its norm" in text
-    assert "is spread over many directions" in text
+    assert "30 of 30 matrices changed, the typical one by 2\u202f% of its norm" in text
+    assert "Not low-rank" in text
+    assert "LoraConfig(" in first
+    assert "parameters" in text
+    assert ">spread</span>" in first
 
 
 def test_every_figure_has_a_reading_and_a_how_to(html):
@@ -199,7 +212,7 @@ def test_only_vectors(kit):
 def test_one_matrix(kit):
     analysis = kit.make(kit.full())
     html = outline(dataclasses.replace(analysis, rows=[analysis.rows[1]]))
-    assert "1 of 1</strong> tensors changed" in html
+    assert "1 of 1</strong> matrix changed" in html
 
 
 def test_every_metric_may_be_missing(full_analysis):
@@ -260,6 +273,38 @@ def test_without_a_base_the_picture_shows_the_size(full_analysis):
     rows = [{k: v for k, v in r.items() if k not in needs_base} for r in full_analysis.rows]
     html = outline(dataclasses.replace(full_analysis, rows=rows, base={}))
     first = html[html.index('<section id="answer">') : html.index('<section id="changed">')]
-    assert "is not known without the base&#39;s weights" in first
+    assert "only the base&#39;s weights could tell" in first
     assert "needs the base&#39;s weights" in first
     assert 'aria-label="model.layers.0.self_attn.q_proj.weight: fro_norm ' in first
+
+
+def test_twenty_thousand_tensors_make_one_small_page(kit, tmp_path):
+    import time
+
+    analysis = kit.many(20_000, experts=64)
+    started = time.process_time()
+    path = write_analysis(analysis, tmp_path / "report.html")
+    assert time.process_time() - started <= 30
+    assert path.stat().st_size <= 15e6
+    html = path.read_text(encoding="utf-8")
+    assert "18\u202f000 more are in" in html
+    led_to = {int(n) for n in re.findall(r'data-m="(\d+)"', html)}
+    assert led_to <= set(json.loads(re.search(r'"numbers":(\[[^]]*\])', html)[1]))  # every cell has its row
+
+
+def test_many_modules_and_layers_share_cells(kit):
+    from deltaw.reports.layers import COLUMNS, ROWS, Layers
+
+    rows = [
+        {
+            **{"name": f"l.{i}.m{j}.weight", "stack": "l", "layer": i, "module": f"m{j}", "kind": "mlp", "part": ""},
+            **{"rows": 2, "cols": 2, "ndim": 2, "route": "dense", "fro_norm": 1.0, "relative_change": 0.1},
+        }
+        for i in range(400)
+        for j in range(ROWS + 1)
+    ]
+    layers = Layers(Analysis(rows))
+    grid = layers.grid(layers.matrices, layers.matrices["relative_change"])
+    assert grid.labels == ["m*"]
+    assert len(grid.columns) <= COLUMNS
+    assert sum(map(len, grid.members.values())) == len(rows)

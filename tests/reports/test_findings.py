@@ -6,13 +6,16 @@ import math
 import pytest
 
 from deltaw.reports import findings, remarks
+from deltaw.reports.adapter_ranks import Need
+from deltaw.reports.layers import Layers
+from deltaw.reports.offer import Offer, extract_command, lora_config, offer
 from deltaw.reports.text import unmarked
 from deltaw.results.analysis import Analysis
 from deltaw.results.decay import Decay, Gate
 from deltaw.results.rows import Spread
-from deltaw.results.summary import Moved, Ranks, Resolution, Summary
+from deltaw.results.summary import Moved, Precision, Ranks, Resolution, Summary
 from deltaw.results.verdict import Verdict
-from deltaw.types import Reason, Skipped
+from deltaw.types import Coverage, Reason, Skipped
 
 N = "\u202f"
 
@@ -25,7 +28,7 @@ def test_an_unchanged_pair(kit):
     f = kit.make(kit.nothing).summary
     assert f.verdict == "unchanged"
     assert said(f) == ["Nothing changed: all 39 tensors compared hold the same numbers on both sides."]
-    assert [x.value for x in findings.five(f)][:3] == ["0", "0 / 39", "0 / 0"]
+    assert [x.value for x in findings.five(f)][:3] == ["0", "0 / 30", "0 / 0"]
 
 
 def test_no_tensor_at_all():
@@ -38,18 +41,23 @@ def test_a_full_fine_tune(full_analysis):
     f = full_analysis.summary
     what, real, rank = said(f)
     assert f.verdict == "spread"
-    assert what.startswith("39 of 39 tensors changed; the typical matrix moved by 2 % of its norm")
-    assert real.startswith("It is real as far as storage goes: rounding to float32 explains < 0.0001 % of its energy")
-    assert rank.startswith("The update is spread over many directions: 90 % of its energy takes ")
-    assert "A rank-16 update could keep at best " in rank
+    assert (
+        what == "30 of 30 matrices changed, the typical one by 2 % of its norm (all about 2 %); so did 9 of 9 vectors."
+    )
+    assert real == "Storage rounding is negligible (float32)."
+    assert rank.startswith("Not low-rank: 90 % of the energy takes ")
+    assert "; a rank-16 adapter could keep " in rank
 
 
 def test_a_merged_lora_in_bf16(lora_analysis):
     f = lora_analysis.summary
     assert f.verdict == "low_rank"
     _, real, rank = said(f)
-    assert "rounding to bfloat16 explains 0.11 %" in real
-    assert rank.startswith("4 directions stand above rounding, 99.9 % of the energy")
+    assert real.startswith(
+        "Storage rounding (bfloat16) explains 0.11 % of the energy in the typical matrix and at most "
+    )
+    assert real.endswith("in any: the update is real.")
+    assert rank.startswith("Low-rank: 4 directions above rounding hold 99.9 % of the energy")
     assert rank.endswith("This is consistent with a merged low-rank update.")
 
 
@@ -58,8 +66,11 @@ def test_a_small_merged_lora_in_bf16_is_read_without_its_rounding(kit):
     assert f.resolution.noisy == f.changed_matrices == 28
     assert f.verdict == "low_rank"
     _, real, rank = said(f)
-    assert real.startswith("0 of 28 changed matrices stand clear of bfloat16 rounding; in 28 it explains 1 to 50 %")
-    assert rank.startswith("4 directions stand above rounding")
+    assert real.startswith(
+        "Of 28 changed matrices, storage rounding (bfloat16) explains 1 to 50 % of the energy in 28, "
+    )
+    assert real.endswith("whose ranks are read without it.")
+    assert rank.startswith("Low-rank: 4 directions above rounding")
     assert f.rank.rank_90.median <= 4
     assert f.rank.rank_90_ratio.median < 0.15
     assert f.energy["energy_at_16"].median > 0.99
@@ -80,7 +91,8 @@ def test_a_tiny_update_is_mostly_rounding(kit):
 def test_decay_only(kit):
     f = kit.make(kit.decay(0.02)).summary
     assert f.verdict == "decay_only"
-    assert "lies along the base weights themselves, with nearly one factor (c = 0.02" in said(f)[2]
+    assert "lies along the base weights themselves (c = 0.02 in every matrix)" in said(f)[2]
+    assert said(f)[2].endswith("an adapter has nothing to learn from it.")
     assert "which is what weight decay leaves" in said(f)[2]
 
 
@@ -93,7 +105,7 @@ def test_growth_is_not_called_decay(kit):
 def test_embeddings_only(kit):
     f = kit.make(kit.only({"embedding"}, kit.full())).summary
     assert f.verdict == "embeddings_only"
-    assert said(f)[0].startswith("Only embedding matrices changed (1 of 30 matrices); the typical matrix moved by 2 %")
+    assert said(f)[0] == "Only embedding matrices changed (1 of 30 matrices) by 2 % of its norm."
 
 
 def test_norms_only(kit):
@@ -108,9 +120,9 @@ def test_an_unrelated_model(kit):
     f = kit.make(kit.unrelated).summary
     assert f.verdict == "unrelated"
     text = " ".join(said(f))
-    assert text.startswith("These are not a base and its fine-tune: the typical difference is 14")
+    assert text.startswith("These are not a base and its fine-tune: the weights differ by 14")
     assert "rank-16" not in text
-    assert "say nothing about a fine-tuning" in text
+    assert text.endswith("describe that difference, not a fine-tune.")
     assert remarks.concerns(f)[0].level == "warn"
 
 
@@ -127,11 +139,9 @@ def test_an_adapter_without_its_base():
     f = Analysis(rows, skipped=[Skipped("m.head", Reason.ONLY_IN_BASE, "the adapter does not change it")]).summary
     assert f.verdict == "adapter"
     what, real, rank = said(f)
-    assert what == "4 of 4 tensors changed; how far, relative to the base, is not known without the base's weights."
-    assert real.startswith("It is read from the factors of a lora adapter of rank 8")
-    assert rank.startswith(
-        "It is low-rank by construction: 90 % of its energy takes 3 of the 8 directions that its factors allow"
-    )
+    assert what == "4 of 4 matrices changed; how far, relative to the base, only the base's weights could tell."
+    assert real == "It was read from the factors of a LoRA adapter of rank 8, so there is no rounding in it."
+    assert rank.startswith("Low-rank by construction: 90 % of the energy takes 3 of the 8 directions that the factors")
     assert remarks.concerns(f) == []  # an adapter leaves tensors alone
     assert not f.has_base
 
@@ -154,21 +164,159 @@ RESOLVED = Summary(
 )
 
 
+def with_ratio(ratio: float, verdict: Verdict = Verdict.SPREAD) -> Summary:
+    rank = dataclasses.replace(RESOLVED.rank, rank_90_ratio=Spread(n=10, median=ratio))
+    return dataclasses.replace(RESOLVED, rank=rank, verdict=verdict)
+
+
 @pytest.mark.parametrize(
-    ("ratio", "words"),
+    ("ratio", "verdict", "words"),
     [
-        (0.05, "is low-rank"),
-        (0.15, "is concentrated in few directions"),
-        (0.49, "is concentrated in few directions"),
-        (0.5, "is spread over many directions"),
-        (0.85, "is spread almost as evenly as noise"),
-        (1.02, "is spread almost as evenly as noise"),
+        (0.25, Verdict.CONCENTRATED, "Concentrated in few directions"),
+        (0.2501, Verdict.SPREAD, "Not low-rank"),
+        (0.8499, Verdict.SPREAD, "Not low-rank"),
+        (0.85, Verdict.SPREAD, "Spread out like noise"),
+        (1.02, Verdict.SPREAD, "Spread out like noise"),
+        (0.3, Verdict.NOISY, "Rounding leaves open whether it is low-rank"),
     ],
 )
-def test_words_follow_the_ratio_to_noise(ratio, words):
-    rank = dataclasses.replace(RESOLVED.rank, rank_90_ratio=Spread(n=10, median=ratio))
-    f = dataclasses.replace(RESOLVED, rank=rank)
-    assert f"The update {words}: 90 % of its energy" in said(f)[-1]
+def test_words_follow_the_verdict_and_the_ratio_to_noise(ratio: float, verdict: Verdict, words: str):
+    assert said(with_ratio(ratio, verdict))[-1] == (
+        f"{words}: 90 % of the energy takes 20 of 400 directions (noise: 200); a rank-16 adapter could keep 50 %."
+    )
+
+
+def test_estimates_are_said_to_be_estimates():
+    f = dataclasses.replace(with_ratio(0.3), methods={"estimate": 10})
+    assert "takes about 20 of 400" in said(f)[-1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "size", "ending"),
+    [
+        (105, 187, 0.57, "; 90 % in every layer takes ranks 105–187, adapters 57 % as large as the matrices."),
+        (8, 8, 0.05, "; 90 % in every layer takes rank 8, adapters 5 % as large as the matrices."),
+        (8, 8, 0.999, "; 90 % in every layer takes rank 8, adapters > 99 % as large as the matrices."),
+        (300, 300, 1.0, "; 90 % in every layer takes rank 300, adapters larger than the matrices."),
+        (8, 8, math.nan, "could keep 50 %."),
+    ],
+)
+def test_what_an_adapter_would_take(low: int, high: int, size: float, ending: str):
+    text = unmarked(findings.answer(with_ratio(0.3), Offer(low, high, size, ""))[-1].text).replace(N, " ")
+    assert text.endswith(ending)
+
+
+def rounded(high: float, **more: int) -> Summary:
+    precision = Precision(dtypes=("bfloat16",), rounding=Spread(n=10, median=high / 2, high=high))
+    return dataclasses.replace(RESOLVED, precision=precision, resolution=Resolution(**(more or {"resolved": 10})))
+
+
+def test_rounding_is_negligible_or_has_a_number():
+    assert said(rounded(0.99e-5))[1] == "Storage rounding is negligible (bfloat16)."
+    assert said(rounded(1e-5))[1] == (
+        "Storage rounding (bfloat16) explains 0.0005 % of the energy in the typical matrix and at most 0.001 % in any: "
+        "the update is real."
+    )
+
+
+def test_rounding_that_hides_some_matrices():
+    assert said(rounded(0.4, resolved=8, noisy=2))[1] == (
+        "Of 10 changed matrices, storage rounding (bfloat16) explains 1 to 50 % of the energy in 2, whose ranks are "
+        "read without it."
+    )
+    assert said(rounded(0.9, resolved=8, noisy=1, below_precision=1))[1] == (
+        "Of 10 changed matrices, storage rounding (bfloat16) explains 1 to 50 % of the energy in 1, whose ranks are "
+        "read without it and more than half in 1, whose ranks are not read."
+    )
+
+
+def test_a_rank_that_is_not_exact_has_its_bounds():
+    rank = dataclasses.replace(with_ratio(0.3).rank, rank_90_low=18.0, rank_90_high=25.0)
+    assert (
+        "takes 20 of 400 directions, between 18 and 25 (noise: 200)"
+        in said(dataclasses.replace(RESOLVED, rank=rank))[-1]
+    )
+
+
+def test_the_range_of_the_change():
+    def changed(**spread: float) -> str:
+        return said(dataclasses.replace(RESOLVED, change=Spread(**spread)))[0]
+
+    assert (
+        changed(n=1, median=0.01, low=0.01, high=0.01)
+        == "10 of 10 matrices changed, the typical one by 1 % of its norm."
+    )
+    assert "(all about 1 %)" in changed(n=2, median=0.01, low=0.01, high=0.01004)
+    assert "(1 % to 1.1 %; most in a)" in changed(n=2, median=0.01, low=0.01, high=0.0106)
+
+
+def test_one_matrix_is_singular():
+    f = dataclasses.replace(RESOLVED, matrices=1, changed_matrices=1, vectors=1, changed_vectors=1)
+    assert said(f)[0] == "1 of 1 matrix changed by 1 % of its norm; so did 1 of 1 vector."
+
+
+@pytest.mark.parametrize(("compared", "first"), [(89, "Only 89 % of the base was compared"), (90, "10 of 10 matrices")])
+def test_coverage_comes_first_below_nine_tenths(compared: int, first: str):
+    f = dataclasses.replace(RESOLVED, coverage=Coverage(9, 10, compared, 100))
+    assert said(f)[0].startswith(first)
+
+
+def test_nothing_is_offered_where_an_adapter_has_nothing_to_hold(kit):
+    for change in (kit.decay(0.02), kit.unrelated, kit.nothing, kit.only({"norm"}, kit.full())):
+        analysis = kit.make(change)
+        assert offer(Layers(analysis)) is None
+        assert extract_command(analysis) == ""
+    assert offer(Layers(kit.make(kit.full(1e-4), dtype="bfloat16"))) is None
+
+
+def test_no_command_is_offered_that_does_not_exist(full_analysis, monkeypatch):
+    import deltaw
+
+    monkeypatch.setattr(deltaw, "__all__", [n for n in deltaw.__all__ if n != "extract"])
+    assert extract_command(full_analysis) == ""
+    monkeypatch.setattr(deltaw, "__all__", [*deltaw.__all__, "extract"])
+    assert extract_command(full_analysis) == "deltaw extract models/base models/tuned --energy 0.9 --out adapter"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, not ours
+def test_the_lora_config_is_what_peft_understands(lora_analysis):
+    peft = pytest.importorskip("peft", reason="peft is not installed (pip install deltaw[peft])")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    found = offer(Layers(lora_analysis))
+    assert found is not None
+    assert (found.low, found.high, found.ranks) == (4, 4, "rank 4")
+    config = eval(found.config, {"LoraConfig": peft.LoraConfig})  # what a user pastes
+    size = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "vocab_size": 64}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**size, num_attention_heads=4))
+    adapted = peft.get_peft_model(model, config)
+    ranks = {n: p.shape[0] for n, p in adapted.named_parameters() if "lora_A" in n}
+    assert len(ranks) == 2 * 7
+    assert set(ranks.values()) == {4}
+
+
+def test_ranks_that_differ_get_a_pattern(kit):
+    peft = pytest.importorskip("peft", reason="peft is not installed (pip install deltaw[peft])")
+
+    def change(rng, w0, kind):
+        return kit.lora(2 if kind == "attention" else 6)(rng, w0, kind)
+
+    found = offer(Layers(kit.make(change, hidden=64)))
+    assert found is not None
+    config = eval(found.config, {"LoraConfig": peft.LoraConfig})
+    ranks = {config.r, *config.rank_pattern.values()}
+    assert (min(ranks), max(ranks)) == (found.low, found.high)
+    assert all(config.alpha_pattern[m] == 2 * r for m, r in config.rank_pattern.items())
+    assert config.lora_alpha == 2 * config.r
+
+
+def test_experts_are_a_regular_expression():
+    import re
+
+    needs = [Need("mlp.experts.*.up_proj", "mlp", 64, 0, 48, 96, {0.9: 3.0}, {0.9: 4.0})]
+    config = lora_config(needs)
+    pattern = eval(config, {"LoraConfig": dict})["target_modules"]
+    assert re.fullmatch(pattern, "model.layers.3.mlp.experts.12.up_proj")
+    assert not re.fullmatch(pattern, "model.layers.3.mlp.up_proj")
 
 
 def test_concerns_are_silent_where_nothing_is_wrong(kit, full_analysis):

@@ -31,13 +31,15 @@ def test_matrices_vectors_and_what_changed(full_analysis, kit):
     assert still.kinds == []
 
 
-def test_the_grid_keeps_the_order_of_the_checkpoint(full_analysis):
+def test_the_grid_is_in_the_order_of_the_network(full_analysis):
     layers = Layers(full_analysis)
     grid = layers.grid(layers.matrices, layers.matrices["relative_change"])
     assert grid.columns == ["", "0", "1", "2", "3"]
-    assert grid.labels[:4] == ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
-    assert grid.labels[-2:] == ["model.embed_tokens", "lm_head"]
-    assert grid.groups[-2:] == [OUTSIDE, OUTSIDE]
+    assert grid.labels[0] == "model.embed_tokens"
+    assert grid.labels[1:5] == ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    assert grid.labels[-1] == "lm_head"
+    assert (grid.groups[0].split(":")[1], grid.groups[-1].split(":")[1]) == (OUTSIDE, OUTSIDE)
+    assert len(set(grid.groups)) == 3  # before, in and after the layers
     assert np.isfinite(grid.values).sum() == 30
     frame = layers.frame
     for (row, column), (member,) in grid.members.items():
@@ -71,5 +73,6 @@ def test_two_stacks_have_their_own_rows():
     ]
     layers = Layers(Analysis(rows))
     grid = layers.grid(layers.matrices, layers.matrices["relative_change"])
-    assert grid.groups == ["encoder.block", "decoder.block"]
+    assert grid.groups == ["1:encoder.block", "2:decoder.block"]
+    assert grid.labels == ["encoder.block.*.q", "decoder.block.*.q"]
     assert np.isfinite(grid.values).sum(1).tolist() == [2, 3]

@@ -42,7 +42,7 @@ def test_the_html_of_an_analysis_stands_alone(full_analysis: Analysis):
     assert {"table", "svg"} <= tags
     assert not tags & {"script", "style", "link", "a", "img"}
     assert "class=" not in html
-    assert "tensors changed" in html
+    assert "matrices changed" in html
     assert len(html) < 200_000
 
 

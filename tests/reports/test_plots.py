@@ -92,8 +92,10 @@ def test_figures_for_papers(full_analysis, tmp_path):
     assert {p.name for p in (tmp_path / "figures").iterdir()} == names
     first = (tmp_path / "figures" / "spectra.svg").read_bytes()
     assert b"<text" not in first  # outlines: no font is needed
-    again, _ = figures.save(figures.of(full_analysis.plot.spectra()), tmp_path / "again", "spectra")
-    assert again.read_bytes() == first
+    again = figures.save(figures.of(full_analysis.plot.spectra()), tmp_path / "again", "spectra")
+    assert [p.suffix for p in again] == [".svg", ".pdf", ".png"]
+    assert again[0].read_bytes() == first
+    assert again[1].read_bytes() == (tmp_path / "figures" / "spectra.pdf").read_bytes()
 
 
 def test_figures_that_do_not_apply_are_left_out(kit, tmp_path):

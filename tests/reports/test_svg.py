@@ -47,16 +47,16 @@ def test_known_colours_follow_the_theme(full_analysis):
 
 def test_every_cell_links_to_its_matrix(full_analysis):
     prepared, _ = drawn(full_analysis)
-    width = prepared.grid.values.shape[1]
     cells = {
-        r * width + c: {"href": f"#row-{m[0]}", "aria-label": f"{r},{c}", "title": "<&>"}
-        for (r, c), m in prepared.grid.members.items()
+        at: {"href": f"#row-{prepared.grid.members[r, c][0]}", "aria-label": f"{r},{c}", "title": "<&>"}
+        for at, (r, c) in heatmaps.drawn_cells(prepared.grid).items()
+        if (r, c) in prepared.grid.members
     }
     root = parse(drawn(full_analysis, cell=cells.get)[1])
     links = root.findall(".//a")
     assert len(links) == 30
     assert {a.attrib["href"] for a in links} == {f"#row-{m[0]}" for m in prepared.grid.members.values()}
-    assert all(a.find("path").attrib["fill"].startswith("#") for a in links)
+    assert all(a.find("path").attrib["fill"].startswith("var(--c") for a in links)
     assert all(a.find("path/title").text == "<&>" for a in links)
     assert root.attrib["role"] == "group"
     # a cell lies where its row and column say
@@ -64,14 +64,14 @@ def test_every_cell_links_to_its_matrix(full_analysis):
         a.attrib["aria-label"]: [float(x) for x in re.findall(r"-?[\d.]+", a.find("path").attrib["d"])[:2]]
         for a in links
     }
-    assert left["0,1"][0] < left["0,2"][0]
-    assert left["0,1"][1] < left["1,1"][1]
+    assert left["1,1"][0] < left["1,2"][0]
+    assert left["1,1"][1] < left["2,1"][1]
 
 
 def test_cells_without_a_colour_can_still_be_clicked(lora_analysis):
     prepared, _ = drawn(lora_analysis)
-    width = prepared.grid.values.shape[1]
-    cells = {r * width + c: {"href": f"#row-{m[0]}"} for (r, c), m in prepared.grid.members.items()}
+    at = {cell: number for number, cell in heatmaps.drawn_cells(prepared.grid).items()}
+    cells = {at[cell]: {"href": f"#row-{m[0]}"} for cell, m in prepared.grid.members.items()}
     root = parse(drawn(lora_analysis, cell=cells.get)[1])
     fills = [a.find("path").attrib["fill"] for a in root.findall(".//a")]
     assert len(fills) == 30
