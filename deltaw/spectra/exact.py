@@ -202,9 +202,10 @@ def _resolved_roots(squares: Vector) -> Vector | None:
     """√λ in descending order, or None if too much of their sum is below what the Gram matrix resolves."""
     values: Vector = np.sqrt(np.maximum(squares[::-1], 0.0))  # rounding puts the zeros of a singular matrix at ±ε·λ1
     delta = GRAM_ERROR * math.sqrt(len(squares)) * 2.0**-53 * float(squares[-1])
-    if len(values) <= AS_QUICK and values[-1] < math.sqrt(delta):  # float32's rounding may lie there, and its edge
+    most = math.sqrt(delta)  # a squared value may be off by δ: σ by δ/2σ, and by no more than √δ
+    if len(values) <= AS_QUICK and values[-1] < most:  # float32's rounding may lie there, and its edge
         return None
-    doubt = np.minimum(math.sqrt(delta), delta / (2 * np.maximum(values, 1e-300)))
+    doubt = np.divide(delta, 2 * values, out=np.full_like(values, most), where=2 * values > most)
     return None if doubt.sum() > UNRESOLVED * values.sum() else values
 
 
