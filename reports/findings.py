@@ -206,13 +206,11 @@ def _rank(s: Summary, kind: Verdict, offered: Offer | None) -> Finding | None:
     if kind == Verdict.BELOW_PRECISION:
         return Finding(_visible_directions(s), rule, "warn")
     if kind == Verdict.DECAY_ONLY:
-        c = s.against_base.shrinkage
-        low, high = number(c.p10), number(c.p90)
-        span = "in every matrix" if low == high else f"in the typical matrix, {low} to {high} in the middle 80 %"
+        c = f"c = {number(s.decay.value)}" if s.decay.visible else f"{number(s.decay.low)} to {number(s.decay.high)}"
         return Finding(
-            f"{strong(percent(s.against_base.along_base.median))} of its energy lies along the base weights themselves "
-            f"(c = {number(c.median)} {span}): {_direction(c.median)}. Its ranks are those of W0; an adapter has "
-            "nothing to learn from it.",
+            f"{strong(percent(s.against_base.along_base.median))} of its energy lies along the base weights "
+            f"themselves: they shrank by one factor ({c}), as decoupled weight decay leaves them. Its ranks are those "
+            f"of W0; an adapter has nothing to learn from it.",
             rule,
         )
     if kind == Verdict.ADAPTER and s.rank.rank_90.n and s.adapter.rank.n:
@@ -274,12 +272,6 @@ def _visible_directions(s: Summary) -> str:
         f"{percent(s.precision.signal_energy.median, 2)} of the energy; how many more lie below it, these files cannot "
         "tell, so no rank is claimed."
     )
-
-
-def _direction(c: float) -> str:
-    if c < 0:
-        return "a uniform growth of the weights"
-    return "a uniform shrink, which is what weight decay leaves"
 
 
 def _span(x: Spread) -> str:

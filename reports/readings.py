@@ -75,7 +75,8 @@ TITLES = {
     "shrinkage": (
         "Shrinkage along the base",
         "One dot per matrix: the factor c for which −c·W0 is the part of ΔW that lies along the base. Decoupled "
-        "weight decay gives the same positive c in every decayed matrix; learning does not.",
+        "weight decay gives the same positive c in every decayed matrix; but so do a turn at constant norm, pruning "
+        "and a coarser grid, up to about the square of the relative change.",
     ),
     "spectra": (
         "Singular values by module kind",

@@ -84,25 +84,63 @@ def _numbers(s: Summary) -> list[tuple[object, str, str, str]]:
 def decay(d: Decay) -> Finding:
     """Whether one weight decay shows in the whole model."""
     rule = (
-        "See deltaw.results.decay: one factor c > 0 in rows that training never touched, or in most tensors that could "
-        "tell it from none."
+        "See deltaw.results.decay: a uniform shrink that is larger than a turn, pruning or a grid makes, by one factor "
+        "in most of the matrices that could tell it from none, or in their rows that training never touched."
     )
     if d.visible:
-        c = strong(f"c = {number(d.value)}")
-        if d.evidence == "rows":
-            where = f"in embedding rows that moved by nothing else ({plural(d.rows_tensors, 'tensor')})"
-        else:
-            where = f"in {whole(d.agree)} of {plural(d.informative, 'tensor')} that could tell it from none"
-        exempt = f"; {plural(d.exempt, 'tensor')} show none" if d.exempt else ""
-        return Finding(f"One common shrink is visible, as decoupled weight decay leaves: {c}, {where}{exempt}.", rule)
+        c = f"{strong(f'c = {number(d.value)}')} ({number(d.low)} to {number(d.high)})"
+        return Finding(f"One common shrink is visible{_like(d)}: {c}, {_where(d)}{_exempt(d)}.", rule)
+    if d.evidence == "step":
+        return Finding(
+            f"Nearly every entry moved one step of {d.gate.dtype} towards zero: a common shrink of between "
+            f"{number(d.low)} and {number(d.high)}, which this storage cannot tell apart.",
+            rule,
+            "note",
+        )
+    if d.instead:
+        where = f"in {plural(d.instead_tensors, 'matrix', 'matrices')}"
+        return Finding(f"No common weight decay is visible: {where} {INSTEAD[d.instead]}.", rule)
     if d.gate.in_the_way:
         return Finding(
-            f"No common weight decay is visible, but {d.gate.dtype} could hide one: a shrink below "
-            f"{number(d.gate.threshold)} stores as no change.",
+            f"No common weight decay is visible, but {d.gate.dtype} could hide one: below {number(d.gate.threshold)} "
+            f"it is stored as no change, below {number(d.gate.step)} as one step at most.",
             rule,
             "note",
         )
     return Finding("No common weight decay is visible.", rule)
+
+
+NAMED = 3  # matrices that are told by name
+INSTEAD = {
+    "turn": "the weights shrank by no more than a turn at constant norm, pruning or a coarser grid makes",
+    "sparse": "weights shrank, but at least half of them did not move",
+    "uneven": "small and large weights, or different rows, shrank by different shares",
+    "norms": "the rows or columns were given one norm",
+    "grid": "the weights were moved onto a coarser grid",
+}
+
+
+def _like(d: Decay) -> str:
+    if d.like_mean:
+        return ", as an average with other weights leaves (the rest of the update is as large)"
+    return ", as decoupled weight decay leaves"
+
+
+def _where(d: Decay) -> str:
+    if d.evidence == "rows":
+        kind = "embedding rows" if d.rows_embeddings else "rows"
+        return f"in {kind} that moved by nothing else ({plural(d.rows_tensors, 'tensor')})"
+    able = f"{whole(d.informative)} matrices that could tell it from none"
+    if d.agree == d.informative:
+        return "in the one matrix that could tell it from none" if d.agree == 1 else f"in all {able}"
+    return f"in {whole(d.agree)} of the {able}"
+
+
+def _exempt(d: Decay) -> str:
+    if not d.exempt:
+        return ""
+    names = listed([code(name) for name in d.exempt_tensors]) if d.exempt <= NAMED else whole(d.exempt)
+    return f"; {names} {'shows' if d.exempt == 1 else 'show'} none"
 
 
 def _below(s: Summary) -> str:

@@ -17,14 +17,13 @@ from deltaw.comparison.runs import Array, Run, Runs
 from deltaw.comparison.score_differences import at_endpoints, score_endpoints
 from deltaw.comparison.welch import holm_steps, two_sided
 from deltaw.results.columns import FINGERPRINT, is_signed
+from deltaw.results.decay import summarize_decay
 from deltaw.types import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LINEAR = ("attention", "mlp")
-COMMON_SPREAD = 0.25  # a common c: every matrix within a quarter of the median, or within 4 standard deviations
-COMMON_Z = 3.0
 
 
 def fingerprints_frame(runs: Runs, gaps: Sequence[Compared]) -> pd.DataFrame:
@@ -34,8 +33,8 @@ def fingerprints_frame(runs: Runs, gaps: Sequence[Compared]) -> pd.DataFrame:
     `method`, `setting`, `n_seeds`, `n_layers`, `interval_covers`; for each quantity x the median over layers `x` with
     `x_low` and `x_high`; for `learning` and `retention` the mean over seeds, its bounds, `x_items` (the standard error
     of the difference by the test items alone) and `x_where` (the tokens and settings that are compared);
-    `common_shrinkage` (whether all attention and MLP matrices shrank by about the same c, as decoupled weight decay
-    does) and `shrinkage_spread`.
+    `common_shrinkage` (whether one common shrink is visible in every run, as decoupled weight decay leaves it) and
+    `shrinkage_spread` (of c between the attention and MLP matrices).
 
     Against the reference, at the largest number of tokens that both have: `x_effect` (median ratio over shared layers;
     of signed metrics and scores the difference), `x_effect_low`, `x_effect_high`, and `x_p`, Welch's p over seeds;
@@ -168,21 +167,17 @@ def _enter_places(runs: Runs, rows: Sequence[Row], against: Mapping[str, str], a
 
 
 def _common_shrinkage(runs: Runs, mine: list[Run]) -> Row:
-    """Decoupled decay shrinks every decayed matrix by the same c; learning does not, and a turn by δ²/2 only."""
+    """Whether every run of a group shows one common shrink, as decoupled decay leaves it, and how far c varies."""
     inside = np.isin(np.array(runs.table.kind), LINEAR)
-    c, change, z = (runs.table.metric(name, mine) for name in ("shrinkage", "relative_change", "shrinkage_z"))
-    nothing: Row = {"common_shrinkage": None, "shrinkage_spread": math.nan}
-    if not (c.size and change.size and z.size):
-        return nothing
-    c, change, z = (statistics.seed_mean(v[:, inside]) for v in (c, change, z))
-    known = np.isfinite(c) & np.isfinite(change) & np.isfinite(z)
-    if not known.any():
-        return nothing
-    c, change, z = c[known], change[known], z[known]
-    median = float(np.median(c))
-    # z is c over its standard deviation by chance, so that c/z is that deviation.
-    allowed = np.maximum(COMMON_SPREAD * abs(median), 4 * np.abs(np.divide(c, z, out=np.zeros_like(c), where=z != 0)))
-    alike = bool((np.abs(c - median) <= allowed).all()) and median > 2 * float(np.median(change)) ** 2
-    low, high = np.percentile(c, [25, 75])
+    c = runs.table.metric("shrinkage", mine)
+    mean = statistics.seed_mean(c[:, inside]) if c.size else c
+    mean = mean[np.isfinite(mean)]
+    if not mean.size:
+        return {"common_shrinkage": None, "shrinkage_spread": math.nan}
+    median = float(np.median(mean))
+    low, high = np.percentile(mean, [25, 75])
     spread = float(high - low) / abs(median) if median else math.inf
-    return {"common_shrinkage": alike and float(np.median(z)) > COMMON_Z, "shrinkage_spread": spread}
+    layers = [run.layers for run in mine if run.layers is not None]
+    rows = ([{str(k): v for k, v in row.items()} for row in frame.to_dict("records")] for frame in layers)
+    seen = all(summarize_decay(found).visible for found in rows)
+    return {"common_shrinkage": seen, "shrinkage_spread": spread}

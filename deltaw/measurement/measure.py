@@ -15,6 +15,7 @@ from deltaw.alignment import alignment
 from deltaw.alignment.cache import default_cache
 from deltaw.checkpoints import why_unread
 from deltaw.delta.difference import Delta, difference
+from deltaw.delta.shrink import shrinks
 from deltaw.errors import DeltaWError
 from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options
@@ -107,9 +108,9 @@ def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, dev
     residual, estimates = _residual(delta, found, options, device)
     estimates |= found.estimates
     quantities = delta.sums.quantities() | _factors(pair, delta)
-    quantities = replace(
-        quantities, s=found.values, s_residual=residual, energy=None if found.complete else found.energy
-    )
+    energy, shrunk = None if found.complete else found.energy, shrinks(pair, delta)
+    quantities = replace(quantities, s=found.values, s_residual=residual, energy=energy)
+    quantities = replace(quantities, shrink_marks=shrunk.whole, row_marks=shrunk.rows)
     still = not delta.sums.delta_row_sq.any()  # ΔW = 0, if only by value (−0.0): nothing for the precision to resolve
     if still:
         quantities = quantities.without_noise()

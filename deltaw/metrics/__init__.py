@@ -63,6 +63,7 @@ from deltaw.metrics.regularisation import (
     cosine_to_base,
     decay_estimate,
     decay_rows_fraction,
+    decay_rows_spread,
     direction_change,
     effective_rank_residual,
     magnitude_change,
@@ -72,6 +73,7 @@ from deltaw.metrics.regularisation import (
     shrinkage,
     shrinkage_z,
 )
+from deltaw.metrics.uniformity import decay_rows_kind, shrinkage_bulk, shrinkage_kind
 from deltaw.metrics.adapter import factor_balance
 from deltaw.metrics.subspaces import (
     amplification,
@@ -109,6 +111,8 @@ __all__ = [
     "cosine_to_base",
     "decay_estimate",
     "decay_rows_fraction",
+    "decay_rows_kind",
+    "decay_rows_spread",
     "direction_change",
     "effective_rank",
     "effective_rank_denoised",
@@ -165,6 +169,8 @@ __all__ = [
     "rotation",
     "rounding_noise",
     "shrinkage",
+    "shrinkage_bulk",
+    "shrinkage_kind",
     "shrinkage_z",
     "signal_energy",
     "signal_rank",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from deltaw.metrics.shrink_marks import ShrinkMarks
 from deltaw.types import Matrix, Vector
 
 
@@ -40,6 +41,8 @@ class Quantities:
         noise_counts: How many entries have each, (h,).
         base_noise: Σ (cast(W0) − W0)² where ΔW holds it.
         equal_null: How many entries storing such an update once would have left unmoved.
+        shrink_marks: What shape the shrink of W0 has, where c is large enough to look at.
+        row_marks: The same of the rows that moved straight towards zero, where they are many.
         adapter_scaling: s of ΔW = s·B·A.
         factor_a_sq: ‖A‖F² of the stored A.
         factor_b_sq: ‖sB‖F².
@@ -80,6 +83,8 @@ class Quantities:
     noise_counts: Vector | None = None
     base_noise: float | None = None
     equal_null: float | None = None
+    shrink_marks: ShrinkMarks | None = None
+    row_marks: ShrinkMarks | None = None
     adapter_scaling: float | None = None
     factor_a_sq: float | None = None
     factor_b_sq: float | None = None
@@ -115,6 +120,7 @@ NAMES = frozenset(f.name for f in fields(Quantities))
 OF_THE_BASE = frozenset(
     (
         *("s_residual", "equal", "base_sq", "delta_base", "base_row_sq", "delta_base_row", "base_noise", "epsilon"),
+        *("shrink_marks", "row_marks"),
         *("max_cos_left", "max_cos_right", "base_s", "base_top_left", "base_left", "base_right", "base_projection"),
     )
 )

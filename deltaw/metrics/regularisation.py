@@ -1,8 +1,8 @@
 """What weight decay, low rank and dropout leave in the weights.
 
 Decoupled weight decay pulls every decayed entry towards zero by the same share, so that ΔW = −c·W0 + rest with one
-c in all decayed tensors; learning has no reason to give equal c. Its full-rank −c·W0 hides the rank of the rest,
-which is why the ranks of ΔW + c·W0 stand beside those of ΔW.
+c in all decayed tensors; what else gives a c > 0 is told apart in `deltaw.metrics.uniformity`. Its full-rank −c·W0
+hides the rank of the rest, which is why the ranks of ΔW + c·W0 stand beside those of ΔW.
 
 Sources: Loshchilov & Hutter 2019 (decoupled decay); Liu et al. 2024 (DoRA: magnitude and direction).
 """
@@ -23,7 +23,7 @@ DECAYED_COSINE = -0.9  # a row that moved this straight towards zero was moved b
 
 @metric(section="regularisation", formula="c = −⟨ΔW, W0⟩ / ‖W0‖F²", source="Loshchilov & Hutter 2019", signed=True)
 def shrinkage(delta_base: float, base_sq: float) -> float:
-    """The share of W0 that the update takes away; equal c across tensors is the mark of decoupled weight decay."""
+    """The share of W0 that the update takes away. Weight decay gives one c; `shrinkage_kind` tells it apart."""
     return 0.0 - delta_base / base_sq if base_sq else math.nan  # 0.0 − x: an unchanged tensor shows 0, not −0
 
 
@@ -93,15 +93,25 @@ def direction_change(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: 
 @metric(section="regularisation", formula="#{i: Δ_i ≠ 0, cos(Δ_i, w0_i) < −.9} / m", unit="share")
 def decay_rows_fraction(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> float:
     """Share of rows that moved straight towards zero. In an embedding: the tokens that training never saw."""
-    decayed = _decayed(delta_row_sq, base_row_sq, delta_base_row)
+    decayed = decayed_rows(delta_row_sq, base_row_sq, delta_base_row)
     return float(np.mean(decayed)) if decayed.size else math.nan
 
 
 @metric(section="regularisation", formula="median of −⟨Δ_i, w0_i⟩/‖w0_i‖² over the decayed rows", signed=True)
 def decay_estimate(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> float:
     """The decay alone, read from the rows that show nothing else: 1 − Π(1 − lr·λ) under AdamW. Empty without any."""
-    decayed = _decayed(delta_row_sq, base_row_sq, delta_base_row)
+    decayed = decayed_rows(delta_row_sq, base_row_sq, delta_base_row)
     return float(np.median(-delta_base_row[decayed] / base_row_sq[decayed])) if decayed.any() else math.nan
+
+
+@metric(section="regularisation", formula="half the distance of the quartiles of the same")
+def decay_rows_spread(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> float:
+    """How far the decayed rows differ: next to nothing where decay alone moved them. Empty without any."""
+    decayed = decayed_rows(delta_row_sq, base_row_sq, delta_base_row)
+    if not decayed.any():
+        return math.nan
+    low, high = np.quantile(-delta_base_row[decayed] / base_row_sq[decayed], [0.25, 0.75])
+    return float(high - low) / 2
 
 
 def residual_shrinkage(delta_base: float, delta_sq: float, base_sq: float) -> float | None:
@@ -126,10 +136,10 @@ def _rows(delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector) -> 
     return change, old, new
 
 
-def _decayed(
+def decayed_rows(
     delta_row_sq: Vector, base_row_sq: Vector, delta_base_row: Vector
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which rows moved straight towards zero: cos(Δrow, row) < −.9, compared without a division by zero."""
+    """Which rows, (m,), moved straight towards zero: cos(Δrow, row) < −.9, compared without a division by zero."""
     moved: np.ndarray[tuple[int], np.dtype[np.bool_]] = delta_base_row < DECAYED_COSINE * np.sqrt(
         delta_row_sq
     ) * np.sqrt(base_row_sq)

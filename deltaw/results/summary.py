@@ -265,7 +265,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
     against, precision = _against_base(moved), _precision(moved)
     delta, base = _pooled(rows)
     reasons = Counter(s.because.value for s in skipped)
-    adapter = _adapter(moved)
+    adapter, decay = _adapter(moved), summarize_decay(rows)
     evidence = Evidence(
         tensors=len(rows),
         changed=len(changed),
@@ -274,6 +274,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         cosine=against.cosine,
         along_base=against.along_base,
         shrinkage=against.shrinkage,
+        shrinks=decay.visible or decay.evidence == "step",
         signal_share=precision.signal_share,
         beyond=precision.beyond,
     )
@@ -312,7 +313,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         adapter=adapter,
         kinds=_kinds(changed),
         intruders=_total(moved, "intruders"),
-        decay=summarize_decay(rows),
+        decay=decay,
     )
 
 

@@ -47,8 +47,8 @@ RULES = {
     Verdict.EMBEDDINGS_ONLY: "Every changed matrix is an embedding or a head, and the model has other matrices.",
     Verdict.BELOW_PRECISION: "At least half of the changed matrices are below_precision: rounding explains more than "
     "half their energy.",
-    Verdict.DECAY_ONLY: f"In the median matrix cos²(ΔW, W0) > {DECAY_SHARE}, and the middle 80 % of the factors c lie "
-    f"within {DECAY_SPREAD:.0%} of their median.",
+    Verdict.DECAY_ONLY: f"One common shrink is visible, the median matrix has cos²(ΔW, W0) > {DECAY_SHARE}, and the "
+    f"middle 80 % of the factors c lie within {DECAY_SPREAD:.0%} of their median.",
     Verdict.LOW_RANK: f"In the median matrix at most one in {round(1 / LOW_RANK_SHARE)} directions stands above the "
     f"noise edge, the energy below it is at most {BEYOND} times what rounding predicts, and those above it hold 90 % "
     "of the energy with the rounding taken out.",
@@ -70,6 +70,7 @@ class Evidence:
         cosine: cos(W, W0) of each changed matrix.
         along_base: cos²(ΔW, W0).
         shrinkage: The factor c.
+        shrinks: Whether one common shrink is visible, be it as a step of the stored precision.
         signal_share: signal_rank/k.
         beyond: Energy below the noise edge over rounding_noise².
     """
@@ -81,6 +82,7 @@ class Evidence:
     cosine: Spread
     along_base: Spread
     shrinkage: Spread
+    shrinks: bool
     signal_share: Spread
     beyond: Spread
 
@@ -102,7 +104,7 @@ def verdict(e: Evidence) -> Verdict:
     below = e.matrices.texts("resolution").count("below_precision")
     if below >= len(e.matrices) / 2:
         return Verdict.BELOW_PRECISION
-    if e.along_base.median > DECAY_SHARE and _relative(e.shrinkage) <= DECAY_SPREAD:
+    if e.shrinks and e.along_base.median > DECAY_SHARE and _relative(e.shrinkage) <= DECAY_SPREAD:
         return Verdict.DECAY_ONLY
     if _is_low_rank(e):
         return Verdict.LOW_RANK

@@ -1,0 +1,195 @@
+"""What tells a uniform shrink of W0 from all else that makes ⟨ΔW, W0⟩ negative, read from a sample of the rows.
+
+It is only asked of tensors whose c is large enough, and a million entries answer it: no pass over the matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deltaw.delta.difference import Delta
+from deltaw.metrics.regularisation import decayed_rows
+from deltaw.metrics.shrink_marks import ShrinkMarks
+from deltaw.metrics.uniformity import UNCHANGED, are_witnesses, is_shrink
+from deltaw.tensors.bits import rounded, ulp
+from deltaw.tensors.matrix import matrix
+from deltaw.tensors.numbers import numbers
+from deltaw.types import Pair, is_handle
+
+SAMPLE = 1 << 20  # entries
+FEWEST = 16  # rows
+BLOCK = 384  # rows and columns of which the learnt directions are taken out
+LEARNT = 4  # a quarter of them
+OUTWEIGHS = 1.5  # times the shrink: beyond, the rest is no few directions, and taking out the largest helps no more
+LINES = 11  # rows and columns of the sample in which different values are counted
+QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class Shrinks:
+    """The marks of a matrix whose c is large enough, and of its rows that moved straight towards zero; else None."""
+
+    whole: ShrinkMarks | None = None
+    rows: ShrinkMarks | None = None
+
+
+def shrinks(pair: Pair, delta: Delta) -> Shrinks:
+    """Look at a matrix that seems to have shrunk, or at such rows of it.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    sums = delta.sums
+    if delta.base is None or not isinstance(delta.value, Tensor) or sums.base_row_sq is None:
+        return Shrinks()  # factors are thin: their product is no multiple of a whole W0
+    assert sums.delta_base_row is not None
+    entries, base_sq = sums.rows * sums.cols, float(sums.base_row_sq.sum())
+    if not base_sq:
+        return Shrinks()
+    change = math.sqrt(float(sums.delta_row_sq.sum()) / base_sq)
+    moved = sums.equal < UNCHANGED * entries
+    whole = moved and is_shrink(-float(sums.delta_base_row.sum()) / base_sq, change, entries)
+    straight = np.flatnonzero(decayed_rows(sums.delta_row_sq, sums.base_row_sq, sums.delta_base_row))
+    witnesses = are_witnesses(len(straight) / sums.rows, sums.rows, sums.cols)
+    if not (whole or witnesses):
+        return Shrinks()
+    ft = matrix(pair.ft, pair.view) if is_handle(pair.ft) else None
+    return Shrinks(
+        shrink_marks(delta.base, delta.value, ft) if whole else None,
+        shrink_marks(delta.base, delta.value, ft, straight) if witnesses else None,
+    )
+
+
+def shrink_marks(
+    base: Tensor, delta: Tensor, ft: Tensor | None = None, rows: NDArray[np.intp] | None = None
+) -> ShrinkMarks:
+    """Compare c between small and large entries, rows and columns, and look for a coarser grid.
+
+    Args:
+        base: W0 as stored, (m, n).
+        delta: ΔW, (m, n).
+        ft: W as stored, (m, n); None where it never was.
+        rows: Which rows to look at, (≤ m,) indices; default all.
+    """
+    chosen = _sample(base.shape, rows)
+    w0 = base[chosen].to("cpu", torch.float64)
+    d = delta[chosen.to(delta.device)].to("cpu", torch.float64)
+    product, square = d * w0, w0 * w0
+    total = float(square.sum())
+    c = -float(product.sum()) / total
+    rest = d + c * w0
+    bulk = _bulk(w0, d, rest) if float(rest.norm()) < OUTWEIGHS * abs(c) * math.sqrt(total) else math.nan
+    error = (rest * w0).square_()  # of c, were the rest random: Σ(R·W0)² over (ΣW0²)²
+    quarter = torch.bucketize(w0.abs(), _quartiles(w0.abs()))
+    sums = [_by_quarter(x, quarter) for x in (product, square, error, rest.square_())]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sizes, sd, remains = -sums[0] / sums[1], np.sqrt(sums[2]) / sums[1], sums[3] / (c * c * sums[1])
+    known = sums[1] > 0  # a quarter of zeros has no c
+    values = _Values() if ft is None else _values(base, ft, chosen, d)
+    return ShrinkMarks(
+        c=c,
+        bulk=bulk,
+        sizes=np.where(known, sizes, c),
+        sizes_sd=np.where(known, sd, 0.0),
+        between_rows=_between(product.sum(1), square.sum(1), error.sum(1)),
+        between_cols=_between(product.sum(0), square.sum(0), error.sum(0)),
+        norms=_norms(square, (w0 + d).square_()),
+        rest=np.where(known, remains, 0.0),
+        base=sums[1] / np.maximum(1, np.bincount(quarter.flatten().numpy(), minlength=QUARTERS)),
+        steps=values.steps,
+        same_precision=values.same,
+        values=values.left,
+    )
+
+
+def _sample(shape: torch.Size, rows: NDArray[np.intp] | None) -> Tensor:
+    """Which rows are looked at: drawn, as every so-many-th one may be the same place in every head."""
+    given = torch.arange(shape[0]) if rows is None else torch.from_numpy(rows)
+    most = max(FEWEST, SAMPLE // shape[1])
+    if len(given) <= most:
+        return given
+    order = torch.randperm(len(given), generator=torch.Generator().manual_seed(0))
+    return given[order[:most].sort().values]
+
+
+def _bulk(w0: Tensor, d: Tensor, rest: Tensor) -> float:
+    """The shrink of what training left alone: c without the directions that hold most of the rest, on both sides.
+
+    A gradient gives back to the directions that matter what decay takes from them, and so hides a part of c. Random
+    rows and columns do: a block of a matrix of low rank has it, too.
+    """
+    chosen = torch.Generator().manual_seed(0)
+    rows, cols = (torch.randperm(n, generator=chosen)[:BLOCK] for n in w0.shape)
+    k = min(len(rows), len(cols)) // LEARNT
+    if not k:
+        return math.nan
+    u, _, v = torch.linalg.svd(rest[rows][:, cols].float(), full_matrices=False)
+    u, v = u[:, :k].double(), v[:k].double()
+    old, moved = (x[rows][:, cols] for x in (w0, d))
+    old, moved = (x - u @ (u.T @ x) for x in (old, moved))
+    old, moved = (x - (x @ v.T) @ v for x in (old, moved))
+    return -float((moved * old).sum() / old.square().sum())
+
+
+def _quartiles(magnitudes: Tensor) -> Tensor:
+    ordered = magnitudes.flatten().sort().values
+    return ordered[torch.arange(1, QUARTERS) * len(ordered) // QUARTERS]
+
+
+def _by_quarter(x: Tensor, quarter: Tensor) -> NDArray[np.float64]:
+    sums = np.zeros(QUARTERS)
+    np.add.at(sums, quarter.flatten().numpy(), x.flatten().numpy())
+    return sums
+
+
+def _between(product: Tensor, square: Tensor, error: Tensor) -> float:
+    """The spread of c between rows (or columns), beyond what the rest of the update would show at random."""
+    there = square > 0
+    if int(there.sum()) < 2:
+        return 0.0
+    c, noise = product[there] / square[there], error[there] / square[there] ** 2
+    return math.sqrt(max(0.0, float(c.var() - noise.mean())))
+
+
+def _norms(before: Tensor, after: Tensor) -> float:
+    """How much more alike the norms of rows, or of columns, have become: relative spread over that of W0."""
+    found = [1.0]
+    for axis in (1, 0):
+        old, new = before.sum(axis).sqrt(), after.sum(axis).sqrt()
+        if len(old) > 1 and old.std() > 0 and new.mean() > 0:
+            found.append(float((new.std() / new.mean()) / (old.std() / old.mean())))
+    return min(found)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Share of moves within an ulp; whether both sides have one precision; the share of different values left."""
+
+    steps: float = math.nan
+    same: bool = False
+    left: float = math.nan
+
+
+def _values(base: Tensor, ft: Tensor, chosen: Tensor, d: Tensor) -> _Values:
+    was, now = numbers(base), numbers(ft)
+    w = ft[chosen].cpu()
+    steps = float((d.abs() <= 1.01 * ulp(w, now.precision)).double().mean())
+    if now.grid is not None and was.grid is None:
+        return _Values(steps, left=0.0)
+    w, w0 = w.double(), rounded(base[chosen].cpu(), now.precision)
+    ratios = [_different(w) / _different(w0)]
+    for axis in (0, 1):
+        lines = torch.linspace(0, w.shape[axis] - 1, min(LINES, w.shape[axis])).long()
+        new, old = ([_different(line) for line in x.index_select(axis, lines).unbind(axis)] for x in (w, w0))
+        ratios.append(float(np.median(new) / np.median(old)))
+    return _Values(steps, was.precision == now.precision, min(ratios))
+
+
+def _different(x: Tensor) -> int:
+    return len(np.unique(x.numpy()))
