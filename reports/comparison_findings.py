@@ -293,8 +293,8 @@ def _read_fingerprints(c: Comparison) -> str:
     prints = c.fingerprints()
     common = [code(g) for g in prints[prints["common_shrinkage"].eq(True)]["group"]]
     if common:
-        return f"In {listed(common)} most matrices shrank by one factor, as decoupled weight decay leaves them."
-    return "In no group did most matrices shrink by one factor, which is what decoupled weight decay would leave."
+        return f"In {listed(common)} all matrices that can tell shrank by one factor, as weight decay leaves them."
+    return "In no group did all matrices shrink by one factor, which is what decoupled weight decay would leave."
 
 
 def _read_ranks(c: Comparison) -> str:

@@ -34,7 +34,7 @@ class Table(NamedTuple):
         return list(table(self.quick if quick else self.full))
 
 
-TABLES = [Table("claims", 500, 40), Table("contrasts", 500, 20), Table("fronts", 500, 40)]
+TABLES = [Table("claims", 500, 40), Table("contrasts", 500, 20), Table("fronts", 500, 40), Table("decay", 5, 1)]
 
 
 def entered(text: str, name: str, table: str) -> str:

@@ -16,20 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import deltaw
+from benchmarks.calibration.rows import Row, rate
 
 State = dict[str, Tensor]
 Change = Callable[[Tensor, int, torch.Generator], Tensor]
 PLACES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj")
 ROWS, COLS, LAYERS = 192, 128, 2
-
-
-class Row(NamedTuple):
-    """One line of the table of nominal against measured values."""
-
-    name: str
-    nominal: str
-    measured: float
-    n: int
 
 
 class Case(NamedTuple):
@@ -307,21 +299,20 @@ def table(seeds: int = 5) -> Iterator[Row]:
     """Nominal against measured: how often a decay is said, and how far its factor and its interval are right."""
     for name, change in NO_DECAY.items():
         said = [found(pair(change, seed)).visible for seed in range(seeds)]
-        yield Row(f"no decay: {name}", "said in 0", sum(said) / seeds, seeds)
+        yield rate(f"no decay: {name}", "said in 0", sum(said), seeds)
     for name, made in DECAYS.items():
         yield from _against_truth(f"decay: {name}", [made.case(seed) for seed in range(seeds)])
     for name, training in TRAININGS.items():
         yield from _against_truth(f"decay: {name}", [trained(training, seed) for seed in range(seeds)])
         said = [found(trained(training, seed, decay=False)).visible for seed in range(seeds)]
-        yield Row(f"no decay: {name}", "said in 0", sum(said) / seeds, seeds)
+        yield rate(f"no decay: {name}", "said in 0", sum(said), seeds)
 
 
 def _against_truth(name: str, cases: list[Case]) -> Iterator[Row]:
     seen = [(found(case), case.decay) for case in cases]
     visible = [(d, c) for d, c in seen if d.visible]
-    yield Row(name, "said in 1", len(visible) / len(seen), len(seen))
+    yield rate(name, "said in 1", len(visible), len(seen))
     if visible:
         off = sorted(abs(d.value / c - 1) for d, c in visible)
         yield Row(f"{name}: median error of c", "≤ .05", off[len(off) // 2], len(off))
-        inside = [d.low <= c <= d.high for d, c in visible]
-        yield Row(f"{name}: interval covers c", "≥ .95", sum(inside) / len(inside), len(inside))
+        yield rate(f"{name}: interval covers c", "≥ .95", sum(d.low <= c <= d.high for d, c in visible), len(visible))

@@ -33,8 +33,8 @@ def fingerprints_frame(runs: Runs, gaps: Sequence[Compared]) -> pd.DataFrame:
     `method`, `setting`, `n_seeds`, `n_layers`, `interval_covers`; for each quantity x the median over layers `x` with
     `x_low` and `x_high`; for `learning` and `retention` the mean over seeds, its bounds, `x_items` (the standard error
     of the difference by the test items alone) and `x_where` (the tokens and settings that are compared);
-    `common_shrinkage` (whether one common shrink is visible in every run, as decoupled weight decay leaves it) and
-    `shrinkage_spread` (of c between the attention and MLP matrices).
+    `common_shrinkage` (whether in every run all matrices that can tell shrank by one factor, as decoupled weight decay
+    leaves them) and `shrinkage_spread` (of c between the attention and MLP matrices).
 
     Against the reference, at the largest number of tokens that both have: `x_effect` (median ratio over shared layers;
     of signed metrics and scores the difference), `x_effect_low`, `x_effect_high`, and `x_p`, Welch's p over seeds;
@@ -167,7 +167,7 @@ def _enter_places(runs: Runs, rows: Sequence[Row], against: Mapping[str, str], a
 
 
 def _common_shrinkage(runs: Runs, mine: list[Run]) -> Row:
-    """Whether every run of a group shows one common shrink, as decoupled decay leaves it, and how far c varies."""
+    """Whether all matrices that can tell shrank by one factor, as decoupled decay leaves them, and how far c varies."""
     inside = np.isin(np.array(runs.table.kind), LINEAR)
     c = runs.table.metric("shrinkage", mine)
     mean = statistics.seed_mean(c[:, inside]) if c.size else c
@@ -179,5 +179,6 @@ def _common_shrinkage(runs: Runs, mine: list[Run]) -> Row:
     spread = float(high - low) / abs(median) if median else math.inf
     layers = [run.layers for run in mine if run.layers is not None]
     rows = ([{str(k): v for k, v in row.items()} for row in frame.to_dict("records")] for frame in layers)
-    seen = all(summarize_decay(found).visible for found in rows)
-    return {"common_shrinkage": seen, "shrinkage_spread": spread}
+    seen = [summarize_decay(found) for found in rows]
+    common = all(decay.visible and decay.agree == decay.informative for decay in seen)
+    return {"common_shrinkage": common, "shrinkage_spread": spread}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.metrics.uniformity import are_witnesses, is_shrink
-from deltaw.results.rows import is_changed, is_matrix, number, text
+from deltaw.results.rows import is_matrix, number, text
 from deltaw.types import Row, Vector
 
 Mask = NDArray[np.bool_]
@@ -166,7 +166,7 @@ class Shrinks:
 
 def summarize_decay(rows: Sequence[Row]) -> Decay:
     """Whether one decay is visible in the rows of an analysis."""
-    changed = [row for row in rows if is_changed(row) and is_matrix(row) and math.isfinite(number(row, "shrinkage"))]
+    changed = [row for row in rows if is_matrix(row) and number(row, "relative_change") > 0]
     seen = _shrinks(changed)
     c = _common(seen)
     if not math.isfinite(c):

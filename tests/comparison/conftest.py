@@ -56,6 +56,7 @@ def make_analysis(
                 **{"route": "factored" if adapter else "dense", "method": "exact", "seconds": 0.1},
                 **{"base_fro_norm": math.sqrt(m * n) * 0.02 * (1 + block), "resolution": "resolved"},
                 **{"rank_90_null": 0.5 * min(m, n), "signal_rank": 16, "shrinkage_z": 40.0},
+                **{"shrinkage_kind": "uniform"},
             }
             for metric, level in PLANTED.items():
                 size = level * math.exp(profile.normal(0, 0.5)) * (factors or {}).get(metric, 1.0)

@@ -9,6 +9,7 @@ import pytest
 from deltaw import metrics
 from deltaw.metrics import REGISTRY, evaluate, registry
 from deltaw.metrics.quantities import Quantities
+from deltaw.metrics.shrink_marks import ShrinkMarks
 
 # the contract's columns, section by section
 COLUMNS = {
@@ -76,7 +77,9 @@ def matrix_quantities():
 
 
 def test_a_row_is_filled():
-    row = evaluate(Quantities(**matrix_quantities(), s_residual=np.ones(4), s_denoised=np.ones(4)))
+    marks = ShrinkMarks(0.1, 0.1, *([np.ones(4)] * 2), 0.0, 0.0, 1.0, *([np.ones(4)] * 2))
+    last = {"s_residual": np.ones(4), "s_denoised": np.ones(4), "shrink_marks": marks}
+    row = evaluate(Quantities(**matrix_quantities(), **last))
     sections = ("size", "rank", "energy", "precision", "regularisation")
     assert set(row) == {m.name for m in REGISTRY.values() if m.section in sections}
     assert row["resolution"] == "resolved"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import deltaw.metrics  # noqa: F401  (fills the registry)
+from deltaw.delta.shrink import shrink_marks
 from deltaw.metrics.deconvolution import interval, without_rounding
 from deltaw.metrics.precision import RESOLVED
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
+from deltaw.metrics.uniformity import is_shrink
 from deltaw.results.analysis import Analysis
 from deltaw.types import Reason, Skipped, Spectrum
 
@@ -87,6 +91,8 @@ def measured(w0: np.ndarray, w: np.ndarray, dtype: str) -> tuple[dict[str, Any],
         "noise_row": noise.sum(1),
         "noise_col": noise.sum(0),
     }
+    if is_shrink(c, math.sqrt(quantities["delta_sq"] / quantities["base_sq"]), delta.size):
+        quantities["shrink_marks"] = shrink_marks(torch.from_numpy(w0), torch.from_numpy(delta))
     steps, counts = np.unique(np.sqrt(12 * noise), return_counts=True)
     known = Quantities(**quantities, noise_steps=steps, noise_counts=counts.astype(np.float64))
     found = without_rounding(known)

@@ -91,15 +91,17 @@ def test_a_tiny_update_is_mostly_rounding(kit):
 def test_decay_only(kit):
     f = kit.make(kit.decay(0.02)).summary
     assert f.verdict == "decay_only"
-    assert "lies along the base weights themselves (c = 0.02 in every matrix)" in said(f)[2]
+    assert "lies along the base weights themselves: they shrank by one factor (c = 0.02)" in said(f)[2]
+    assert "as decoupled weight decay leaves them" in said(f)[2]
     assert said(f)[2].endswith("an adapter has nothing to learn from it.")
-    assert "which is what weight decay leaves" in said(f)[2]
 
 
 def test_growth_is_not_called_decay(kit):
     f = kit.make(kit.decay(-0.02)).summary
-    assert "a uniform growth of the weights" in said(f)[2]
-    assert "decay" not in said(f)[2]
+    assert f.verdict != "decay_only"
+    assert not any("decay" in sentence for sentence in said(f))
+    assert "100 % of the update's energy rescales the base" in unmarked(remarks.concerns(f)[0].text).replace(N, " ")
+    assert remarks.decay(f.decay).text == "No common weight decay is visible."
 
 
 def test_embeddings_only(kit):
@@ -335,15 +337,63 @@ def test_failed_and_mismatched_tensors_come_first(kit):
     assert texts[1].startswith("1 tensor has another shape")
 
 
+def words(d):
+    return unmarked(remarks.decay(d).text).replace(N, " ")
+
+
 def test_decay_in_words():
-    rows = Decay(visible=True, evidence="rows", value=9.45e-5, rows_tensors=2, agree=1, informative=1)
-    said = unmarked(remarks.decay(rows).text).replace(N, " ")
-    assert "c = 9.45 · 10⁻⁵, in embedding rows that moved by nothing else (2 tensors)" in said
-    tensors = dataclasses.replace(rows, evidence="tensors", agree=40, informative=41, exempt=1)
-    assert "in 40 of 41 tensors that could tell it from none; 1 tensor" in unmarked(remarks.decay(tensors).text)
-    hidden = Decay(gate=Gate(in_the_way=True, dtype="bfloat16", threshold=2**-9))
-    assert "bfloat16 could hide one: a shrink below 0.00195" in remarks.decay(hidden).text
-    assert remarks.decay(Decay()).text == "No common weight decay is visible."
+    d = Decay(visible=True, evidence="tensors", value=0.0348, low=0.0341, high=0.0355, agree=12, informative=12)
+    assert words(d) == (
+        "One common shrink is visible, as decoupled weight decay leaves: c = 0.0348 (0.0341 to 0.0355), in all 12 "
+        "matrices that could tell it from none."
+    )
+    most = dataclasses.replace(d, agree=9, exempt=2, exempt_tensors=("lm_head.weight", "embed.weight"))
+    assert words(most).endswith(
+        "in 9 of the 12 matrices that could tell it from none; lm_head.weight and embed.weight show none."
+    )
+    one = dataclasses.replace(d, agree=1, informative=2, exempt=1, exempt_tensors=("a",))
+    assert words(one).endswith("in 1 of the 2 matrices that could tell it from none; a shows none.")
+    many = dataclasses.replace(d, agree=9, informative=20, exempt=11, exempt_tensors=("a",) * 11)
+    assert words(many).endswith("; 11 show none.")
+    assert words(dataclasses.replace(d, agree=1, informative=1)).endswith(
+        "in the one matrix that could tell it from none."
+    )
+
+
+def test_a_shrink_that_is_no_decay_is_called_a_shrink():
+    d = Decay(visible=True, evidence="tensors", value=0.1, low=0.08, high=0.12, agree=6, informative=6, like_mean=True)
+    assert words(d).startswith("One common shrink is visible, as an average with other weights leaves (the rest of")
+    assert "decay" not in words(d)
+
+
+def test_rows_are_embedding_rows_in_embeddings_only():
+    d = Decay(visible=True, evidence="rows", value=9.45e-5, low=9.4e-5, high=9.5e-5, rows_tensors=2, agree=2)
+    assert "in rows that moved by nothing else (2 tensors)" in words(d)
+    assert "c = 9.45 · 10⁻⁵ (9.4 · 10⁻⁵ to 9.5 · 10⁻⁵)" in words(d)
+    embeddings = dataclasses.replace(d, rows_embeddings=True, rows_tensors=1)
+    assert "in embedding rows that moved by nothing else (1 tensor)" in words(embeddings)
+
+
+def test_no_decay_in_words():
+    assert words(Decay()) == "No common weight decay is visible."
+    gate = Gate("bfloat16", 2**-9, 0.006, 3, in_the_way=True)
+    assert words(Decay(gate=gate)) == (
+        "No common weight decay is visible, but bfloat16 could hide one: below 0.00195 it is stored as no change, below "
+        "0.006 as one step at most."
+    )
+    step = Decay(evidence="step", low=2**-9, high=0.006, agree=3, informative=3, gate=gate)
+    assert words(step).startswith(
+        "Nearly every entry moved one step of bfloat16 towards zero: a common shrink of between"
+    )
+    turn = Decay(instead="turn", instead_tensors=28)
+    assert words(turn) == (
+        "No common weight decay is visible: in 28 matrices the weights shrank by no more than a turn at constant norm, "
+        "pruning or a coarser grid makes."
+    )
+    for word in ("turn", "sparse", "uneven", "norms", "grid"):
+        assert words(Decay(instead=word, instead_tensors=1)).startswith(
+            "No common weight decay is visible: in 1 matrix"
+        )
 
 
 def test_what_rounding_hides_is_not_in_the_summary(kit):

@@ -62,7 +62,9 @@ def test_half_below_precision():
     [(-0.96, (0.01, 0.0101), "decay_only"), (-0.96, (0.01, 0.02), "spread"), (-0.9, (0.01, 0.01), "spread")],
 )
 def test_decay_only_is_one_factor_along_the_base(cosine, shrinkages, expected):
-    assert verdict(*(row(cosine_to_base=cosine, shrinkage=c) for c in shrinkages)) == expected
+    rows = [row(cosine_to_base=cosine, shrinkage=c, shrinkage_kind="uniform") for c in shrinkages]
+    assert verdict(*rows) == expected
+    assert verdict(*(r | {"shrinkage_kind": "turn"} for r in rows)) == "spread"
 
 
 @pytest.mark.parametrize(
