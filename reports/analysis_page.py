@@ -16,7 +16,7 @@ from deltaw.reports.sides import name_of
 from deltaw.reports.text import EMPTY, count, missing, number, short, visible
 from deltaw.results.columns import BY_KIND, with_nulls
 from deltaw.results.summary import Summary
-from deltaw.results.verdict import RULES
+from deltaw.results.verdict import RULES, Verdict
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
@@ -71,7 +71,7 @@ def html(analysis: Analysis) -> str:
         "intruders": tables.intruders(analysis),
         "aligned": analysis.options.get("alignment", False),
         "concerns": remarks.concerns(summary),
-        "decay": remarks.decay(summary.decay) if summary.has_base and summary.changed else None,
+        "decay": remarks.decay(summary.decay) if _may_tell_decay(summary) else None,
         "rules": RULES,
         "pictures": drawn,
         "kinds": tables.by_kind(layers, BY_KIND),
@@ -96,6 +96,10 @@ def about(analysis: Analysis) -> list[str]:
     out += [text.size(size)] if size else []
     out += ["fast mode, estimates"] if analysis.options.get("mode") == "fast" else []
     return [*out, f"measured {analysis.date[:10]}"] if analysis.date else out
+
+
+def _may_tell_decay(s: Summary) -> bool:
+    return bool(s.has_base and s.changed) and s.verdict != Verdict.UNRELATED
 
 
 def contents(analysis: Analysis) -> list[tuple[str, str]]:

@@ -100,7 +100,9 @@ def test_growth_is_not_called_decay(kit):
     f = kit.make(kit.decay(-0.02)).summary
     assert f.verdict != "decay_only"
     assert not any("decay" in sentence for sentence in said(f))
-    assert "100 % of the update's energy rescales the base" in unmarked(remarks.concerns(f)[0].text).replace(N, " ")
+    assert "of the update's energy rescales the base (c = −0.02)" in unmarked(remarks.concerns(f)[0].text).replace(
+        N, " "
+    )
     assert remarks.decay(f.decay).text == "No common weight decay is visible."
 
 
@@ -378,8 +380,8 @@ def test_no_decay_in_words():
     assert words(Decay()) == "No common weight decay is visible."
     gate = Gate("bfloat16", 2**-9, 0.006, 3, in_the_way=True)
     assert words(Decay(gate=gate)) == (
-        "No common weight decay is visible, but bfloat16 could hide one: below 0.00195 it is stored as no change, below "
-        "0.006 as one step at most."
+        "No common weight decay is visible, but bfloat16 could hide one: below 0.00195 it is stored as no change, "
+        "below 0.006 as one step at most."
     )
     step = Decay(evidence="step", low=2**-9, high=0.006, agree=3, informative=3, gate=gate)
     assert words(step).startswith(
