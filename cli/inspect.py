@@ -14,7 +14,7 @@ from deltaw.cli.options import inputs, matching, verbosity
 from deltaw.types import Reason, Skipped
 
 if TYPE_CHECKING:
-    from deltaw.measurement.run import Inspection
+    from deltaw.measurement.inspection import Inspection
     from deltaw.types import Coverage
 
 HEADS = ("tensors", "rows × cols", "stored as", "kind", "route")
@@ -53,26 +53,23 @@ def show(found: Inspection, *, each: bool = False) -> None:
     from deltaw.reports.grouping import grouped
 
     out = console()
-    about = found.to_dict()
-    for side in ("base", "ft"):
-        if about[side]:
-            a = about[side]
-            out.print(
-                f"{side:4} {escape(a['path'])}  {a['format']}, {a['tensors']:,} tensors, {a['bytes'] / 1e6:,.1f} MB",
-                soft_wrap=True,
-            )
-    groups = [g for p in about["pairs"] for g in grouped([p])] if each else grouped(about["pairs"])
+    for name, side in (("base", found.base), ("ft", found.ft)):
+        if side is not None:
+            what = f"{side.format}, {side.tensors:,} tensors, {side.nbytes / 1e6:,.1f} MB"
+            out.print(f"{name:4} {escape(side.path)}  {what}", soft_wrap=True)
+    pairs = found.rows
+    groups = [g for p in pairs for g in grouped([p])] if each else grouped(pairs)
     rows = [(g.title, g.shape, g.dtypes, g.kind, g.route) for g in groups]
     out.print("\n".join(table(rows, out.width)), markup=False, soft_wrap=True)
     if len(stored := {g.dtypes for g in groups}) == 1:
         out.print(f"all stored as {stored.pop()}")
-    routes = Counter(pair["route"] for pair in about["pairs"])
+    routes = Counter(pair.route for pair in found.plan.pairs)
     counted = ", ".join(f"{count:,} {route}" for route, count in routes.items())
-    out.print(f"{len(about['pairs']):,} to measure{': ' if counted else ''}{counted}")
+    out.print(f"{len(pairs):,} to measure{': ' if counted else ''}{counted}")
     out.print(coverage_line(found.plan.coverage()))
     for line in skipped_lines(found.plan.skipped):
         out.print(escape(line), soft_wrap=True)
-    for note in about["notes"]:
+    for note in found.plan.notes:
         out.print(escape(f"note: {note}"), soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from deltaw.cli.printable import say
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-    from deltaw.measurement.run import Progress
+    from deltaw.measurement.loop import Progress
     from deltaw.study.runner import Progress as StudyProgress
 
 LINE_EVERY_SECONDS = 15.0

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from deltaw.comparison import Comparison as Comparison
     from deltaw.comparison import compare as compare
     from deltaw.errors import DeltaWError as DeltaWError
-    from deltaw.measurement.run import Inspection as Inspection
-    from deltaw.measurement.run import Progress as Progress
+    from deltaw.measurement.inspection import Inspection as Inspection
+    from deltaw.measurement.inspection import inspect as inspect
+    from deltaw.measurement.loop import Progress as Progress
     from deltaw.measurement.run import analyze as analyze
-    from deltaw.measurement.run import inspect as inspect
     from deltaw.results.analysis import Analysis as Analysis
     from deltaw.results.analysis import load as load
     from deltaw.types import Interval as Interval
@@ -37,15 +37,15 @@ _WHERE = {
     "Analysis": "results.analysis",
     "Comparison": "comparison",
     "DeltaWError": "errors",
-    "Inspection": "measurement.run",
+    "Inspection": "measurement.inspection",
     "Interval": "types",
-    "Progress": "measurement.run",
+    "Progress": "measurement.loop",
     "Skipped": "types",
     "Spectrum": "types",
     "Verification": "verification",
     "analyze": "measurement.run",
     "compare": "comparison",
-    "inspect": "measurement.run",
+    "inspect": "measurement.inspection",
     "load": "results.analysis",
     "verify": "verification",
 }

@@ -51,12 +51,12 @@ def html(analysis: Analysis) -> str:
     offered = offer.offer(layers)
     drawn = pictures(plots, layers, summary)
     rows = shown(layers, (at for picture in drawn.values() for at in picture.rows))
-    base, tuned = _origin(analysis.base, "no base"), _origin(analysis.ft, "in memory")
+    base, tuned = name_of(analysis.base, "no base"), name_of(analysis.ft)
     context = {
-        "title": f"{base['name']} → {tuned['name']}: {findings.word(summary.verdict)}",
+        "title": f"{base} → {tuned}: {findings.word(summary.verdict)}",
         "contents": contents(analysis),
         "analysis": analysis,
-        "base": base,
+        "base": base if analysis.base is not None and analysis.base.path else "",
         "ft": tuned,
         "summary": summary,
         "answer": findings.answer(summary, offered),
@@ -91,7 +91,7 @@ def html(analysis: Analysis) -> str:
 
 def about(analysis: Analysis) -> list[str]:
     """Size and date, for the line under the names."""
-    summary, size = analysis.summary, analysis.ft.get("bytes")
+    summary, size = analysis.summary, analysis.ft.nbytes
     out = [f"{count(summary.parameters)} parameters"] if summary.parameters else []
     out += [text.size(size)] if size else []
     out += ["fast mode, estimates"] if analysis.options.get("mode") == "fast" else []
@@ -108,10 +108,6 @@ def contents(analysis: Analysis) -> list[tuple[str, str]]:
     if analysis.options.get("alignment"):
         out.insert(6, ALIGNED)
     return out
-
-
-def _origin(about: Mapping[str, Any], unnamed: str) -> dict[str, Any]:
-    return {**about, "path": str(about.get("path") or ""), "name": name_of(about, unnamed)}
 
 
 def pictures(plots: AnalysisPlots, layers: Layers, summary: Summary) -> dict[str, Picture]:
@@ -209,9 +205,7 @@ def _options(analysis: Analysis) -> list[tuple[str, str]]:
     for key, value in analysis.options.items():
         if isinstance(value, (list, tuple)):
             value = ", ".join(str(v) for v in value) or EMPTY
-        out.append(
-            (visible(key), EMPTY if value is None else number(value) if isinstance(value, float) else visible(value))
-        )
+        out.append((visible(key), number(value) if isinstance(value, float) else visible(value)))
     return out
 
 

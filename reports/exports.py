@@ -84,16 +84,17 @@ def hashes(analysis: Analysis) -> list[tuple[str, str]]:
     """The content hashes of both sides, as far as they are known."""
     found: list[tuple[str, str]] = []
     for name, side in (("base", analysis.base), ("fine-tuned", analysis.ft)):
-        found.extend((name, str(value)) for key in ("hash", "sha256") if (value := side.get(key)))
-        if revision := side.get("revision"):
-            found.append((f"{name}, revision", str(revision)))
+        if side is not None and side.hash:
+            found.append((name, side.hash))
+        if side is not None and side.revision:
+            found.append((f"{name}, revision", side.revision))
     return found
 
 
 def _front_matter(analysis: Analysis) -> list[str]:
     """YAML: the base where it is a Hub id, how the model relates to it, and the numbers of the summary."""
     summary = analysis.summary
-    base = str(analysis.base.get("path") or analysis.ft.get("base_name") or "").partition("@")[0]
+    base = ((analysis.base.path if analysis.base else "") or analysis.ft.base_name or "").partition("@")[0]
     relation = "adapter" if summary.adapter.factored or summary.adapter.types else "finetune"
     lines = []
     if HUB_ID.fullmatch(base):

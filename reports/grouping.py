@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from deltaw.reports.text import visible
+from deltaw.types import Row
 
 NUMBER = re.compile(r"(?<![^.\[ ])\d+(?![^.\] ])")  # a whole part of a dotted name, or of a part's name
 LISTED = 4  # numbers with gaps that are listed
@@ -45,14 +45,14 @@ class Group:
         return f"{self.base_dtype} → {self.ft_dtype}"
 
 
-def grouped(pairs: Iterable[Mapping[str, Any]]) -> list[Group]:
+def grouped(pairs: Iterable[Row]) -> list[Group]:
     """The pairs of an inspection, those together that are alike but for their numbers, in the order of the first."""
     members: dict[tuple[str, ...], list[list[str]]] = {}
     for pair in pairs:
-        name = visible(f"{pair['name']} [{pair['part']}]" if pair["part"] else pair["name"])
+        name = visible(f"{pair['name']} [{pair['part']}]" if pair["part"] else str(pair["name"]))
         vector = pair["route"] == "vector"
         shape = f"{pair['rows']:,}" if vector else f"{pair['rows']:,} × {pair['cols']:,}"
-        about = (shape, pair["base_dtype"] or "", pair["ft_dtype"] or "", pair["kind"], pair["route"])
+        about = (shape, *(str(pair[c] or "") for c in ("base_dtype", "ft_dtype", "kind", "route")))
         members.setdefault((NUMBER.sub("{}", name.replace("{", "{{").replace("}", "}}")), *about), []).append(
             NUMBER.findall(name)
         )

@@ -18,7 +18,7 @@ from deltaw.results.columns import BY_KIND
 
 if TYPE_CHECKING:
     from deltaw.comparison import Comparison
-    from deltaw.measurement.run import Inspection
+    from deltaw.measurement.inspection import Inspection
     from deltaw.reports.page import Column
     from deltaw.results.analysis import Analysis
 
@@ -96,8 +96,7 @@ def inspection_html(found: Inspection) -> str:
     from deltaw.reports.grouping import grouped
     from deltaw.reports.reasons import why
 
-    about = found.to_dict()
-    rows = [(g.title, g.shape, g.dtypes, g.kind, g.route) for g in grouped(about["pairs"])]
+    rows = [(g.title, g.shape, g.dtypes, g.kind, g.route) for g in grouped(found.rows)]
     body = [simple_table(("tensors", "rows × cols", "stored as", "kind", "route"), rows)]
     if skipped := found.plan.skipped:
         body.append(Markup("<p>Skipped:</p>"))

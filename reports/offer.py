@@ -94,7 +94,7 @@ def extract_command(analysis: Analysis) -> str:
     """The command that writes this fine-tune as an adapter; empty where deltaw has none, or a side has no path."""
     import deltaw
 
-    paths = [str(side.get("path") or "") for side in (analysis.base, analysis.ft)]
+    paths = ["" if side is None else side.path for side in (analysis.base, analysis.ft)]
     if "extract" not in deltaw.__all__ or not all(paths) or analysis.summary.verdict not in WORTH:
         return ""
     return shlex.join(["deltaw", "extract", *paths, "--energy", f"{SHARE:g}", "--out", "adapter"])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from deltaw.reports.text import visible
+from deltaw.types import Source
 
 # File names that say nothing of the model.
 GENERIC = re.compile(r"(model|pytorch_model|adapter_model|diffusion_pytorch_model|consolidated|weights)\b.*\.\w+$")
 
 
-def name_of(about: Mapping[str, Any], unnamed: str = "in memory") -> str:
+def name_of(side: Source | None, unnamed: str = "in memory") -> str:
     """A side by the last two parts of its path, or by its id; `unnamed` where it has neither."""
-    path = str(about.get("path") or "")
+    path = side.path if side is not None else ""
     parts = path.rstrip("/").split("/")
     if len(parts) > 1 and GENERIC.match(parts[-1]):
         parts = parts[:-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from deltaw.adapters import variants
 from deltaw.adapters.base import Base
@@ -17,7 +17,7 @@ from deltaw.checkpoints import Checkpoint
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.renames import renamed
-from deltaw.types import Handle, Pair, Reason, Skipped
+from deltaw.types import FileStamp, Handle, Pair, Reason, Skipped, Source
 
 
 class Matched(NamedTuple):
@@ -42,7 +42,7 @@ class Adapter:
         config: `adapter_config.json`; empty for a single file.
         base_name: The base that it names, if any.
         notes: What a reader should know.
-        identity: Changes when the stored bytes may have changed.
+        files: The files that were read, as they were.
         initial: The modules and config of the stored initial adapter, where the method takes it out of the base.
     """
 
@@ -52,7 +52,7 @@ class Adapter:
     config: Document
     base_name: str | None = None
     notes: tuple[str, ...] = ()
-    identity: tuple[str, ...] = ()
+    files: tuple[FileStamp, ...] = ()
     revision: str | None = None
     initial: tuple[Mapping[str, Module], Document] | None = field(default=None, repr=False)
 
@@ -61,17 +61,17 @@ class Adapter:
         """Stored bytes of all tensors."""
         return sum({h.storage: h.nbytes for h in self.tensors.values()}.values())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Source:
         """What `analysis.json` says of this adapter."""
-        return {
-            "path": self.source,
-            "revision": self.revision,
-            "format": self.format,
-            "tensors": len(self.tensors),
-            "bytes": self.nbytes,
-            "identity": list(self.identity),
-            "base_name": self.base_name,
-        }
+        return Source(
+            path=self.source,
+            format=self.format,
+            tensors=len(self.tensors),
+            nbytes=self.nbytes,
+            revision=self.revision,
+            files=self.files,
+            base_name=self.base_name,
+        )
 
     def updates(self, base: Checkpoint | None) -> Matched:
         """What the adapter does to a base; nothing but headers is read, save an embedding stored beside its factors.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from deltaw.adapters.keys import Module, sort_tensors
 from deltaw.checkpoints import Checkpoint
-from deltaw.checkpoints.stored import file_identity
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
+from deltaw.types import FileStamp
 
 CONFIG = "adapter_config.json"
 
@@ -36,8 +36,8 @@ def find_initial(folder: Path, init: str) -> Path | None:
 
 def open_initial(
     path: Path, open_tensors: Callable[[Path], Checkpoint]
-) -> tuple[tuple[Mapping[str, Module], Document], tuple[str, ...]]:
-    """The modules of an initial adapter by path with its config, and the identity of its files.
+) -> tuple[tuple[Mapping[str, Module], Document], tuple[FileStamp, ...]]:
+    """The modules of an initial adapter by path with its config, and its files as they were.
 
     Raises:
         AdapterError: It is not LoRA, or cannot be read.
@@ -50,4 +50,4 @@ def open_initial(
     if config.text("peft_type") != "LORA":
         raise AdapterError(f"{path}: the initial adapter is {config.text('peft_type')!r}; expected LORA")
     modules = {m.path: m for m in sort_tensors(opened.tensors, str(path)).modules}
-    return (modules, config), (*file_identity(path / CONFIG), *opened.identity)
+    return (modules, config), (FileStamp.of(path / CONFIG), *opened.files)

@@ -15,9 +15,9 @@ from deltaw.adapters.keys import looks_like_lora
 from deltaw.adapters.wrapped import as_checkpoint, has_factors, is_wrapped
 from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.beside import beside
-from deltaw.checkpoints.stored import file_identity
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
+from deltaw.types import FileStamp
 
 WEIGHTS = (
     "adapter_model.safetensors",
@@ -175,13 +175,14 @@ def _peft(path: Path, config: Document, tensors: Checkpoint, others: tuple[str, 
     """An adapter of PEFT, from its config and tensors."""
     kind = config.text("peft_type", None)
     notes, initial = (*tensors.notes, *others), None
-    identity = (*(file_identity(path / CONFIG) if (path / CONFIG).is_file() else ()), *tensors.identity)
+    own = (FileStamp.of(path / CONFIG),) if (path / CONFIG).is_file() else ()
+    files = (*own, *tensors.files)
     if kind in {"LORA", "ADALORA"}:
         notes += variants.check(config, str(path))
         start = _initial(path, config, open_tensors)
         if start is not None:
-            initial, note, files = start
-            notes, identity = (*notes, note), (*identity, *files)
+            initial, note, more = start
+            notes, files = (*notes, note), (*files, *more)
     return Adapter(
         source=str(path),
         format=f"peft {_method(config)}",
@@ -189,13 +190,13 @@ def _peft(path: Path, config: Document, tensors: Checkpoint, others: tuple[str, 
         config=config,
         base_name=config.text("base_model_name_or_path") or None,
         notes=notes,
-        identity=identity,
+        files=files,
         initial=initial,
     )
 
 
-def _initial(path: Path, config: Document, open_tensors: Open) -> tuple[Any, str, tuple[str, ...]] | None:
-    # The stored initial adapter where ΔW needs one, a note on it, and the identity of its files.
+def _initial(path: Path, config: Document, open_tensors: Open) -> tuple[Any, str, tuple[FileStamp, ...]] | None:
+    # The stored initial adapter where ΔW needs one, a note on it, and its files.
     init = variants.changed_init(config, str(path))
     if init is None or init == "loftq":
         return None
@@ -241,5 +242,5 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
         tensors=opened.tensors,
         config=file_config(weights) if kind == "diffusers" else Document(),
         notes=opened.notes,
-        identity=file_identity(weights),
+        files=(FileStamp.of(weights),),
     )

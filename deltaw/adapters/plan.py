@@ -12,7 +12,7 @@ from deltaw.errors import PairingError
 from deltaw.pairs import coverage as covered
 from deltaw.pairs.coverage import Extent, memory
 from deltaw.pairs.plan import Plan, is_weight, unsplit
-from deltaw.pairs.selection import name_filter
+from deltaw.pairs.selection import ALL, Selection
 from deltaw.pairs.views import matrices, split_update, view_of
 from deltaw.tensors.layout import Layout
 from deltaw.tensors.names import kind, natural
@@ -22,26 +22,22 @@ from deltaw.types import Pair, Reason, Skipped, is_handle, is_update
 def plan_adapter(
     base: Checkpoint | None,
     adapter: Adapter,
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    rename: Sequence[str] = (),
-    split_fused: bool = False,
+    selection: Selection = ALL,
 ) -> Plan:
     """Pair an adapter's updates with the base tensors that they change.
 
     Args:
         base: The opened base; None to measure the adapter alone.
         adapter: The opened adapter.
-        include, exclude, rename, split_fused: See `deltaw.pairs.plan.plan`.
+        selection: What of them is measured.
 
     Raises:
         PairingError: Not one update can be measured.
         AdapterError: The adapter does not fit the base.
         OptionError: A regular expression is malformed.
     """
-    wanted = name_filter(include, exclude)
-    adapter, renames = adapter.renamed(rename)
+    wanted = selection.wanted()
+    adapter, renames = adapter.renamed(selection.rename)
     found = adapter.updates(base)
     skipped = list(found.skipped)
     layout = Layout(Document())
@@ -56,16 +52,16 @@ def plan_adapter(
         if view is not None:
             skipped.append(view)
         elif is_handle(pair.ft):
-            pairs.extend(_stored(pair, layout, skipped, split=split_fused))
+            pairs.extend(_stored(pair, layout, skipped, split=selection.split))
         else:
-            pairs.extend(split_update(pair, layout) if split_fused else (pair,))
+            pairs.extend(split_update(pair, layout) if selection.split else (pair,))
     if base is not None:
         skipped.extend(_untouched(base, found, skipped, wanted))
     if not pairs:
         reasons = "; ".join(f"{s.name}: {s.reason} ({s.detail})" for s in skipped[:1]) or "it holds no update"
         raise PairingError(f"{adapter.source}: no update that can be measured ({reasons})")
     alone = "no base was given: every column that needs W0 is empty"
-    unsplit_notes = unsplit(pairs) if split_fused else ()
+    unsplit_notes = unsplit(pairs) if selection.split else ()
     notes = (*(base.notes if base is not None else (alone,)), *adapter.notes, *renames, *found.notes, *unsplit_notes)
     return Plan(tuple(pairs), tuple(skipped), notes, _extent(base, adapter, found, skipped, wanted))
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from deltaw.documents import Document
-from deltaw.types import Handle, Skipped
+from deltaw.types import FileStamp, Handle, Skipped, Source
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Checkpoint:
         config: The model's `config.json`, empty if there is none.
         revision: The Hub commit, if it came from the Hub.
         notes: What a reader should know: a stray shard that was ignored, a wrapper that was removed.
-        identity: Changes when the stored bytes may have changed (paths, sizes and times of the files).
+        files: The files that were read, as they were; none for a model in memory.
         companions: Stored tensors that are no weights of the model but belong to codes (scales, zero points), by
             name, with their reason. They are not in `tensors`.
     """
@@ -32,7 +31,7 @@ class Checkpoint:
     config: Document = field(default_factory=Document)
     revision: str | None = None
     notes: tuple[str, ...] = ()
-    identity: tuple[str, ...] = ()
+    files: tuple[FileStamp, ...] = ()
     companions: Mapping[str, Skipped] = field(default_factory=dict)
 
     @property
@@ -40,13 +39,13 @@ class Checkpoint:
         """Stored bytes of all tensors; tied tensors count once."""
         return sum({h.storage: h.nbytes for h in self.tensors.values()}.values())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Source:
         """What `analysis.json` says of this checkpoint."""
-        return {
-            "path": self.source,
-            "revision": self.revision,
-            "format": self.format,
-            "tensors": len(self.tensors),
-            "bytes": self.nbytes,
-            "identity": list(self.identity),
-        }
+        return Source(
+            path=self.source,
+            format=self.format,
+            tensors=len(self.tensors),
+            nbytes=self.nbytes,
+            revision=self.revision,
+            files=self.files,
+        )

@@ -11,9 +11,9 @@ from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.kinds import PICKLE_SUFFIXES, Foreign, holds_tensors
 from deltaw.checkpoints.pipeline import INDEX, open_pipeline
 from deltaw.checkpoints.reading import Tensors, read_file
-from deltaw.checkpoints.stored import file_identity
 from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
+from deltaw.types import FileStamp
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 INDEX_FIRST = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
@@ -49,7 +49,7 @@ def open_file(path: Path, wanted: str = "") -> Checkpoint:
             *notes,
             f"{path.name} is one of {int(numbered[2])} shards; give the directory to compare the whole model",
         )
-    return Checkpoint(str(path), kind, tensors, _config(path.parent), notes=notes, identity=file_identity(path))
+    return Checkpoint(str(path), kind, tensors, _config(path.parent), notes=notes, files=(FileStamp.of(path),))
 
 
 def open_folder(path: Path, wanted: str = "") -> Checkpoint:
@@ -172,7 +172,7 @@ def _checkpoint(
 ) -> Checkpoint:
     others = beside(folder, read, tensors)
     parts.refuse_unusable(tensors, str(read[0]), [note.split(" ", 1)[0] for note in others])
-    return Checkpoint(str(folder), kind, tensors, config, notes=(*notes, *others), identity=file_identity(*read))
+    return Checkpoint(str(folder), kind, tensors, config, notes=(*notes, *others), files=tuple(map(FileStamp.of, read)))
 
 
 def _open_index(index: Path, config: Document) -> Checkpoint:

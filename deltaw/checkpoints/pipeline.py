@@ -12,7 +12,7 @@ from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, renamed, without_codes
 from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle, Skipped
+from deltaw.types import FileStamp, Handle, Skipped
 
 INDEX = "model_index.json"
 
@@ -32,7 +32,7 @@ def open_pipeline(
     """
     tensors: dict[str, Handle] = {}
     notes: list[str] = []
-    identity: list[str] = []
+    files: list[FileStamp] = []
     parts: dict[str, object] = {}
     companions: dict[str, Skipped] = {}
     for component, value in read_object(folder / INDEX).values.items():
@@ -48,7 +48,7 @@ def open_pipeline(
             assert isinstance(handle, (StoredHandle, MemoryHandle, UnreadHandle))
             tensors[f"{component}.{name}"] = replace(handle, name=f"{component}.{name}")
         notes.extend(f"{component}: {note}" for note in found.notes)
-        identity.extend(found.identity)
+        files.extend(found.files)
         companions.update(renamed(found.companions, f"{component}."))
         parts[component] = found.config.values
     if not tensors:
@@ -60,6 +60,6 @@ def open_pipeline(
         Document(parts, str(folder)),
         None,
         tuple(notes),
-        tuple(identity),
+        tuple(files),
         companions=companions,
     )

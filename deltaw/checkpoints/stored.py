@@ -92,12 +92,3 @@ class StoredHandle:
                 "copy or download it again"
             )
         return out
-
-
-def file_identity(*paths: Path) -> tuple[str, ...]:
-    """Path, size and time of files: equal only while nobody has written to them."""
-    out = []
-    for path in paths:
-        stat = path.stat()
-        out.append(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
-    return tuple(out)

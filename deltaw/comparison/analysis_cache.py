@@ -17,28 +17,30 @@ from typing import Any
 from deltaw.comparison.manifest import RunSpec
 from deltaw.errors import DeltaWError, ManifestError, ResultsError
 from deltaw.files import replacing
+from deltaw.measurement.inspection import Inspection
+from deltaw.measurement.options import SPEED_ONLY
+from deltaw.types import Source
 
 KEY = "inputs.json"
 DIGESTS = "digests.json"
-SPEED_ONLY = ("device", "jobs", "memory", "cache", "resume")
 SIDECARS = ("config.json", "adapter_config.json")
 
 Inspect = Callable[..., Any]
 
 
-def inspect_all(specs: Sequence[RunSpec], base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def inspect_all(specs: Sequence[RunSpec], base: Any, options: Mapping[str, Any]) -> dict[str, Inspection]:
     """Open every checkpoint and pair it with the base, reading headers only: what is wrong shows before work starts.
 
     Returns:
-        `deltaw.measurement.run.Inspection` by run.
+        `deltaw.measurement.inspection.Inspection` by run.
 
     Raises:
         ManifestError: With one line per run that cannot be used.
     """
-    from deltaw.measurement.run import inspect
+    from deltaw.measurement.inspection import inspect
 
     matching = {k: options[k] for k in ("include", "exclude", "rename", "split_fused") if k in options}
-    found: dict[str, Any] = {}
+    found: dict[str, Inspection] = {}
     problems = []
     for spec in specs:
         try:
@@ -51,7 +53,7 @@ def inspect_all(specs: Sequence[RunSpec], base: Any, options: Mapping[str, Any])
     return found
 
 
-def _other_bases(specs: Sequence[RunSpec], found: Mapping[str, Any]) -> list[str]:
+def _other_bases(specs: Sequence[RunSpec], found: Mapping[str, Inspection]) -> list[str]:
     """Adapters that say they belong to different Hub models (paths may differ and mean the same)."""
     from deltaw.checkpoints.hub import looks_like_id
 
@@ -81,7 +83,7 @@ def folder_name(run: str) -> str:
     return f"{readable or 'run'}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
-def content_key(inspection: Any, options: Mapping[str, Any], digests: Digests) -> str | None:
+def content_key(inspection: Inspection, options: Mapping[str, Any], digests: Digests) -> str | None:
     """The key of an analysis; None where an input is not made of files (a model in memory)."""
     sides = []
     for side in (inspection.base, inspection.ft):
@@ -110,9 +112,9 @@ class Digests:
             except (OSError, ValueError, AttributeError):
                 self.known = {}  # only a cache
 
-    def of(self, side: Mapping[str, Any]) -> list[str] | None:
+    def of(self, side: Source | None) -> list[str] | None:
         """The digests of one side's files, or None if it has none."""
-        files = sorted({name.rsplit(":", 2)[0] for name in side.get("identity") or ()})
+        files = sorted({file.path for file in side.files}) if side is not None else []
         paths = [p for f in files if (p := Path(f)).is_file()]
         if not paths:
             return None

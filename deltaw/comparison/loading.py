@@ -86,7 +86,8 @@ def read_run(spec: RunSpec, source: Source) -> Run:
         ResultsError: The results cannot be read.
     """
     if isinstance(source, Analysis):
-        about: dict[str, Any] = {"base": source.base, "ft": source.ft, "options": source.options}
+        base = {} if source.base is None else source.base.to_dict()
+        about: dict[str, Any] = {"base": base, "ft": source.ft.to_dict(), "options": source.options}
         layers, spectra = source.to_pandas(), source.spectra
     else:
         folder = Path(source)

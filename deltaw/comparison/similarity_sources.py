@@ -62,7 +62,7 @@ def _choose(runs: Runs) -> tuple[list[Run], str]:
 
 def _source(run: Run, base: Any, runs: Runs) -> Source | None:
     """The run's pairs of matrices, or None where its weights or its base are not there any more."""
-    from deltaw.measurement.run import inspect
+    from deltaw.measurement.inspection import inspect
 
     assert run.layers is not None
     ft = run.spec.checkpoint or _path(run.about, "ft")

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
 
 from deltaw.measurement.options import Options
+from deltaw.types import Source
 
 
-def command(base: Mapping[str, Any], ft: Mapping[str, Any], options: Options) -> str:
+def command(base: Source | None, ft: Source, options: Options) -> str:
     """`deltaw analyze BASE FT …`; empty where a side was given in memory, which no command can repeat.
 
     Args:
-        base, ft: What `describe` says of both sides; the base is empty for an adapter alone.
+        base, ft: What was opened; no base for an adapter alone.
         options: Of the analysis.
     """
-    if not all(side.get("identity") for side in (base, ft) if side):
+    if not all(side.files for side in (base, ft) if side is not None):
         return ""
-    sides = [_named(base), _named(ft)] if base else ["--no-base", _named(ft)]
+    sides = ["--no-base" if base is None else _named(base), _named(ft)]
     return shlex.join(["deltaw", "analyze", *sides, *_flags(options)])
 
 
-def _named(side: Mapping[str, Any]) -> str:
+def _named(side: Source) -> str:
     """The path, or the Hub id at the revision that was read."""
-    path, revision = str(side["path"]), side.get("revision")
-    return f"{path.partition('@')[0]}@{revision}" if revision else path
+    return f"{side.path.partition('@')[0]}@{side.revision}" if side.revision else side.path
 
 
 def _flags(options: Options) -> list[str]:
+    default = Options().to_dict()
     out: list[str] = []
-    for f in fields(options):
-        value, flag = getattr(options, f.name), f"--{f.name.replace('_', '-')}"
-        if value == f.default:
+    for name, value in options.to_dict().items():
+        flag = f"--{name.replace('_', '-')}"
+        if value == default[name]:
             continue
         if isinstance(value, bool):
             out.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, tuple):
-            out += [part for v in value for part in (flag, v)]
+        elif isinstance(value, list):
+            out += [part for v in value for part in (flag, str(v))]
         else:
             out += [flag, str(value)]
     return out

@@ -6,20 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from deltaw.errors import ResultsError
 from deltaw.measurement.journal import NAME, Journal, digest
 from deltaw.measurement.options import Options
 from deltaw.results.analysis import SCHEMA_VERSION
-
-# Decide how fast the numbers come, not what they are.
-NOT_IN_NUMBERS = ("device", "cache")
+from deltaw.types import Source
 
 
 def claim(
     out: Path,
-    about: tuple[Mapping[str, Any], Mapping[str, Any]],
+    sources: tuple[Source | None, Source],
     configs: Sequence[Mapping[str, object]],
     options: Options,
     *,
@@ -30,7 +27,7 @@ def claim(
 
     Args:
         out: The directory.
-        about: What `describe` says of both sides.
+        sources: What was opened.
         configs: Their configs, which decide how tensors are laid out and which of them are tied.
         options: Of the run.
         resume, force: See `analyze`.
@@ -38,22 +35,19 @@ def claim(
     Raises:
         ResultsError: It holds results of other inputs (without `force`), is being written to, or cannot be written.
     """
-    base, ft = (inputs(side) for side in about)
+    base, ft = (_names(side) for side in sources)
     if out.exists() and not out.is_dir():
         raise ResultsError(f"{out}: is a file; expected a directory for the results, choose another --out")
     if not force:
         _refuse_others(out, base, ft)
-    numbers = {k: v for k, v in options.to_dict().items() if k not in NOT_IN_NUMBERS}
-    known = [side.get("identity") for side in about if side]
-    identity = digest(SCHEMA_VERSION, version("deltaw"), base, ft, known, [*configs], numbers)
-    # Tensors in memory have no identity: nothing says that they are still what they were.
-    return Journal(out, identity, inputs=[base, ft], resume=resume and all(known))
+    files = [[str(file) for file in side.files] for side in sources if side is not None]
+    identity = digest(SCHEMA_VERSION, version("deltaw"), base, ft, files, [*configs], options.numbers())
+    # Tensors in memory have no files: nothing says that they are still what they were.
+    return Journal(out, identity, inputs=[base, ft], resume=resume and all(files))
 
 
-def inputs(side: Mapping[str, Any]) -> list[str]:
-    """What one side was, whatever its files hold by now: the paths of its files, or the Hub id."""
-    files = sorted({name.rsplit(":", 2)[0] for name in side.get("identity") or ()})
-    return [str(side["revision"])] if side.get("revision") else files or [str(side.get("path", ""))]
+def _names(side: Source | None) -> list[str]:
+    return [""] if side is None else side.names
 
 
 def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
@@ -65,7 +59,9 @@ def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
         try:
             with path.open(encoding="utf-8") as file:
                 about = json.loads(file.read() if name != NAME else file.readline())
-            found = about["inputs"] if name == NAME else [inputs(about["base"]), inputs(about["ft"])]
+            found = (
+                about["inputs"] if name == NAME else [_names(Source.from_dict(about[side])) for side in ("base", "ft")]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             found = [["unreadable"], ["unreadable"]]
         if found != [base, ft]:

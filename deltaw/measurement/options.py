@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deltaw.errors import OptionError
+from deltaw.pairs.selection import ALL, Selection
+from deltaw.types import Setting
 
 if TYPE_CHECKING:
     import torch
 
 MODES = ("exact", "fast")
+# Options of `analyze` that decide how fast the numbers come, not what they are.
+SPEED_ONLY = frozenset({"device", "cache", "jobs", "memory", "resume"})
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,7 @@ class Options:
 
     mode: str = "exact"
     device: str = "auto"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    rename: tuple[str, ...] = ()
-    split_fused: bool = False
+    selection: Selection = ALL
     alignment: bool = False
     top_k: int = 10
     epsilon: float = 0.5
@@ -44,10 +44,25 @@ class Options:
         if not 0 < self.tolerance <= 1:
             raise OptionError(f"tolerance is {self.tolerance}; expected a relative width between 0 and 1")
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        values: Mapping[str, Any] = asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    def to_dict(self) -> dict[str, Setting]:
+        """As JSON values, by the names that `analyze` has for them."""
+        return {
+            "mode": self.mode,
+            "device": self.device,
+            "include": list(self.selection.include),
+            "exclude": list(self.selection.exclude),
+            "rename": list(self.selection.rename),
+            "split_fused": self.selection.split,
+            "alignment": self.alignment,
+            "top_k": self.top_k,
+            "epsilon": self.epsilon,
+            "tolerance": self.tolerance,
+            "cache": self.cache,
+        }
+
+    def numbers(self) -> dict[str, Setting]:
+        """Those that decide the numbers, and not only how fast they come."""
+        return {name: value for name, value in self.to_dict().items() if name not in SPEED_ONLY}
 
 
 def resolve_devices(name: str) -> list[torch.device]:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from deltaw.pairs.views import matrix_shape
 from deltaw.tensors.slices import Slice
 from deltaw.types import Coverage, Handle, Pair
 
@@ -52,7 +51,7 @@ def _numbers(pairs: Iterable[Pair]) -> dict[Hashable, int]:
     seen: dict[Hashable, int] = defaultdict(int)
     for pair in pairs:
         if pair.base is not None:
-            seen[memory(pair.base)] += prod(matrix_shape(pair))
+            seen[memory(pair.base)] += prod(pair.shape)
     return dict(seen)
 
 

@@ -18,8 +18,8 @@ from deltaw.pairs.matching import join
 from deltaw.pairs.nothing import no_matrix, nothing_in_common
 from deltaw.pairs.orientation import Way, orientations
 from deltaw.pairs.renames import renamed
-from deltaw.pairs.selection import name_filter
-from deltaw.pairs.views import is_floating, matrices, matrix_shape, size, view_of
+from deltaw.pairs.selection import ALL, Selection
+from deltaw.pairs.views import is_floating, matrices, size, view_of
 from deltaw.tensors.layout import Layout, is_fused, text_config
 from deltaw.tensors.names import kind, natural, unwrap
 from deltaw.tensors.slices import Slice
@@ -72,26 +72,20 @@ class Side:
 def plan(
     base: Checkpoint,
     ft: Checkpoint,
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    rename: Sequence[str] = (),
-    split_fused: bool = False,
+    selection: Selection = ALL,
 ) -> Plan:
     """Pair two full checkpoints; nothing but headers is looked at.
 
     Args:
         base, ft: The opened checkpoints.
-        include, exclude: Regular expressions on tensor names (of the fine-tuned side where it has the tensor).
-        rename: `REGEX=TEXT`, applied to the fine-tuned side's names before they are matched.
-        split_fused: One pair per part of a fused tensor.
+        selection: What of them is compared.
 
     Raises:
         PairingError: Not one tensor can be compared, or no matrix of a base that has some.
         OptionError: A regular expression is malformed.
     """
-    wanted = name_filter(include, exclude)
-    names, notes = renamed(ft.tensors, rename)
+    wanted = selection.wanted()
+    names, notes = renamed(ft.tensors, selection.rename)
     left, right = _sides(base, ft, names)
     joined = join(
         {n: p.handle.shape for n, p in left.pieces.items()},
@@ -105,18 +99,18 @@ def plan(
         *_one_sided(left, right, matched, joined.left, wanted, base_side=True),
         *_one_sided(right, left, matched, joined.right, wanted, base_side=False),
     ]
-    pairs, skipped, resized = _pairs(left, right, matched, wanted, split=split_fused)
+    pairs, skipped, resized = _pairs(left, right, matched, wanted, split=selection.split)
     skipped = [*one_sided, *{**base.companions, **ft.companions}.values(), *skipped]
     found = Plan(
         tuple(pairs),
         tuple(skipped),
-        (*base.notes, *ft.notes, *notes, *joined.notes, *resized, *(unsplit(pairs) if split_fused else ())),
+        (*base.notes, *ft.notes, *notes, *joined.notes, *resized, *(unsplit(pairs) if selection.split else ())),
         _extent(left, right, matched, skipped, wanted),
     )
     if not pairs:
         raise PairingError(nothing_in_common(base, ft, skipped))
     asked = [h for n, h in base.tensors.items() if wanted(n) and len(h.shape) > 1 and is_weight(h)]
-    if asked and not any(matrix_shape(p)[1] > 1 or len(p.ft.shape) > 1 for p in pairs):
+    if asked and not any(p.shape[1] > 1 or len(p.ft.shape) > 1 for p in pairs):
         raise PairingError(no_matrix(base, ft, asked, skipped))
     return found
 
@@ -189,9 +183,7 @@ def _left_out(
 
 def unsplit(pairs: Sequence[Pair]) -> Iterable[str]:
     """A note on the fused matrices whose parts are not known, although they were asked for."""
-    names = [
-        p.name for p in pairs if is_fused(p.name) and p.view.rows is None and not p.view.part and matrix_shape(p)[1] > 1
-    ]
+    names = [p.name for p in pairs if is_fused(p.name) and p.view.rows is None and not p.view.part and p.shape[1] > 1]
     if names:
         yield (
             f"{len(names)} fused matrices are not split, as config.json with the number of heads is not there or does "

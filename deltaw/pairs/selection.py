@@ -1,21 +1,60 @@
-"""Which tensors are asked for: `--include` and `--exclude`, regular expressions on their names."""
+"""What of two sides is asked for: `--include`, `--exclude`, `--rename` and `--split-fused`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from deltaw.errors import OptionError
 
+Names = str | Iterable[str] | Mapping[str, str]
 
-def name_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a name is asked for: found by one of `include` (if any) and by none of `exclude`.
 
-    Raises:
-        OptionError: A regular expression is malformed.
+@dataclass(frozen=True)
+class Selection:
+    """What of two sides is compared, and as what.
+
+    Attributes:
+        include, exclude: Regular expressions on tensor names (of the fine-tuned side where it has the tensor).
+        rename: `REGEX=TEXT`, applied to the fine-tuned side's names before they are matched.
+        split: Whether a fused tensor is one pair per part.
     """
-    keep, drop = _compiled(include, "--include"), _compiled(exclude, "--exclude")
-    return lambda name: (not keep or any(p.search(name) for p in keep)) and not any(p.search(name) for p in drop)
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
+    split: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        include: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        rename: Names = (),
+        split_fused: bool = False,
+    ) -> Selection:
+        """As `analyze` takes it: one of each, several, or a mapping of renames."""
+        if isinstance(rename, Mapping):
+            rename = [f"{regex}={text}" for regex, text in rename.items()]
+        return cls(_several(include), _several(exclude), _several(rename), split_fused)
+
+    def wanted(self) -> Callable[[str], bool]:
+        """Whether a name is asked for: found by one of `include` (if any) and by none of `exclude`.
+
+        Raises:
+            OptionError: A regular expression is malformed.
+        """
+        keep, drop = _compiled(self.include, "--include"), _compiled(self.exclude, "--exclude")
+        return lambda name: (not keep or any(p.search(name) for p in keep)) and not any(p.search(name) for p in drop)
+
+
+ALL = Selection()
+
+
+def _several(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _compiled(patterns: Sequence[str], option: str) -> list[re.Pattern[str]]:

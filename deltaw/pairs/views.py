@@ -8,7 +8,7 @@ from math import prod
 
 from deltaw.tensors.layout import Layout, parts
 from deltaw.tensors.names import has_vocabulary, kind, place
-from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View, is_update
+from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View
 
 
 def is_floating(handle: Handle) -> bool:
@@ -67,7 +67,7 @@ def matrices(pair: Pair, layout: Layout, *, split: bool) -> Iterable[Pair]:
 def split_update(pair: Pair, layout: Layout) -> Iterable[Pair]:
     """The parts of a fused tensor that an adapter changes as one."""
     whole = len(pair.ft.shape) != 2 or any(part in pair.view.part.split() for part in ("gate", "up"))
-    slices = None if whole else parts(pair.name, *matrix_shape(pair), layout.config)
+    slices = None if whole else parts(pair.name, *pair.shape, layout.config)
     if slices is None:
         return (pair,)
     view = pair.view
@@ -77,42 +77,23 @@ def split_update(pair: Pair, layout: Layout) -> Iterable[Pair]:
     ]
 
 
-def matrix_shape(pair: Pair) -> tuple[int, int]:
-    """(outputs, inputs) of the matrix that a pair stands for; (n, 1) for a vector, (1, 1) for a scalar."""
-    view = pair.view
-    if is_update(pair.ft):
-        rows, cols = pair.ft.shape  # an update's shape is the matrix's
-    else:
-        shape = pair.ft.shape
-        if view.crop is not None:
-            shape = (view.crop, *shape[1:])
-        if view.expert is not None:
-            shape = shape[1:]
-        rows, cols = (shape[0] if shape else 1), prod(shape[1:])
-        if view.transposed:
-            rows, cols = cols, rows
-    if view.rows is not None:
-        rows = sum(stop - start for start, stop in view.rows)
-    return rows, cols
-
-
 def describe(pair: Pair) -> dict[str, Cell]:
     """The identity columns of a pair's row."""
     where = place(pair.name)
-    ndim = len(pair.base.shape if pair.base is not None else pair.ft.shape)
-    rows, cols = matrix_shape(pair)
+    rows, cols = pair.shape
+    base_dtype, ft_dtype = pair.dtypes
     return {
         "name": pair.name,
         "stack": where.stack,
         "layer": where.layer,
         "module": where.module,
-        "kind": kind(pair.name, ndim),
+        "kind": kind(pair.name, pair.ndim),
         "part": pair.view.part,
         "rows": rows,
         "cols": cols,
-        "ndim": ndim,
-        "base_dtype": pair.base.dtype if pair.base is not None else "",
-        "ft_dtype": getattr(pair.ft, "dtype", ""),
+        "ndim": pair.ndim,
+        "base_dtype": base_dtype,
+        "ft_dtype": ft_dtype,
     }
 
 

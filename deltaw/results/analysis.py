@@ -20,14 +20,14 @@ from deltaw.results.plain import plain
 from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summary import Summary, summarize
 from deltaw.results.tables import FORMATS, read_layers, to_frame, write_table
-from deltaw.types import Coverage, IntruderCount, Reason, Row, Skipped, Spectrum
+from deltaw.types import Coverage, IntruderCount, Reason, Row, Setting, Skipped, Source, Spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from deltaw.reports.plots import AnalysisPlots
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +38,7 @@ class Analysis:
         rows: One mapping of column to value per analysed matrix, in the order of the fine-tuned checkpoint.
         spectra: Singular values by `Pair.key`.
         skipped: Every tensor of both sides without a row.
-        base, ft: `path` or id, `revision`, `format`, `bytes`, `tensors`; empty for `--no-base`.
+        base, ft: What was compared; no base for `--no-base`.
         options: The options that decide the numbers.
         device: Where the linear algebra ran.
         seconds: Wall time.
@@ -54,9 +54,9 @@ class Analysis:
     rows: Sequence[Row]
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()
-    base: Mapping[str, Any] = field(default_factory=dict)
-    ft: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    base: Source | None = None
+    ft: Source = field(default_factory=Source)
+    options: Mapping[str, Setting] = field(default_factory=dict)
     device: str = "cpu"
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -153,8 +153,8 @@ class Analysis:
                 {
                     "schema_version": SCHEMA_VERSION,
                     "versions": self.versions,
-                    "base": self.base,
-                    "ft": self.ft,
+                    "base": {} if self.base is None else self.base.to_dict(),
+                    "ft": self.ft.to_dict(),
                     "options": self.options,
                     "command": self.command,
                     "date": self.date,
@@ -198,11 +198,15 @@ def load(out: str | Path) -> Analysis:
             raise ResultsError(f"{path}: schema_version {version}, expected {SCHEMA_VERSION}; run analyze again")
         skipped = [Skipped.from_dict(s) for s in about["skipped"]]
         frame = read_layers(out)
-        rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
-        keys = ("base", "ft", "options", "device", "seconds", "versions", "notes", "command", "date")
-        coverage = Coverage(**{f.name: about["summary"]["coverage"][f.name] for f in fields(Coverage) if f.init})
-        spectra = read_spectra(out / "spectra.safetensors")
-        intruders = [IntruderCount(**count) for count in about["intruders"]]
-        return Analysis(rows, spectra, skipped, coverage=coverage, intruders=intruders, **{k: about[k] for k in keys})
+        return Analysis(
+            rows=[{str(k): v for k, v in row.items()} for row in frame.to_dict("records")],
+            spectra=read_spectra(out / "spectra.safetensors"),
+            skipped=skipped,
+            base=Source.from_dict(about["base"]),
+            ft=Source.from_dict(about["ft"]) or Source(),
+            intruders=[IntruderCount(**count) for count in about["intruders"]],
+            coverage=Coverage(**{f.name: about["summary"]["coverage"][f.name] for f in fields(Coverage) if f.init}),
+            **{key: about[key] for key in ("options", "device", "seconds", "versions", "notes", "command", "date")},
+        )
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ResultsError(f"{path}: cannot be read ({e}); run analyze again") from e

@@ -24,7 +24,7 @@ from deltaw.types import Factors, Spectrum
 # k from which an estimate is cheaper than the exact spectrum (measured: 1.2 to 1.7 times on a CPU; on an H100 3 times
 # slower at 1024², as fast at 4096², 2.5 times faster at 11008×4096).
 FAST_FROM = {"cpu": 1024, "cuda": 4096}
-# k up to which a stack of equal shapes is solved in one call (`measurement.run` makes them). Measured, against one by
+# k up to which a stack of equal shapes is solved in one call (`measurement.cost` makes them). Measured, against one by
 # one: on a CPU with one thread 1.4 to 2 times faster at k ≤ 32, and slower from 64 on; on an H100 8 times at 32, 1.5
 # times at 64, 1.1 times at 256.
 BATCHED_UP_TO = {"cpu": 32, "cuda": 256}

@@ -201,7 +201,7 @@ def _train(job: Job, folder: Path) -> dict[str, Any]:
 def _placed(analysis: deltaw.Analysis, job: Job, step: int) -> deltaw.Analysis:
     """The analysis of what was in memory, as one of the checkpoint that was saved from it."""
     checkpoint = point_folder(job.out, step) / "checkpoint"
-    return dataclasses.replace(analysis, ft={**analysis.ft, "path": str(checkpoint.resolve())})
+    return dataclasses.replace(analysis, ft=dataclasses.replace(analysis.ft, path=str(checkpoint.resolve())))
 
 
 def point_folder(folder: Path, step: int) -> Path:

@@ -15,7 +15,7 @@ from deltaw.cli import main, progress
 from deltaw.cli.screen import file_link
 from deltaw.cli.summary import fitting
 from deltaw.files import near_path
-from deltaw.measurement.run import Progress
+from deltaw.measurement.loop import Progress
 from deltaw.study.runner import Progress as StudyProgress
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.runs import Run, Runs
 from deltaw.comparison.scores import Score
 from deltaw.results.analysis import Analysis
-from deltaw.types import Spectrum
+from deltaw.types import Source, Spectrum
 
 MODULES = {
     "self_attn.q_proj": ("attention", 256, 256),
@@ -72,8 +73,8 @@ def make_analysis(
                 if rank:
                     s[rank:] = 0.0
                 found[name] = Spectrum(s, m, n, energy=float((s**2).sum()))
-    about = {"path": base, "revision": None, "format": "safetensors", "tensors": len(rows), "bytes": 1}
-    return Analysis(rows, found, base=about, ft=about | {"path": f"ft{seed}"}, options={"mode": "exact"})
+    about = Source(path=base, format="safetensors", tensors=len(rows), nbytes=1)
+    return Analysis(rows, found, base=about, ft=replace(about, path=f"ft{seed}"), options={"mode": "exact"})
 
 
 @pytest.fixture

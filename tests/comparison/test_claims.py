@@ -13,6 +13,7 @@ from deltaw.comparison.claims.verdicts import Claim, Evidence
 from deltaw.comparison.fronts import compare_fronts
 from deltaw.comparison.runs import Runs
 from deltaw.comparison.welch import Estimate
+from deltaw.types import Source
 
 NAN = float("nan")
 # Biderman et al. 2024: HumanEval or GSM8K, and the mean of HellaSwag, WinoGrande and ARC-C, at 20B tokens.
@@ -341,7 +342,7 @@ def test_a_rank_grows_only_over_the_same_matrices(
                     dict(row) | {"rank_90": rank, "resolution": "resolved" if small or tokens > 100 else "noisy"}
                 )
             name = f"full-{seed}-{tokens}"
-            deltaw.Analysis(rows, base={"path": "b"}, ft={"path": name}, options={}).save(tmp_path / name)
+            deltaw.Analysis(rows, base=Source(path="b"), ft=Source(path=name), options={}).save(tmp_path / name)
             text.append(
                 f'[[runs]]\nname = "{name}"\ngroup = "full"\nmethod = "full"\nseed = {seed}\ntokens = {tokens}\n'
                 f'results = "{name}"\n'
@@ -383,7 +384,7 @@ def test_updates_of_reinforcement_learning(
                     dict(r) | {k: v * np.exp(rng.normal(0, 0.01)) for k, v in more.items()}
                     for r in analysis(seed=seed).rows
                 ]
-                deltaw.Analysis(rows, base={"path": "b"}, ft={"path": name}, options={}).save(tmp_path / name)
+                deltaw.Analysis(rows, base=Source(path="b"), ft=Source(path=name), options={}).save(tmp_path / name)
                 text.append(
                     f'[[runs]]\nname = "{name}"\ngroup = "full {training}"\nmethod = "full"\nseed = {seed}\n'
                     f'tokens = {tokens}\nresults = "{name}"\n[runs.hyperparameters]\ntraining = "{training}"\n'
@@ -402,7 +403,7 @@ def test_intruders_against_retention(
         for seed in range(2):
             name = f"g{i}-{seed}"
             rows = [dict(r) | {"intruders": i} for r in analysis(seed=10 * i + seed).rows]
-            deltaw.Analysis(rows, base={"path": "b"}, ft={"path": name}, options={}).save(tmp_path / name)
+            deltaw.Analysis(rows, base=Source(path="b"), ft=Source(path=name), options={}).save(tmp_path / name)
             text.append(
                 f'[[runs]]\nname = "{name}"\ngroup = "g{i}"\nmethod = "full"\nseed = {seed}\nresults = "{name}"\n'
                 f"[runs.scores]\nretention = {0.6 - 0.01 * i + 0.001 * seed}\n"

@@ -8,7 +8,8 @@ import torch
 
 import deltaw
 from deltaw.measurement import measure
-from deltaw.measurement import run as analysis
+from deltaw.measurement.journal import Journal
+from deltaw.measurement.measured import Measured
 from tests.conftest import changed, save_single
 
 State = dict[str, torch.Tensor]
@@ -81,15 +82,15 @@ def test_resumed_in_the_middle_of_a_batch(experts: State, tmp_path: Path, monkey
     """The same numbers, to the last digit, although the journal has a part of a batch."""
     base, tuned = save_single(experts, tmp_path / "base"), save_single(changed(experts, 1e-2), tmp_path / "tuned")
     expected = deltaw.analyze(base, tuned, jobs=1).to_pandas().drop(columns="seconds")
-    add, kept = analysis.Journal.add, []
+    add, kept = Journal.add, []
 
-    def cut_off(journal: analysis.Journal, key: str, measured: measure.Measured) -> None:
+    def cut_off(journal: Journal, key: str, measured: Measured) -> None:
         if len(kept) == 100:
             raise KeyboardInterrupt
         kept.append(key)
         add(journal, key, measured)
 
-    monkeypatch.setattr(analysis.Journal, "add", cut_off)
+    monkeypatch.setattr(Journal, "add", cut_off)
     with pytest.raises(KeyboardInterrupt):
         deltaw.analyze(base, tuned, out=tmp_path / "out", jobs=1)
     monkeypatch.undo()

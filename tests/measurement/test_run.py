@@ -10,7 +10,8 @@ import torch
 
 import deltaw
 import deltaw.measurement.directory
-from deltaw.measurement import run as analysis
+from deltaw.measurement.journal import Journal
+from deltaw.measurement.measured import Measured
 from tests.conftest import State, changed, save_single
 
 
@@ -115,16 +116,16 @@ def test_what_is_resumed_has_the_threads_that_it_would_have_had(tmp_path: Path, 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    add, kept = analysis.Journal.add, []
+    add, kept = Journal.add, []
 
-    def cut_off(journal: analysis.Journal, key: str, measured: analysis.Measured) -> None:
+    def cut_off(journal: Journal, key: str, measured: Measured) -> None:
         if len(kept) == 2:
             raise KeyboardInterrupt
         kept.append(key)
         add(journal, key, measured)
 
     with monkeypatch.context() as cut:
-        cut.setattr(analysis.Journal, "add", cut_off)
+        cut.setattr(Journal, "add", cut_off)
         with pytest.raises(KeyboardInterrupt):
             deltaw.analyze(*folders, out=tmp_path / "out")
     whole = set(threads[:3])

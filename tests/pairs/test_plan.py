@@ -11,7 +11,7 @@ from deltaw.checkpoints.memory import tensor_handles
 from deltaw.documents import Document
 from deltaw.errors import OptionError, PairingError
 from deltaw.pairs.plan import plan
-from deltaw.pairs.views import matrix_shape
+from deltaw.pairs.selection import Selection
 from deltaw.types import Pair, Reason
 from tests.conftest import State, changed, pico_state
 
@@ -117,7 +117,7 @@ def test_resized_vocabulary(pico: State):
     found = plan(opened(pico), opened(ft))
     pair = by_name(found.pairs)["lm_head.weight"]
     assert pair.view.crop == 40
-    assert matrix_shape(pair) == (40, 16)
+    assert pair.shape == (40, 16)
     assert any("40" in n and "41" in n for n in found.notes)
 
 
@@ -136,14 +136,14 @@ def test_scales_that_are_bare_exponents_are_no_weights():
 
 
 def test_filters(pico: State):
-    found = plan(opened(pico), opened(pico), include=["mlp", "attn"], exclude=[r"layers\.1"])
+    found = plan(opened(pico), opened(pico), Selection.of(include=["mlp", "attn"], exclude=[r"layers\.1"]))
     names = {p.name for p in found.pairs}
     assert names == {n for n in pico if ("mlp" in n or "attn" in n) and "layers.1" not in n}
     assert set(reasons(found).values()) == {"excluded"}
     with pytest.raises(OptionError, match="regular expression"):
-        plan(opened(pico), opened(pico), include=["("])
+        plan(opened(pico), opened(pico), Selection.of(include=["("]))
     with pytest.raises(PairingError, match="--include"):
-        plan(opened(pico), opened(pico), include=["nothing"])
+        plan(opened(pico), opened(pico), Selection.of(include=["nothing"]))
 
 
 def test_nothing_in_common(pico: State):
@@ -163,7 +163,7 @@ def test_experts_convolutions_and_small_dims():
         "empty": torch.zeros(0, 3),
     }
     found = plan(opened(state), opened(state))
-    shapes = {p.key: matrix_shape(p) for p in found.pairs}
+    shapes = {p.key: p.shape for p in found.pairs}
     assert shapes == {
         **{f"layers.0.mlp.experts.gate_up_proj[expert {e}]": (6, 8) for e in range(4)},
         "conv.weight": (6, 12),
@@ -178,11 +178,11 @@ def test_experts_convolutions_and_small_dims():
 def test_conv1d_is_transposed_to_outputs_first():
     state = {"h.0.attn.c_attn.weight": torch.zeros(4, 12), "h.0.mlp.c_fc.weight": torch.zeros(4, 16)}
     for config in ({"model_type": "gpt2"}, {}):
-        shapes = [matrix_shape(p) for p in plan(opened(state, **config), opened(state)).pairs]
+        shapes = [p.shape for p in plan(opened(state, **config), opened(state)).pairs]
         assert shapes == [(12, 4), (16, 4)]
     linear = {"h.0.attn.c_attn.weight": torch.zeros(12, 4), "h.0.mlp.c_fc.weight": torch.zeros(16, 4)}
     for config in ({"model_type": "gpt_bigcode"}, {"model_type": "gpt2"}, {}):
-        assert [matrix_shape(p) for p in plan(opened(linear, **config), opened(linear)).pairs] == [(12, 4), (16, 4)]
+        assert [p.shape for p in plan(opened(linear, **config), opened(linear)).pairs] == [(12, 4), (16, 4)]
 
 
 names = st.text("ab.01", min_size=1, max_size=6)

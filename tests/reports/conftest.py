@@ -22,7 +22,7 @@ from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.metrics.uniformity import is_shrink
 from deltaw.results.analysis import Analysis
-from deltaw.types import Reason, Skipped, Spectrum
+from deltaw.types import Reason, Skipped, Source, Spectrum
 
 Change = Callable[[np.random.Generator, np.ndarray, str], np.ndarray]
 FRACTION_BITS = {"bfloat16": 7, "float16": 10, "float32": 23}
@@ -151,13 +151,13 @@ def make(
             add(f"{where}.{module}.weight", stack, layer, module, "norm", (hidden,))
     add("model.norm.weight", "", None, "model.norm", "norm", (hidden,))
     add("lm_head.weight", "", None, "lm_head", "head", (vocabulary, hidden))
-    about = {"format": "safetensors", "revision": None, "bytes": 12_345_678, "tensors": len(rows)}
+    about = Source(format="safetensors", nbytes=12_345_678, tensors=len(rows))
     return Analysis(
         rows,
         spectra,
         skipped,
-        base={"path": "models/base", **about},
-        ft={"path": "models/tuned", **about},
+        base=replace(about, path="models/base"),
+        ft=replace(about, path="models/tuned"),
         options={"mode": "exact", "alignment": False, "split_fused": False},
         device="cpu",
         seconds=3.21,

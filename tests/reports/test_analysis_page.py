@@ -10,7 +10,7 @@ import pytest
 import deltaw
 from deltaw.reports import analysis_page, write_analysis
 from deltaw.results.analysis import Analysis
-from deltaw.types import Interval, Reason, Skipped, Spectrum
+from deltaw.types import Interval, Reason, Skipped, Source, Spectrum
 from tests.reports.elements import Page
 
 
@@ -157,7 +157,7 @@ def hostile(kit):
         row |= {"name": f"{i}.{bad}", "stack": bad, "module": f"{bad}.{i}", "part": bad if i % 2 else ""}
         if old in analysis.spectra:
             spectra[row["name"] + (f"[{bad}]" if i % 2 else "")] = analysis.spectra[old]
-    side = {"path": names[0], "revision": names[1], "format": names[5], "bytes": 1, "tensors": 1}
+    side = Source(path=names[0], revision=names[1], format=names[5], nbytes=1, tensors=1)
     return dataclasses.replace(
         analysis, rows=rows, spectra=spectra, base=side, ft=side, options={names[0]: names[3]}, notes=names,
         versions={names[0]: names[1]}, device=names[0],
@@ -273,7 +273,7 @@ def test_the_file_stays_small(kit, tmp_path, matrices, experts, megabytes):
 def test_without_a_base_the_picture_shows_the_size(full_analysis):
     needs_base = {"base_fro_norm", "relative_change", "shrinkage", "cosine_to_base", "norm_growth", "decay_estimate"}
     rows = [{k: v for k, v in r.items() if k not in needs_base} for r in full_analysis.rows]
-    html = outline(dataclasses.replace(full_analysis, rows=rows, base={}))
+    html = outline(dataclasses.replace(full_analysis, rows=rows, base=None))
     first = html[html.index('<section id="answer">') : html.index('<section id="changed">')]
     assert "only the base&#39;s weights could tell" in first
     assert "needs the base&#39;s weights" in first

@@ -8,6 +8,7 @@ import pytest
 import deltaw
 from deltaw.reports import notebook
 from deltaw.results.analysis import Analysis
+from deltaw.types import Source
 from tests.conftest import changed, pico_state
 from tests.reports.elements import Page
 
@@ -20,7 +21,7 @@ def test_one_line_however_large(full_analysis: Analysis, kit: Any):
 
 
 def test_long_and_hostile_names_stay_in_the_line():
-    path = {"path": "a/" + "x\n\u202e" * 300}
+    path = Source(path="a/" + "x\n\u202e" * 300)
     line = repr(Analysis([], base=path, ft=path))
     assert len(line) <= 200
     assert "\n" not in line

@@ -79,7 +79,7 @@ def test_a_study_from_beginning_to_end(plan: Plan, tmp_path: Path) -> None:
         assert r.results is not None
         analysis = deltaw.load(r.results)
         assert not analysis.failed
-        checkpoint = Path(analysis.ft["path"])
+        checkpoint = Path(analysis.ft.path)
         again = deltaw.analyze(manifest.base, checkpoint, device="cpu", jobs=1)
         pd.testing.assert_frame_equal(
             again.to_pandas().drop(columns="seconds").sort_values("name", ignore_index=True),

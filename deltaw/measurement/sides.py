@@ -1,0 +1,81 @@
+"""The two sides of an analysis, opened, and what is compared of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter, open_base, open_whole
+from deltaw.adapters.plan import plan_adapter
+from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
+from deltaw.errors import AdapterError, CheckpointError, OptionError
+from deltaw.pairs.plan import Plan, plan
+from deltaw.pairs.selection import Selection
+from deltaw.types import Source
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A base and what was made of it.
+
+    Attributes:
+        base: None for an adapter alone.
+        ft: A checkpoint, or an adapter of the base.
+    """
+
+    base: Checkpoint | None
+    ft: Checkpoint | Adapter
+
+    def plan(self, selection: Selection) -> Plan:
+        """Which tensors are compared.
+
+        Raises:
+            DeltaWError: Nothing can be.
+        """
+        if isinstance(self.ft, Adapter):
+            return plan_adapter(self.base, self.ft, selection)
+        assert self.base is not None
+        return plan(self.base, self.ft, selection)
+
+    @property
+    def sources(self) -> tuple[Source | None, Source]:
+        """What was opened."""
+        return (None if self.base is None else self.base.describe()), self.ft.describe()
+
+    @property
+    def configs(self) -> list[Mapping[str, object]]:
+        """The configs of the sides that are made of files; that of a model in memory need not be JSON."""
+        return [side.config.values for side in (self.base, self.ft) if side is not None and side.files]
+
+
+def open_sides(base: Any, ft: Any) -> Sides:
+    """Open both sides; nothing but headers is read.
+
+    Args:
+        base: Path, Hub id, `nn.Module` or state dict; None for an adapter alone.
+        ft: The same, or an adapter directory or file.
+
+    Raises:
+        CheckpointError: One of them cannot be opened.
+        AdapterError: The base is an adapter itself.
+        OptionError: There is no base, and the other side is no adapter.
+    """
+    try:
+        opened = None if base is None else open_base(base)
+    except AdapterError:
+        raise  # the base is one itself
+    except CheckpointError as e:
+        # Only what lies here: nothing is downloaded for a message.
+        here = Path(ft).expanduser() if isinstance(ft, (str, Path)) else None
+        if here is None or not here.exists() or not is_adapter(here):
+            raise
+        raise CheckpointError(missing_base(e, open_adapter(here))) from e
+    if isinstance(ft, (str, Path)):
+        path, revision = locate(ft)
+        if is_adapter(path):
+            return Sides(opened, replace(open_adapter(path), source=str(ft), revision=revision))
+    if opened is None:
+        raise OptionError("without a base only an adapter can be measured; give BASE and FT")
+    return Sides(opened, open_whole(ft, open_checkpoint(ft)))

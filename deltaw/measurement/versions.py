@@ -1,0 +1,19 @@
+"""The versions that decide the numbers."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+PACKAGES = ("deltaw", "torch", "numpy", "scipy", "pandas", "safetensors", "peft", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """The version of Python and of every installed library that decides the numbers."""
+    out = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            out[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
