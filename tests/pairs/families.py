@@ -1,0 +1,138 @@
+"""The model families of the installed transformers that are held against peft's own merge: tiny configs, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 40,
+    "head_dim": 8,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+BERT = {k: v for k, v in TEXT.items() if k not in {"head_dim", "num_key_value_heads"}} | {"type_vocab_size": 2}
+SEEN = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family: a model with a head, and which of its modules an adapter changes.
+
+    Attributes:
+        model: The class with a head.
+        config: Its config.
+        lora: What LoraConfig gets.
+        bare: Whether the model without its head is saved by itself as well.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    lora: Mapping[str, Any] = field(default_factory=lambda: {"target_modules": ["q_proj", "v_proj"]})
+    bare: bool = True
+
+
+FAMILIES = {
+    "gpt2": Family(
+        "GPT2LMHeadModel",
+        {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32},
+        {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True},
+    ),
+    "bert": Family("BertForMaskedLM", BERT, {"target_modules": ["query", "value"]}),
+    "roberta": Family("RobertaForSequenceClassification", BERT, {"target_modules": ["query", "value"]}),
+    "distilbert": Family(
+        "DistilBertForSequenceClassification",
+        {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2, "vocab_size": 40, "max_position_embeddings": 32},
+        {"target_modules": ["q_lin", "v_lin"]},
+    ),
+    "vit": Family("ViTForImageClassification", SEEN, {"target_modules": ["q_proj", "v_proj"]}),
+    "bloom": Family(
+        "BloomForCausalLM",
+        {"hidden_size": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40},
+        {"target_modules": ["query_key_value"]},
+    ),
+    "gpt_neox": Family("GPTNeoXForCausalLM", BERT, {"target_modules": ["query_key_value"]}),
+    "esm": Family("EsmForMaskedLM", BERT, {"target_modules": ["query", "value"]}),
+    "electra": Family(
+        "ElectraForTokenClassification", BERT | {"embedding_size": 16}, {"target_modules": ["query", "value"]}
+    ),
+    "llama": Family("LlamaForCausalLM", TEXT),
+    "opt": Family(
+        "OPTForCausalLM",
+        {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
+        | {"max_position_embeddings": 32, "word_embed_proj_dim": 16, "pad_token_id": 0},
+    ),
+    "t5": Family(
+        "T5ForConditionalGeneration",
+        {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 40},
+        {"target_modules": ["q", "v"]},
+        bare=False,
+    ),
+    "whisper": Family(
+        "WhisperForConditionalGeneration",
+        {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "vocab_size": 40}
+        | {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "num_mel_bins": 8}
+        | {"max_source_positions": 16, "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 1}
+        | {"eos_token_id": 2, "decoder_start_token_id": 1},
+    ),
+    "clip": Family(
+        "CLIPModel",
+        {"text_config": BERT | {"num_hidden_layers": 1}, "vision_config": SEEN, "projection_dim": 8},
+        bare=False,
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        TEXT | {"num_local_experts": 3, "num_experts_per_tok": 1},
+        {"target_modules": ["q_proj"], "target_parameters": EXPERTS},
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        TEXT | {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 12},
+        {"target_modules": ["q_proj"], "target_parameters": EXPERTS},
+    ),
+    "gemma3": Family(
+        "Gemma3ForConditionalGeneration", {"text_config": TEXT, "vision_config": SEEN, "mm_tokens_per_image": 4}
+    ),
+    "llava": Family(
+        "LlavaForConditionalGeneration",
+        {"text_config": TEXT | {"model_type": "llama"}, "vision_config": SEEN | {"model_type": "clip_vision_model"}},
+    ),
+    "qwen2_5_vl": Family(
+        "Qwen2_5_VLForConditionalGeneration",
+        {
+            "text_config": {k: v for k, v in TEXT.items() if k != "head_dim"}
+            | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}},
+            "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
+            | {"out_hidden_size": 16, "fullatt_block_indexes": [0]},
+        },
+    ),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        TEXT | {"num_local_experts": 3, "num_experts_per_tok": 1},
+        {"target_modules": ["q_proj"], "target_parameters": EXPERTS},
+    ),
+}
+
+
+def build(family: Family) -> Any:
+    """The model with its head, float32, from a fixed seed."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, family.model)
+    torch.manual_seed(1)
+    return cls(cls.config_class(**family.config)).float().eval()
