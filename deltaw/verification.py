@@ -30,7 +30,8 @@ from deltaw.adapters.base import Base
 from deltaw.adapters.keys import adapter_names, saved_name
 from deltaw.adapters.merging import Expected, expected_blocks
 from deltaw.adapters.trained import same
-from deltaw.checkpoints import Checkpoint, locate, open_checkpoint, why_unread
+from deltaw.checkpoints import Checkpoint, locate, numeric, open_checkpoint, why_unread
+from deltaw.delta.cells import cells
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.pairs.counterparts import counterparts
 from deltaw.pairs.views import is_floating, size
@@ -221,9 +222,10 @@ def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> 
         return Verdict(name, "equal" if equal else "differs", "" if equal else f"{merged.dtype}, other values", touched)
     if not adds and source.dtype == merged.dtype and same(source, merged):
         return Verdict(name, "equal", "", touched)
-    sums = Sums(getattr(torch, source.dtype), Work.of([cast("Update", p.ft) for p in adds]))
+    sums = Sums(getattr(torch, numeric(source.dtype)), Work.of([cast("Update", p.ft) for p in adds]))
+    grid = cells(merged)
     for block in expected_blocks(source, adds):
-        sums.add(block, block.read(merged))
+        sums.add(block, block.read(merged), None if grid is None else block.read(grid))
     verdict = sums.verdict(name, touched)
     if whole and verdict.status == "differs":
         in_base = base.shape == merged.shape and same(base, merged)
@@ -263,12 +265,14 @@ class Sums:
         self.u = 0.0
         self.rows = 0
 
-    def add(self, block: Expected, stored: Tensor) -> None:
-        """One block: the merged rows as stored against W0 + ΔW."""
+    def add(self, block: Expected, stored: Tensor, grid: Tensor | None = None) -> None:
+        """One block: the merged rows as stored against W0 + ΔW; `grid`: the variances of their codes' rounding."""
         W, W0 = stored.double(), block.base
         X = W0 if block.delta is None else W0 + block.delta
         rounded = X.to(stored.dtype).double()
         allowed = _allowed(block, X, stored, self.dtype, self.work)
+        if grid is not None:  # half a cell, of the merged checkpoint's own scales
+            allowed += (3 * grid).sqrt()
         residual = W - X
         self.entries += W.numel()
         self.rows += len(W) if W.ndim else 1

@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.base import Base
+from deltaw.checkpoints import numeric
 from deltaw.tensors.names import kind as kind_of
 from deltaw.types import Handle
 
@@ -89,7 +90,7 @@ def _placeholder(handle: Handle) -> Tensor:
     """Zeros of the right shape and dtype that share one element."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, handle.dtype)
+    dtype: torch.dtype = getattr(torch, numeric(handle.dtype))
     return torch.zeros(1, dtype=dtype).expand(handle.shape)
 
 

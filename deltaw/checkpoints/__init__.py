@@ -14,12 +14,22 @@ from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.folder import open_file, open_folder
 from deltaw.checkpoints.memory import open_memory
 from deltaw.checkpoints.naming import check_names
+from deltaw.checkpoints.quantised import QuantisedHandle, numeric
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, why_unread, without_codes
 from deltaw.errors import CheckpointError
 from deltaw.files import near_path
 
-__all__ = ["Checkpoint", "StoredHandle", "UnreadHandle", "locate", "open_checkpoint", "why_unread"]
+__all__ = [
+    "Checkpoint",
+    "QuantisedHandle",
+    "StoredHandle",
+    "UnreadHandle",
+    "locate",
+    "numeric",
+    "open_checkpoint",
+    "why_unread",
+]
 
 
 def locate(source: str | Path) -> tuple[Path, str | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.memory import MemoryHandle
+from deltaw.checkpoints.quantised import QuantisedHandle
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, renamed, without_codes
 from deltaw.documents import Document, read_object
@@ -45,7 +46,7 @@ def open_pipeline(
             continue  # a scheduler or a tokenizer: nothing trained
         found = without_codes(open_component(place))
         for name, handle in found.tensors.items():
-            assert isinstance(handle, (StoredHandle, MemoryHandle, UnreadHandle))
+            assert isinstance(handle, (StoredHandle, MemoryHandle, UnreadHandle, QuantisedHandle))
             tensors[f"{component}.{name}"] = replace(handle, name=f"{component}.{name}")
         notes.extend(f"{component}: {note}" for note in found.notes)
         files.extend(found.files)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.checkpoint import Checkpoint
-from deltaw.checkpoints.quantised import Codes, detect
+from deltaw.checkpoints.quantised import Codes, QuantisedHandle, detect
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, Reason, Skipped
 
@@ -74,15 +74,20 @@ def without_codes(checkpoint: Checkpoint) -> Checkpoint:
     for name, handle in checkpoint.tensors.items():
         if name in found.codes:
             codes = found.codes[name]
-            tensors[codes.name] = _unread_codes(codes)
+            tensors[codes.name] = _read_codes(codes) if codes.dequantise is not None else _unread_codes(codes)
         elif name not in found.companions:
             tensors[name] = handle
     return replace(checkpoint, tensors=tensors, companions={**checkpoint.companions, **found.companions})
 
 
+def _read_codes(codes: Codes) -> QuantisedHandle:
+    assert codes.shape is not None
+    return QuantisedHandle(codes.name, codes.shape, codes.format, codes)
+
+
 def _unread_codes(codes: Codes) -> UnreadHandle:
     shape = codes.shape if codes.shape is not None else codes.parts["codes"].shape
-    why = codes.problem or "this format is not read yet"
+    why = codes.problem or "this format is not read"
     detail = f"{why}; load it with its own library and save it as bfloat16 (transformers: model.dequantize())"
     return UnreadHandle(codes.name, shape, codes.format, codes.nbytes, Reason.QUANTISED, codes.format, detail)
 

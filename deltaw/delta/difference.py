@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deltaw.checkpoints import why_unread
+from deltaw.delta.cells import with_cells
 from deltaw.delta.sums import EntrySums, sweep, sweep_factors, sweep_update, unchanged_sums
 from deltaw.tensors.bits import same_bits
 from deltaw.tensors.matrix import matrix, outputs
@@ -57,7 +58,7 @@ def difference(pair: Pair, device: torch.device) -> Delta:
     if w.ndim < 2:
         return Delta("vector", None, sweep(w0, w, device=device, keep=False)[1])
     value, sums = sweep(w0, w, device=device)
-    return Delta("dense", value, sums, w0)
+    return Delta("dense", value, with_cells(sums, pair.base, pair.ft, pair.view), w0)
 
 
 def _updated(pair: Pair, update: Update, device: torch.device) -> Delta:

@@ -110,7 +110,7 @@ def rounding(
         return _entry_by_entry(base, ft, now, cast, touched)
     if sample.frozen.any():
         row, col = _without_frozen(base, ft, now, np.flatnonzero(sample.frozen), row, col)
-    kinds, counts = _histogram(steps)
+    kinds, counts = histogram(steps)
     region = np.count_nonzero(row) * np.count_nonzero(col)
     equal = math.nan if finer else 1 - region / (len(row) * len(col)) * (1 - touched.equal)
     return Rounding(row, col, kinds, counts * (region / steps.size) if steps.size else counts, equal)
@@ -156,7 +156,7 @@ def _touched(delta: NDArray[np.float64], steps: NDArray[np.float64]) -> Touched:
         return Touched(1.0, 1.0)
     relative = delta[there] / rows[there]
     cols = np.sqrt((relative**2).mean(axis=0))
-    kinds, counts = _histogram(steps[there] / (rows[there] * np.where(cols > 0, cols, 1.0)))
+    kinds, counts = histogram(steps[there] / (rows[there] * np.where(cols > 0, cols, 1.0)))
     return Touched(1.0, gaussian_rounding(kinds, counts, float(counts.sum())).unchanged)
 
 
@@ -237,7 +237,7 @@ def _entry_by_entry(base: Tensor, ft: Tensor, now: Numbers, cast: bool, touched:
             _add(seen, strip, (w - old[strip].double()).square_())
             v += error
         _add(noise, strip, v)
-        for step, count in zip(*_histogram(v[v > 0].mul_(12).sqrt_().numpy()), strict=True):
+        for step, count in zip(*histogram(v[v > 0].mul_(12).sqrt_().numpy()), strict=True):
             bins[step] = bins.get(step, 0.0) + count
     row, col = noise
     if cast:  # where little was added to the cast base, the second rounding is less than an ulp's: all of it is seen
@@ -319,7 +319,7 @@ def _code_cells(groups: Tensor) -> Tensor:
     return torch.empty_like(groups).scatter_(1, order, cells.gather(1, code))
 
 
-def _histogram(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:
+def histogram(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:
     """The steps of many entries, in bins, and how many are in each."""
     if not steps.size:
         return np.zeros(0), np.zeros(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
+from deltaw.checkpoints import numeric
 from deltaw.types import Pair, is_update
 
 BATCH = 64  # small matrices at a time: what an interruption may lose
@@ -47,4 +48,6 @@ def _bytes(pair: Pair) -> int:
 
 
 def _itemsize(dtype: str) -> int:
+    if numeric(dtype) != dtype:
+        return 24  # codes: the weight in float32, a scale and a variance for every entry while it is read
     return {"float64": 8, "float32": 4}.get(dtype, 2)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
+from deltaw.checkpoints import numeric
 from deltaw.tensors.layout import Layout, parts
 from deltaw.tensors.names import has_vocabulary, kind, place
 from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View
@@ -13,7 +14,7 @@ from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View
 
 def is_floating(handle: Handle) -> bool:
     """Whether a tensor holds real floating-point numbers; bare exponents, the scales of MXFP8 blocks, are not."""
-    return handle.dtype.startswith(("float", "bfloat")) and handle.dtype != "float8_e8m0fnu"
+    return numeric(handle.dtype).startswith(("float", "bfloat")) and handle.dtype != "float8_e8m0fnu"
 
 
 def view_of(b: Handle, f: Handle) -> View | Skipped:

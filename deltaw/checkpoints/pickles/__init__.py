@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.memory import MemoryHandle
 from deltaw.checkpoints.pickles import archive, legacy
-from deltaw.checkpoints.pickles.machine import PickleError
+from deltaw.checkpoints.pickles.machine import PickleError, RefusalError
 from deltaw.checkpoints.pickles.mapping import find_weights
 from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, Array, RawTensor, Refused, Storage, Tensor
 from deltaw.checkpoints.stored import StoredHandle
@@ -49,16 +49,10 @@ def read_pickle(path: Path, wanted: str = "") -> tuple[dict[str, Handle], tuple[
             content, place = found.content, found.place
         weights = find_weights(content, wanted)
         tensors = {name: _handle(name, tensor, path, place) for name, tensor in weights.tensors.items()}
+    except RefusalError as e:
+        raise CheckpointError(f"{path}: {e}") from e
     except PickleError as e:
-        text = str(e)
-        if text.startswith("it would call"):
-            raise CheckpointError(
-                f"{path}: {text}, which could run code; nothing of it was run, and it is refused: have its author save "
-                "it as safetensors"
-            ) from e
-        if text.startswith(("no tensors found", "::")):
-            raise CheckpointError(f"{path}: {text}") from e
-        raise CheckpointError(f"{path}: not a complete PyTorch file ({text}); copy or download it again") from e
+        raise CheckpointError(f"{path}: not a complete PyTorch file ({e}); copy or download it again") from e
     return tensors, tuple(f"{path.name}: {note}" for note in weights.notes)
 
 

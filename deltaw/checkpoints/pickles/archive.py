@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from deltaw.checkpoints.pickles.machine import Machine, PickleError
+from deltaw.checkpoints.pickles.machine import Machine, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import Rebuilder, Storage
 from deltaw.errors import CheckpointError
 
@@ -97,7 +97,7 @@ def load(archive: Archive) -> object:
 
 def _data(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> tuple[int, int]:
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
-        raise PickleError(f"{entry.filename} is compressed; load the file with torch and save it again")
+        raise RefusalError(f"{entry.filename} is compressed; load the file with torch and save it again")
     file.seek(entry.header_offset)
     header = file.read(LOCAL_HEADER)
     if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":

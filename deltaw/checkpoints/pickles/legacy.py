@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from deltaw.checkpoints.pickles.machine import Inert, Machine, PickleError
+from deltaw.checkpoints.pickles.machine import Inert, Machine, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import (
     ITEMSIZE,
     Array,
@@ -78,9 +78,10 @@ def read_nested(data: bytes, depth: int) -> object:
 
     Raises:
         PickleError: It is malformed.
+        RefusalError: It is an archive.
     """
     if data[:2] == b"PK":
-        raise PickleError("an archive within a pickle; load it with torch and save it with torch.save")
+        raise RefusalError("an archive within a pickle; load it with torch and save it with torch.save")
     found = _read(io.BytesIO(data), len(data), depth)
     nested = Nested({key: data[start : start + length] for key, (start, length) in found.places.items()})
     content = found.content
@@ -110,7 +111,7 @@ def _read(file: BinaryIO | Stream, size: int, depth: int) -> Legacy:
     machine.run(file)  # type: ignore[arg-type]
     system = machine.run(file)  # type: ignore[arg-type]
     if isinstance(system, dict) and system.get("little_endian") is False:
-        raise PickleError("its numbers are big-endian; load it with torch and save it again on this machine")
+        raise RefusalError("its numbers are big-endian; load it with torch and save it again on this machine")
     content = machine.run(file)  # type: ignore[arg-type]
     keys = machine.run(file)  # type: ignore[arg-type]
     if not isinstance(keys, list):

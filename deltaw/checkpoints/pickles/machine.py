@@ -29,6 +29,10 @@ class PickleError(ValueError):
     """The bytes are no pickle that makes sense, or one that would attack whoever loads it."""
 
 
+class RefusalError(PickleError):
+    """The same, where the message already says what to do."""
+
+
 @dataclass(frozen=True)
 class Global:
     """The name of a class or function: `collections.OrderedDict`."""
@@ -199,7 +203,10 @@ class Machine:
         module, _, attribute = target.name.rpartition(".")
         root = module.split(".", 1)[0]
         if root in DANGEROUS_MODULES and (root not in {"builtins", "__builtin__"} or attribute in DANGEROUS_BUILTINS):
-            raise PickleError(f"it would call {target.name} when loaded")
+            raise RefusalError(
+                f"it would call {target.name} when loaded, which could run code; nothing of it was run, and it is "
+                "refused: have its author save it as safetensors"
+            )
         return self.rebuild(target.name, args)
 
     def _set_state(self, target: object, state: object) -> None:

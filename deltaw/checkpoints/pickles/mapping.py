@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from deltaw.checkpoints.pickles.machine import Inert, PickleError
+from deltaw.checkpoints.pickles.machine import Inert, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import Array, RawTensor, Refused, Tensor
 from deltaw.types import Reason
 
@@ -50,7 +50,7 @@ def find_weights(content: object, wanted: str = "") -> Weights:
         wanted: The mapping to take (`ema`, `model.ema`); empty to find it.
 
     Raises:
-        PickleError: There are no weights, or not those that were wanted.
+        RefusalError: There are no weights, or not those that were wanted.
     """
     if isinstance(content, (RawTensor, Refused, Array)) and not wanted:
         return Weights({BARE: content}, ())
@@ -71,7 +71,7 @@ def find_weights(content: object, wanted: str = "") -> Weights:
         notes.extend(_also(path, k, inner[k]) for k in sorted(others))
         tensors = {n: t for n, t in tensors.items() if n.split(".", 1)[0] not in others}
     if not tensors:
-        raise PickleError(f"no tensors found (it holds: {_shown(content)}); expected a state dict")
+        raise RefusalError(f"no tensors found (it holds: {_shown(content)}); expected a state dict")
     if path:
         notes.insert(0, f"took the tensors from {'.'.join(path)!r}")
     if isinstance(node, Inert):
@@ -116,7 +116,7 @@ def _wanted(content: object, wanted: str) -> tuple[tuple[str, ...], object]:
     """A mapping by its path, or by its last name where only one has it.
 
     Raises:
-        PickleError: There is no such mapping.
+        RefusalError: There is no such mapping.
     """
     found: list[tuple[tuple[str, ...], object]] = []
     every: list[str] = []
@@ -136,7 +136,7 @@ def _wanted(content: object, wanted: str) -> tuple[tuple[str, ...], object]:
     chosen = (exact or found)[:2]
     if not chosen or (len(chosen) > 1 and not exact):
         many = "more than one mapping has that name" if chosen else "there is no mapping of that name"
-        raise PickleError(f"::{wanted[:80]}: {many}; those with tensors are {', '.join(every[:8]) or 'none'}")
+        raise RefusalError(f"::{wanted[:80]}: {many}; those with tensors are {', '.join(every[:8]) or 'none'}")
     return chosen[0]
 
 

@@ -5,6 +5,7 @@ config; one file per scheme knows its layout.
 """
 
 from deltaw.checkpoints.quantised.detection import Detection, detect
+from deltaw.checkpoints.quantised.handle import QuantisedHandle, numeric
 from deltaw.checkpoints.quantised.module import Codes, Module, Quantisation
 
-__all__ = ["Codes", "Detection", "Module", "Quantisation", "detect"]
+__all__ = ["Codes", "Detection", "Module", "Quantisation", "QuantisedHandle", "detect", "numeric"]

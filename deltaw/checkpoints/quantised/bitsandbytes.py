@@ -7,11 +7,17 @@ absmax is quantised itself: `weight.nested_absmax`, `weight.nested_quant_map`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import Codes, Module, count
+from deltaw.checkpoints.quantised.module import Codes, Module, Values
+from deltaw.checkpoints.quantised.values import cells, nibbles
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
+
+if TYPE_CHECKING:
+    import torch
 
 STATE = ".quant_state.bitsandbytes__"
 STATE_BYTES = 4096  # the JSON of one weight has some 200
@@ -19,8 +25,8 @@ STATE_BYTES = 4096  # the JSON of one weight has some 200
 
 def claims(module: Module) -> Iterator[Codes]:
     """The weights of a module that bitsandbytes stored in four bits."""
-    for leaf, handle in module.coded():
-        if f"{leaf}.absmax" not in module.leaves or handle.dtype not in {"uint8", "int8"}:
+    for leaf, handle in module.leaves.items():  # the bytes may be stored as any dtype
+        if f"{leaf}.absmax" not in module.leaves:
             continue
         state = next((found for found in module.leaves if found.startswith(leaf + STATE)), "")
         parts = {
@@ -38,21 +44,25 @@ def claims(module: Module) -> Iterator[Codes]:
         yield Codes(module.named(leaf), kind if kind in {"nf4", "fp4"} else "bnb_4bit", shape, parts, problem)
 
 
-def _shape(parts: dict[str, Handle]) -> tuple[tuple[int, ...] | None, str]:
+def _shape(parts: Mapping[str, Handle]) -> tuple[tuple[int, ...] | None, str]:
+    """The weight's shape, and what keeps it from being read."""
     if "state" not in parts:
         return None, "its quant_state is missing, which holds its shape"
     state = quant_state(parts["state"])
     shape = state.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n < 2**48 for n in shape):
+    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and 0 <= n < 2**48 for n in shape):
         return None, "its quant_state holds no shape"
-    numbers = 1
-    for n in shape:
-        numbers *= n
-    if -(-numbers // 2) != count(parts["codes"]):
-        return (
-            None,
-            f"its quant_state says {'×'.join(map(str, shape))}, which {count(parts['codes'])} bytes cannot hold",
-        )
+    numbers, stored = prod(shape), parts["codes"].nbytes
+    if -(-numbers // 2) != stored:
+        said = "×".join(map(str, shape))
+        return None, f"its quant_state says {said}, which {stored:,} bytes cannot hold"
+    sizes = [state.get("blocksize"), state.get("nested_blocksize") if "nested_absmax" in parts else 1]
+    if not all(isinstance(n, int) and n > 0 for n in sizes):
+        return tuple(shape), "its quant_state holds no blocksize"
+    if "code" not in parts or prod(parts["code"].shape) != 16:
+        return tuple(shape), "its quant_map is missing, which holds its 16 codes"
+    if ("nested_absmax" in parts) != ("nested_code" in parts):
+        return tuple(shape), "its nested_absmax and nested_quant_map belong together, and one is missing"
     return tuple(shape), ""
 
 
@@ -62,7 +72,7 @@ def quant_state(handle: Handle) -> dict[str, object]:
     Raises:
         CheckpointError: The bytes cannot be read.
     """
-    if handle.dtype not in {"uint8", "int8"} or count(handle) > STATE_BYTES:
+    if handle.dtype not in {"uint8", "int8"} or handle.nbytes > STATE_BYTES:
         return {}
     try:
         value = json.loads(bytes(handle.read().flatten().tolist()))
@@ -71,3 +81,56 @@ def quant_state(handle: Handle) -> dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def dequantise(codes: Codes, rows: slice) -> Values:
+    """Rows of code[nibble]·absmax, absmax per block of the flat row-major index.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    import torch
+
+    assert codes.shape is not None
+    parts, state = codes.parts, quant_state(codes.parts["state"])
+    row = prod(codes.shape[1:])
+    first, last = rows.start * row, rows.stop * row
+    stored = parts["codes"]
+    if stored.dtype in {"uint8", "int8"} and len(stored.shape) == 2 and stored.shape[1] == 1:
+        octets = stored.read(slice(first // 2, -(-last // 2)))
+        skip = first - first // 2 * 2
+    else:  # stored as another dtype of the same bytes (bnb_4bit_quant_storage)
+        octets, skip = stored.read(), first
+    picked = nibbles(octets.flatten(), high_first=True)[skip : skip + last - first].int()
+    block = _whole(state, "blocksize")
+    index = torch.arange(first, last) // block
+    absmax = _absmax(parts, state, first // block, -(-last // block))[index - first // block]
+    code = parts["code"].read().float()
+    order = torch.argsort(code, stable=True)
+    variance = cells(code[order].double())[torch.argsort(order)][picked] * absmax.double() ** 2
+    shape = (rows.stop - rows.start, *codes.shape[1:])
+    return Values((code[picked] * absmax).reshape(shape), variance.reshape(shape))
+
+
+def _absmax(parts: Mapping[str, Handle], state: Mapping[str, object], start: int, stop: int) -> torch.Tensor:
+    """The scale of some blocks, float32; where it is quantised itself, by its own code, absmax and offset.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    import torch
+
+    stored = parts["absmax"].read().flatten()[start:stop]
+    if "nested_absmax" not in parts:
+        return stored.float()
+    outer = parts["nested_absmax"].read().float().flatten()
+    index = torch.arange(start, stop) // _whole(state, "nested_blocksize")
+    offset = state.get("nested_offset")
+    nested = parts["nested_code"].read().float()[stored.view(torch.uint8).int()] * outer[index]
+    return nested + float(offset if isinstance(offset, (int, float)) else 0.0)
+
+
+def _whole(state: Mapping[str, object], key: str) -> int:
+    value = state.get(key)
+    assert isinstance(value, int)  # `_problem` asked for it
+    return value

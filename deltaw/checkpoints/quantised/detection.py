@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deltaw.checkpoints.quantised import bitsandbytes, gptq, microscaling, mlx, others, packed, scaled
-from deltaw.checkpoints.quantised.module import CODES, Codes, Module, Quantisation
+from deltaw.checkpoints.quantised.module import CODES, Codes, Module, Quantisation, Values
 from deltaw.documents import Document
 from deltaw.types import Handle, Reason, Skipped
 
-SCHEMES: tuple[Callable[[Module], Iterator[Codes]], ...] = (
-    bitsandbytes.claims,
-    gptq.claims,
-    packed.claims,
-    microscaling.claims,
-    mlx.claims,
-    scaled.claims,
-    others.claims,
+Claims = Callable[[Module], Iterator[Codes]]
+SCHEMES: tuple[tuple[Claims, Callable[[Codes, slice], Values] | None], ...] = (
+    (bitsandbytes.claims, bitsandbytes.dequantise),
+    (gptq.claims, gptq.dequantise),
+    (packed.claims, packed.dequantise),
+    (microscaling.claims, microscaling.dequantise),
+    (mlx.claims, mlx.dequantise),
+    (scaled.claims, scaled.dequantise),
+    (others.claims, None),
 )
 # A scale of activations or of the cache, a marker: beside codes, or in a quantised checkpoint, never a weight.
 ACTIVATIONS = re.compile(
@@ -66,7 +67,7 @@ def detect(tensors: Mapping[str, Handle], config: Document) -> Detection:
         CheckpointError: A shape that only a stored tensor tells cannot be read.
     """
     settings = Quantisation.of(config.values)
-    if not settings and not any(h.dtype in CODES for h in tensors.values()):
+    if not settings and not any(h.dtype in CODES or n.endswith(".absmax") for n, h in tensors.items()):
         return Detection()
     weights: dict[str, Codes] = {}
     codes: dict[str, Codes] = {}
@@ -104,10 +105,11 @@ def _claimed(module: Module) -> list[Codes]:
     """The codes of one module; a tensor belongs to the first scheme that knows it."""
     found: list[Codes] = []
     taken: set[str] = set()
-    for scheme in SCHEMES:
-        for claim in scheme(module):
+    for claims, dequantise in SCHEMES:
+        for claim in claims(module):
             if claim.parts["codes"].name not in taken:
-                found.append(claim)
+                known = dequantise is not None and not claim.problem and claim.shape is not None
+                found.append(replace(claim, dequantise=dequantise if known else None))
                 taken.update(h.name for h in claim.parts.values())
     return found
 
@@ -118,7 +120,7 @@ def _modules(tensors: Mapping[str, Handle], settings: Quantisation) -> Iterator[
         path, leaf = _split(name)
         grouped.setdefault(path, {})[leaf] = handle
     for path, leaves in grouped.items():
-        if settings or any(h.dtype in CODES for h in leaves.values()):
+        if settings or any(h.dtype in CODES or leaf.endswith(".absmax") for leaf, h in leaves.items()):
             yield Module(path, leaves, settings)
 
 

@@ -6,16 +6,21 @@ GPTQ packs along the inputs, AWQ along the outputs in the order 0, 4, 1, 5, 2, 6
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import Codes, Module, shown
+from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
+from deltaw.checkpoints.quantised.values import WORD, even_variance, unpacked
 
-OTHERS = frozenset({"gptq", "gptq-v2", "gptqmodel", "awq", "auto-round", "intel/auto-round", "marlin", "gptq-marlin"})
+if TYPE_CHECKING:
+    import torch
+
+AWQ_NIBBLE = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of a word that holds each of its eight outputs
 
 
 def claims(module: Module) -> Iterator[Codes]:
     """The weight of a module that GPTQ or AWQ stored."""
     qweight = module.get("qweight")
-    if qweight is None or qweight.dtype not in {"int32", "uint32", "int16"}:
+    if qweight is None or qweight.dtype not in {"int32", "uint32"}:
         return
     parts = module.parts(codes="qweight", zero="qzeros", scale="scales", group_index="g_idx")
     name = module.named("weight")
@@ -33,7 +38,9 @@ def claims(module: Module) -> Iterator[Codes]:
     inputs = qweight.shape[0] * 32 // bits if method == "gptq" else qweight.shape[0]
     group = -(-inputs // scales.shape[0])
     label = f"{method}_int{bits}_g{group}" if group < inputs else f"{method}_int{bits}_row"
-    yield Codes(name, label, (outputs, inputs), parts, block=(1, group), bits=bits)
+    said = {module.config.method, module.config.text("checkpoint_format").replace("_", "-")}
+    variant = "v2" if said & {"gptq-v2"} else ""
+    yield Codes(name, label, (outputs, inputs), parts, block=(1, group), bits=bits, variant=variant)
 
 
 def _layout(
@@ -53,3 +60,45 @@ def _layout(
     if not fits or (said and said != bits) or (by_name and by_name != kind) or qweight[0] < scales[0] // max(1, bits):
         return by_name or kind, outputs, 0
     return kind, outputs, bits
+
+
+def dequantise(codes: Codes, rows: slice) -> Values:
+    """Outputs `rows` of (q − z)·scale; all codes are read, as each word holds inputs of one output, or eight outputs.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    import torch
+
+    assert codes.shape is not None
+    assert codes.bits is not None
+    assert codes.block is not None
+    outputs, inputs = codes.shape
+    bits, parts = codes.bits, codes.parts
+    scale = parts["scale"].read()[:, rows].float()
+    if codes.format.startswith("awq"):
+        q = _awq(parts["codes"].read(), bits, rows)
+        zeros = _awq(parts["zero"].read(), bits, slice(None))
+    else:
+        q = unpacked(parts["codes"].read()[:, rows].T.contiguous(), bits, inputs).T
+        zeros = unpacked(parts["zero"].read(), bits, outputs)
+        if codes.variant != "v2":
+            zeros = (zeros + 1) & (2**bits - 1)
+    zero, symmetric = zeros[:, rows], bool((zeros == 2 ** (bits - 1)).all())
+    group = torch.arange(inputs) // codes.block[1]
+    if "group_index" in parts:
+        group = parts["group_index"].read().long()
+    each = scale[group]
+    weight = (q.float() - zero.float()[group]) * each
+    variance = even_variance(q, each, 2**bits - 1 if symmetric else None)
+    return Values(weight.T.contiguous(), variance.T.contiguous())
+
+
+def _awq(words: torch.Tensor, bits: int, rows: slice) -> torch.Tensor:
+    """Codes of some outputs, (inputs, outputs), out of words in AWQ's order."""
+    import torch
+
+    every = unpacked(words, bits).reshape(len(words), -1, WORD // bits)
+    order = torch.tensor(AWQ_NIBBLE) if bits == 4 else torch.arange(WORD // bits)
+    chosen: torch.Tensor = every[..., order].flatten(-2)[:, rows]
+    return chosen

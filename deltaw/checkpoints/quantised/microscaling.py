@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, shown
+from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, Values, shown
+from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_table, nibbles, real
 from deltaw.types import Handle
 
 
@@ -63,3 +64,28 @@ def _packed(module: Module, packed: Handle) -> Codes:
     elif nv and "global_scale" not in parts:
         problem = "its weight_global_scale is missing"
     return Codes(name, "nvfp4" if nv else "mxfp4", shape, parts, problem, (1, group))
+
+
+def dequantise(codes: Codes, rows: slice) -> Values:
+    """Rows (of a stack: experts) of e2m1·scale, with NVFP4's global scale.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    stored, scale = codes.parts["codes"], real(codes.parts["scale"].read(rows))
+    stacked = len(stored.shape) >= 3 and stored.name.endswith("_blocks")
+    if "global_scale" in codes.parts:
+        overall = codes.parts["global_scale"]
+        factor = overall.read(rows if len(stored.shape) > 2 and len(overall.shape) else None).float()
+        factor = factor.reshape(-1, *[1] * (scale.ndim - 1)) if factor.numel() > 1 else factor.reshape(())
+        # compressed-tensors divides by it, ModelOpt multiplies.
+        scale = scale / factor if overall.name.endswith("weight_global_scale") else scale * factor
+    picked = nibbles(stored.read(rows)).int()
+    if stacked:
+        part = scale[..., None]
+        weight, variance = e2m1_table()[picked] * part, e2m1_cells()[picked] * part.double() ** 2
+        # transformers' parameter is the transpose of the rows that are stored.
+        return Values(weight.flatten(-2).mT.contiguous(), variance.flatten(-2).mT.contiguous())
+    assert codes.block is not None
+    each = scale.repeat_interleave(codes.block[1], dim=-1)
+    return Values(e2m1_table()[picked] * each, e2m1_cells()[picked] * each.double() ** 2)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deltaw.checkpoints.quantised.module import Codes, Module, shown
+from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
+from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_table, even_variance, real, unpacked
 
 
 def claims(module: Module) -> Iterator[Codes]:
@@ -28,7 +29,26 @@ def claims(module: Module) -> Iterator[Codes]:
         return
     columns = weight.shape[-1] * 32 // bits
     label = f"mlx_int{bits}_g{group}" if affine else config.text("mode") or "mxfp4"
-    problem = ""
+    problem = "" if affine or label == "mxfp4" else f"its mode {label} is not read"
     if scales.shape != (*weight.shape[:-1], columns // group) or (affine and parts["bias"].shape != scales.shape):
         problem = f"its scales are {shown(scales)}, which does not fit {shown(weight)} words of {bits} bits by {group}"
     yield Codes(name, label, (*weight.shape[:-1], columns), parts, problem, (1, group), bits)
+
+
+def dequantise(codes: Codes, rows: slice) -> Values:
+    """Rows (of a stack: experts) of q·scale + bias, or of e2m1·2^exponent.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    assert codes.shape is not None
+    assert codes.bits is not None
+    assert codes.block is not None
+    q = unpacked(codes.parts["codes"].read(rows), codes.bits, codes.shape[-1])
+    group = codes.block[1]
+    each = real(codes.parts["scale"].read(rows)).repeat_interleave(group, dim=-1)
+    if "bias" not in codes.parts:
+        picked = q.int()
+        return Values(e2m1_table()[picked] * each, e2m1_cells()[picked] * each.double() ** 2)
+    bias = codes.parts["bias"].read(rows).float().repeat_interleave(group, dim=-1)
+    return Values(q.float() * each + bias, even_variance(q, each))

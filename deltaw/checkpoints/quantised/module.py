@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING, NamedTuple
 
 from deltaw.types import Handle
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT8 = frozenset({"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"})
 EXPONENTS = frozenset({"float8_e8m0fnu", "uint8"})  # dtypes in which power-of-two scales are stored
 INTEGERS = frozenset({"int8", "uint8", "int16", "uint16", "int32", "uint32"})
 CODES = FLOAT8 | INTEGERS
+# The formats that are read, as a dtype column says them.
+FORMAT = re.compile(
+    r"^((fp8|int\d)_(block|tensor|row|g\d+)|mxfp8|mxfp4|nvfp4|nf4|fp4|bnb_int8|(gptq|awq|mlx)_int\d_(row|g\d+))$"
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class Module:
 
     def weight(self, leaf: str) -> str:
         """The name of the weight that a tensor of codes stands for."""
-        return self.named("weight" if leaf in {"qweight", "weight_packed"} else leaf)
+        return self.named("weight" if leaf in {"qweight", "weight_packed", "_weight_qdata"} else leaf)
 
     def parts(self, **roles: str) -> dict[str, Handle]:
         """The tensors that are there, by their role."""
@@ -108,6 +117,18 @@ class Module:
     def coded(self) -> Iterator[tuple[str, Handle]]:
         """The tensors whose dtype may be that of codes."""
         return ((leaf, h) for leaf, h in self.leaves.items() if h.dtype in CODES)
+
+
+class Values(NamedTuple):
+    """Some rows of a weight, and the rounding in them.
+
+    Attributes:
+        weight: W as the codes have it, float32.
+        variance: The mean square of the rounding inside every entry's cell, float64.
+    """
+
+    weight: torch.Tensor
+    variance: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,8 @@ class Codes:
         problem: Why this weight cannot be known even where its format is read (a companion is missing); else empty.
         block: Rows and columns that share a scale, where the scheme has such blocks.
         bits: Bits per code, where the format leaves them open.
+        variant: What the headers do not show of the layout: `v2` of GPTQ.
+        dequantise: Reads rows of the weight; None where the format is not read.
     """
 
     name: str
@@ -131,6 +154,8 @@ class Codes:
     problem: str = ""
     block: tuple[int, int] | None = None
     bits: int | None = None
+    variant: str = ""
+    dequantise: Callable[[Codes, slice], Values] | None = None
 
     @property
     def nbytes(self) -> int:

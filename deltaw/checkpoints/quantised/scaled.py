@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, count, shown
+from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, Values, count, shown
+from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_table, even_variance, nibbles, real, spread
 from deltaw.types import Handle
+
+if TYPE_CHECKING:
+    import torch
 
 # Every spelling of the scale of `{0}`, the most particular first.
 SCALES = ("{0}_scale_inv", "{0}_scale", "scale_{0}", "{0}_scales")
@@ -23,14 +28,22 @@ def claims(module: Module) -> Iterator[Codes]:
     for leaf, handle in module.coded():
         if handle.dtype not in FLOAT8 and handle.dtype != "int8":
             continue
+        stem = leaf.removesuffix("_qdata")  # torchao writes `_weight_qdata`, `_weight_scale`
         name = module.weight(leaf)
-        scale = _scale(module, leaf)
+        scale = _scale(module, stem)
         if handle.dtype == "int8" and leaf == "weight" and "SCB" in module.leaves:
             parts = module.parts(codes="weight", scale="SCB", layout="weight_format")
             fits = module.leaves["SCB"].shape == handle.shape[:1]
-            yield Codes(name, "bnb_int8", handle.shape, parts, "" if fits else _unfit(module.leaves["SCB"]))
+            yield Codes(
+                name,
+                "bnb_int8",
+                handle.shape,
+                parts,
+                "" if fits else _unfit(module.leaves["SCB"]),
+                (1, handle.shape[-1]),
+            )
         elif scale is not None:
-            parts = {"codes": handle, "scale": scale, **module.parts(zero=f"{leaf}_zero_point")}
+            parts = {"codes": handle, "scale": scale, **module.parts(zero=f"{stem}_zero_point")}
             yield _scaled(module, name, handle, scale, parts)
         elif handle.dtype in FLOAT8 and module.config.method in FP8_METHODS and len(handle.shape) >= 2:
             yield Codes(name, "fp8", handle.shape, {"codes": handle}, "its scale is missing")
@@ -81,3 +94,51 @@ def _blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
 
 def _unfit(scale: Handle) -> str:
     return f"its scale {scale.name} is {shown(scale)}, which does not fit"
+
+
+def dequantise(codes: Codes, rows: slice) -> Values:
+    """Rows of q·scale, or (q − zero)·scale.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    import torch
+
+    from deltaw.tensors.bits import ulp
+
+    stored = codes.parts["codes"]
+    q = stored.read(rows)
+    scale = _scale_of(codes, codes.parts["scale"], rows, q.shape)
+    if codes.format == "bnb_int8":
+        scale = (scale.double() / 127).float()
+    if codes.format == "mxfp4":  # DeepSeek-V4: two codes a byte
+        picked = nibbles(q).int()
+        return Values(e2m1_table()[picked] * scale, e2m1_cells()[picked] * scale.double() ** 2)
+    if q.dtype != torch.int8:
+        return Values(q.float() * scale, (ulp(q) * scale.double()) ** 2 / 12)
+    weight = q.float()
+    if "zero" in codes.parts:
+        weight = weight - _scale_of(codes, codes.parts["zero"], rows, q.shape)
+    return Values(weight * scale, even_variance(q, scale))
+
+
+def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size) -> torch.Tensor:
+    """The scale of every entry of some rows, or as few as broadcast to them."""
+    whole = codes.parts["codes"].shape
+    if len(whole) < 2 or count(handle) == 1:
+        return real(handle.read()).reshape([1] * len(shape))
+    assert codes.block is not None
+    stack = len(whole) > 2  # the first dimension is that of experts, and each has scales of its own
+    if handle.shape == whole[:-1]:  # one per row, without a dimension for the columns
+        return real(handle.read(rows))[..., None]
+    if stack and len(handle.shape) < len(whole):
+        return real(handle.read(rows)).reshape(-1, *[1] * (len(whole) - 1))
+    n = codes.shape[-1] if codes.shape is not None else shape[-1]
+    if stack:
+        values = real(handle.read(rows))
+        if values.shape[-2:] == (1, n) or values.shape[-2:] == (1, 1):
+            return values
+        return spread(values, codes.block, slice(0, None), (shape[-2], n))
+    height = codes.block[0]
+    values = real(handle.read(slice(rows.start // height, -(-rows.stop // height))))
+    return spread(values, codes.block, rows, (shape[0], n))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaw.checkpoints import UnreadHandle, open_checkpoint
+from deltaw.checkpoints import QuantisedHandle, UnreadHandle, open_checkpoint
 from deltaw.checkpoints.memory import tensor_handles
 from deltaw.checkpoints.quantised import detect
 from deltaw.documents import Document
@@ -18,7 +18,8 @@ from deltaw.types import Reason
 M = "model.layers.0.self_attn.q_proj"
 E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
 STATE = torch.tensor(
-    list(json.dumps({"blocksize": 64, "shape": [32, 64], "quant_type": "nf4"}).encode()), dtype=torch.uint8
+    list(json.dumps({"blocksize": 64, "shape": [32, 64], "quant_type": "nf4", "nested_blocksize": 256}).encode()),
+    dtype=torch.uint8,
 )
 
 
@@ -212,7 +213,7 @@ TABLE: list[tuple[str, Mapping[str, object], dict[str, torch.Tensor], str, tuple
         "torchao",
         {"quant_method": "torchao"},
         {"_weight_qdata": empty(i8, 32, 64), "_weight_scale": empty(f32, 32, 1)},
-        "torchao",
+        "int8_row",
         (32, 64),
     ),
     ("an unknown method", {"quant_method": "hqq"}, {"W_q": empty(u8, 16, 64), "meta": empty(f32, 3)}, "hqq", (16, 64)),
@@ -253,15 +254,17 @@ def test_a_row_of_the_table(label, said, leaves, form, shape):
 
 
 @ROW
-def test_codes_are_skipped_and_companions_are_no_rows(label, said, leaves, form, shape):
+def test_codes_are_read_or_skipped_and_companions_are_no_rows(label, said, leaves, form, shape):
     config = {"quantization_config": said} if said else {}
     base = open_checkpoint({f"{M}.weight": empty(f32, *shape), "model.embed.weight": torch.ones(6, 4)})
     stored = {**{f"{M}.{leaf}": t for leaf, t in leaves.items()}, "model.embed.weight": torch.zeros(6, 4)}
     ft = opened(stored, config)
+    read = isinstance(ft.tensors[f"{M}.weight"], QuantisedHandle)
+    assert read == (form not in {"hqq", "next-year"} and "unknown" not in label)
     planned = plan(base, ft)
-    assert [p.name for p in planned.pairs] == ["model.embed.weight"]
-    assert {s.name for s in planned.skipped} == {f"{M}.weight"} | set(ft.companions)
-    assert {s.reason for s in planned.skipped} == {f"quantised: {form}"}
+    assert [p.name for p in planned.pairs] == ["model.embed.weight", *[f"{M}.weight"] * read]
+    assert {s.name for s in planned.skipped} == {f"{M}.weight"} - {p.name for p in planned.pairs} | set(ft.companions)
+    assert {s.reason for s in planned.skipped} <= {f"quantised: {form}"}
 
 
 def opened(stored: Mapping[str, torch.Tensor], config: Mapping[str, object]):
@@ -376,9 +379,13 @@ def test_codes_with_companions_have_no_row(dtype, leaf, scales, shape, scale_sha
         "model.embed.weight": torch.ones(6, 4),
     }
     ft = opened(stored, {"quantization_config": {"quant_method": method}} if method else {})
-    assert isinstance(ft.tensors[f"{M}.weight"], UnreadHandle)
+    found = ft.tensors[f"{M}.weight"]
+    assert isinstance(found, (UnreadHandle, QuantisedHandle))
     planned = plan(ft, ft)
-    assert [p.name for p in planned.pairs] == ["model.embed.weight"]
+    read = isinstance(found, QuantisedHandle)
+    assert {p.name for p in planned.pairs} == {"model.embed.weight", *[f"{M}.weight"] * read}
+    if read:
+        assert found.read().dtype == torch.float32
     assert all(s.because == Reason.QUANTISED for s in planned.skipped)
 
 

@@ -1,0 +1,121 @@
+"""A weight that is stored as codes, read as what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from deltaw.checkpoints.quantised.module import FORMAT, Codes, Values
+from deltaw.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class QuantisedHandle:
+    """A quantised weight by its own name and shape; its dtype is the name of the format.
+
+    Attributes:
+        codes: What it is stored in, and what reads it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    codes: Codes
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of the codes and of everything that belongs to them."""
+        return self.codes.nbytes
+
+    @property
+    def storage(self) -> Hashable:
+        """That of its codes."""
+        return (self.dtype, self.codes.parts["codes"].storage)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """The weight in float32, or some rows of its first dimension.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+        return self._values(rows).weight
+
+    def variance(self, rows: slice | None = None) -> torch.Tensor:
+        """The variance of the rounding in every entry, in float64.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+        return self._values(rows).variance
+
+    @property
+    def cells(self) -> Cells:
+        """The variances as a tensor of their own, to be looked at as the weight is."""
+        return Cells(self)
+
+    def _values(self, rows: slice | None) -> Values:
+        start, stop, step = (rows or slice(None)).indices(self.shape[0])
+        assert step == 1, "rows are read in blocks"
+        want = (max(0, stop - start), *self.shape[1:])
+        if not prod(want):
+            import torch
+
+            return Values(torch.zeros(want), torch.zeros(want, dtype=torch.float64))
+        assert self.codes.dequantise is not None
+        try:
+            found = self.codes.dequantise(self.codes, slice(start, stop))
+        except (IndexError, RuntimeError) as e:  # torch's words for what does not fit
+            why = (str(e).splitlines() or [""])[0][:200]
+            raise CheckpointError(f"{self.name!r} ({self.dtype}): its codes do not fit their companions ({why})") from e
+        if tuple(found.weight.shape) != want:
+            raise CheckpointError(
+                f"{self.name!r} ({self.dtype}) came out as {tuple(found.weight.shape)}, expected {want}; its codes do "
+                "not fit their companions"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The variance of the rounding in every entry of a quantised weight; a `Handle` itself."""
+
+    of: QuantisedHandle
+    dtype: str = "float64"
+
+    @property
+    def name(self) -> str:
+        """The weight's name."""
+        return self.of.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.of.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the codes."""
+        return self.of.nbytes
+
+    @property
+    def storage(self) -> Hashable:
+        """That of the codes."""
+        return ("cells", self.of.storage)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        """The variances, or some rows of them, float64.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+        return self.of.variance(rows)
+
+
+def numeric(dtype: str) -> str:
+    """The dtype that a tensor is read as, by torch's name: float32 for a format of codes."""
+    return "float32" if FORMAT.match(dtype) else dtype

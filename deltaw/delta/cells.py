@@ -1,0 +1,67 @@
+"""The rounding of quantised weights: the variance inside the cell of every code, known from the format.
+
+A checkpoint that is stored as codes says how far each of its numbers may be from what was rounded. Where the fine-tuned
+side is quantised, ΔW holds its rounding; where both are, it holds both. A quantised base alone is taken as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from deltaw.checkpoints import QuantisedHandle
+from deltaw.delta.rounding import histogram
+from deltaw.delta.sums import EntrySums
+from deltaw.tensors.matrix import matrix
+from deltaw.tensors.numbers import Grid
+from deltaw.tensors.slices import Slice
+from deltaw.types import Handle, View
+
+
+def cells(handle: Handle) -> Handle | None:
+    """A tensor of the variances of another's rounding; None where that one is not stored as codes."""
+    if isinstance(handle, QuantisedHandle):
+        return handle.cells
+    if isinstance(handle, Slice) and (inner := cells(handle.handle)) is not None:
+        return replace(handle, handle=inner)
+    return None
+
+
+def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySums:
+    """The sums with the rounding that the formats of both sides left in ΔW, in place of what was guessed from W.
+
+    Args:
+        sums: Those of W − W0.
+        base, ft: Both sides.
+        view: The matrix that is looked at.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    own, other = cells(ft), cells(base)
+    if other is not None and sums.was is not None:
+        sums = replace(sums, was=replace(sums.was, name=base.dtype))
+    if own is None:
+        return sums
+    variance = matrix(own, view)
+    if other is not None:
+        variance = variance + matrix(other, view)
+    if sums.now is not None:
+        grid = sums.now.grid or Grid("codes", (0, 0))  # stored again by the format alone, not as any float is
+        sums = replace(sums, now=replace(sums.now, name=ft.dtype, grid=grid))
+    if variance.ndim < 2:
+        return sums
+    variance = variance * torch.from_numpy(sums.delta_row_sq > 0)[:, None]  # equal rows hold none of it
+    steps, counts = histogram((variance[variance > 0] * 12).sqrt_().numpy())
+    return replace(
+        sums,
+        noise_row=variance.sum(1).numpy(),
+        noise_col=variance.sum(0).numpy(),
+        noise_steps=steps,
+        noise_counts=counts,
+        equal_null=np.nan,
+        base_noise=0.0,
+        within_ulp=False,
+    )
