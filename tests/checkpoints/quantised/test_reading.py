@@ -11,6 +11,7 @@ from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.memory import tensor_handles
 from deltaw.checkpoints.quantised import QuantisedHandle
 from deltaw.checkpoints.unread import UnreadHandle, without_codes
+from deltaw.documents import Document
 
 G = torch.Generator().manual_seed(3)
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
@@ -33,7 +34,7 @@ def handle(
         "quantization" if "group_size" in quantization and "quant_method" not in quantization else "quantization_config"
     )
     stored = {f"{module}.{leaf}": t for leaf, t in leaves.items()}
-    opened = without_codes(Checkpoint("x", "memory", tensor_handles(stored), {key: quantization}))
+    opened = without_codes(Checkpoint("x", "memory", tensor_handles(stored), Document({key: quantization})))
     found = opened.tensors[name]
     assert isinstance(found, QuantisedHandle), getattr(found, "detail", found)
     return found
@@ -274,7 +275,9 @@ def test_what_does_not_fit_is_not_read():
     q = (rand(32, 48) - 1).to(torch.float8_e4m3fn)
     for leaves in ({"weight": q, "weight_scale_inv": rand(3, 7)}, {"weight": q}):
         stored = {f"{M}.{leaf}": t for leaf, t in leaves.items()}
-        opened = without_codes(Checkpoint("x", "memory", tensor_handles(stored), {"quantization_config": FP8}))
+        opened = without_codes(
+            Checkpoint("x", "memory", tensor_handles(stored), Document({"quantization_config": FP8}))
+        )
         found = opened.tensors[f"{M}.weight"]
         assert isinstance(found, UnreadHandle)
         assert found.reason.startswith("quantised: fp8")
