@@ -281,12 +281,7 @@ def test_without_a_base_the_picture_shows_the_size(full_analysis):
 
 
 def test_twenty_thousand_tensors_make_one_small_page(kit, tmp_path):
-    import time
-
-    analysis = kit.many(20_000, experts=64)
-    started = time.process_time()
-    path = write_analysis(analysis, tmp_path / "report.html")
-    assert time.process_time() - started <= 30
+    path = write_analysis(kit.many(20_000, experts=64), tmp_path / "report.html")
     assert path.stat().st_size <= 15e6
     html = path.read_text(encoding="utf-8")
     assert "18\u202f000 more are in" in html
