@@ -7,6 +7,15 @@
 from __future__ import annotations
 
 from deltaw.adapters.adapter import Adapter, Matched
-from deltaw.adapters.opening import is_adapter, missing_base, open_adapter, open_base, open_whole
+from deltaw.adapters.opening import is_adapter, missing_base, not_an_adapter, open_adapter, open_base, open_whole
 
-__all__ = ["Adapter", "Matched", "is_adapter", "missing_base", "open_adapter", "open_base", "open_whole"]
+__all__ = [
+    "Adapter",
+    "Matched",
+    "is_adapter",
+    "missing_base",
+    "not_an_adapter",
+    "open_adapter",
+    "open_base",
+    "open_whole",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,21 @@ def _holds_model(path: Path) -> bool:
     """Whether a directory with an adapter in it also holds a full checkpoint."""
     names = [p.name for p in path.iterdir()] if path.is_dir() else []
     return any(n.endswith((".index.json", *SUFFIXES)) and n.startswith(FULL) for n in names)
+
+
+def not_an_adapter(source: Any) -> str:
+    """What to say of something that was to be an adapter and is none: what its names look like, and the way out."""
+    try:
+        names = list(open_checkpoint(source).tensors)
+    except CheckpointError as e:
+        return str(e)
+    foreign = next((n for n in names if re.search(r"lora|lokr|hada|adapter", n, re.IGNORECASE)), None)
+    if foreign is None:
+        return "give BASE and FT"
+    return (
+        f"{source}: {foreign!r} looks like an adapter's, in a layout that is not read; expected PEFT's "
+        "(adapter_config.json, lora_A), kohya's (lora_down) or diffusers' (lora_A under a component)"
+    )
 
 
 def missing_base(error: CheckpointError, adapter: Adapter) -> str:

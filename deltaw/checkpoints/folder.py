@@ -82,7 +82,13 @@ def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
         files = [p for p in entries if _kind(p) == kind]
         if files:
             return _open_files(files, path, config, wanted)
-    files = [p for p in entries[:SNIFFED] if p.is_file() and not NOT_WEIGHTS.search(p.name) and not _kind(p)]
+    distributed = next((p for p in entries if p.suffix == ".distcp" or (p.is_dir() and any(p.glob("*.distcp")))), None)
+    if distributed is not None:
+        where = path if distributed.suffix == ".distcp" else distributed
+        raise CheckpointError(
+            f"{where}: a torch.distributed checkpoint (.distcp), which is not read yet; join it with: {parts.DCP}"
+        )
+    files = [p for p in entries[:SNIFFED] if _may_hold(p)]
     found = {p: holds_tensors(p) for p in files}
     known = [p for p, what in found.items() if what is not None and not isinstance(what, Foreign)]
     if known:
@@ -92,12 +98,6 @@ def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
 
 def _nothing(path: Path, entries: list[Path], found: Mapping[Path, object]) -> str:
     """Why a directory is no checkpoint."""
-    distributed = [p for p in entries if p.suffix == ".distcp" or (p.is_dir() and any(p.glob("*.distcp")))]
-    if distributed:
-        where = path if distributed[0].suffix == ".distcp" else distributed[0]
-        return (
-            f"a torch.distributed checkpoint ({where.name}, .distcp), which is not read yet; join it with: {parts.DCP}"
-        )
     for file, kind in found.items():
         if isinstance(kind, Foreign):
             return f"it holds {file.name}, {kind.what}; {kind.remedy}"
@@ -110,6 +110,11 @@ def _nothing(path: Path, entries: list[Path], found: Mapping[Path, object]) -> s
         "no checkpoint there; expected model.safetensors, pytorch_model.bin, shards with an index, "
         f"model_index.json or an adapter{hint}"
     )
+
+
+def _may_hold(path: Path) -> bool:
+    """Whether a file whose name says nothing is looked into."""
+    return path.is_file() and not path.name.startswith(".") and not NOT_WEIGHTS.search(path.name) and not _kind(path)
 
 
 def _kind(path: Path) -> str:

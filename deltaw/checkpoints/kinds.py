@@ -39,6 +39,11 @@ def _onnx(head: bytes) -> bool:
     return len(head) > 3 and head[0] == 8 and 0 < head[1] < 32 and head[2] in b"\x12\x1a\x22\x3a"
 
 
+def _msgpack(head: bytes) -> bool:
+    # A mapping of up to 15 names, or of more.
+    return bool(head) and (0x81 <= head[0] <= 0x8F or head[0] in {0xDE, 0xDF})
+
+
 GGML = _starts(b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml", b"ggjt")
 COMPRESSED = _starts(b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
 ORIGINAL = "give the checkpoint that it was made from"
@@ -54,10 +59,17 @@ FOREIGN = (
     Foreign("a tar archive (NeMo, torch before 0.1.10)", "unpack it", lambda head: head[257:262] == b"ustar"),
     Foreign("a compressed file", "unpack it", COMPRESSED),
     Foreign("a web page and not a checkpoint", "download the file itself, and log in if it asks for it", _page),
-    Foreign(
-        "msgpack (Flax)", "convert it (from_flax=True), then save_pretrained", _starts(*b"\x81 \x82 \xde \xdf".split())
-    ),
+    Foreign("msgpack (Flax)", "convert it (from_flax=True), then save_pretrained", _msgpack),
 )
+# What a suffix says where the bytes say nothing.
+BY_SUFFIX = {
+    ".msgpack": "msgpack",
+    ".gguf": "a GGUF",
+    ".h5": "an HDF5",
+    ".onnx": "an ONNX",
+    ".tflite": "a TensorFlow Lite",
+    ".npy": "a NumPy",
+}
 
 
 def regular(path: Path) -> int:
@@ -133,6 +145,8 @@ def _known(head: bytes) -> Kind | None:
 
 def _foreign(head: bytes, path: Path) -> Foreign | None:
     found = next((f for f in FOREIGN if f.fits(head)), None)
+    if found is None and path.suffix.lower() in BY_SUFFIX:  # damaged, or of a version that begins otherwise
+        return next(f for f in FOREIGN if f.what.startswith(BY_SUFFIX[path.suffix.lower()]))
     if found is not None and found.what.startswith("msgpack") and path.suffix not in {".msgpack", ".flax"}:
         return None  # its first byte alone says too little
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltaw.adapters import Adapter, is_adapter, missing_base, open_adapter, open_base, open_whole
+from deltaw.adapters import Adapter, is_adapter, missing_base, not_an_adapter, open_adapter, open_base, open_whole
 from deltaw.adapters.plan import plan_adapter
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.errors import AdapterError, CheckpointError, OptionError
@@ -77,5 +77,5 @@ def open_sides(base: Any, ft: Any) -> Sides:
         if is_adapter(path):
             return Sides(opened, replace(open_adapter(path), source=str(ft), revision=revision))
     if opened is None:
-        raise OptionError("without a base only an adapter can be measured; give BASE and FT")
+        raise OptionError(f"without a base only an adapter can be measured; {not_an_adapter(ft)}")
     return Sides(opened, open_whole(ft, open_checkpoint(ft)))

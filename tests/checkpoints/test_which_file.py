@@ -201,8 +201,8 @@ def test_zero_and_fsdp(tmp_path: Path, pico: State):
 def test_distributed_checkpoints_are_named(tmp_path: Path):
     inner = tmp_path / "ck/pytorch_model_fsdp_0"
     inner.mkdir(parents=True)
-    (inner / "__0_0.distcp").write_bytes(b"x")
-    (inner / ".metadata").write_bytes(b"x")
+    torch.save({"w": torch.ones(2)}, inner / "__0_0.distcp")
+    torch.save({"w": 1}, inner / ".metadata")
     refused(inner, "distcp", "dcp_to_torch")
     torch.save({}, tmp_path / "ck/optimizer.bin")
     refused(tmp_path / "ck", "distcp", "pytorch_model_fsdp_0")
@@ -278,3 +278,12 @@ def test_documents_of_others(tmp_path: Path, pico: State):
     (folder / "config.json").unlink()
     (folder / "model_index.json").write_text('{".": ["diffusers", "X"]}')
     refused(folder, "no plain name")
+
+
+def test_a_file_of_unknown_lora_keys_says_that_it_looks_like_an_adapter(tmp_path: Path):
+    import deltaw
+
+    state = {"roberta.encoder.layer.0.attention.self.query.loras.x.lora_A": torch.ones(4, 8)}
+    torch.save({**state, "head.weight": torch.ones(2, 8), "head.bias": torch.ones(2)}, tmp_path / "pytorch_adapter.bin")
+    with pytest.raises(deltaw.DeltaWError, match="looks like an adapter's, in a layout that is not read"):
+        deltaw.analyze(None, str(tmp_path / "pytorch_adapter.bin"))

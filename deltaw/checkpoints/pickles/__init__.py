@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.memory import MemoryHandle
 from deltaw.checkpoints.pickles import archive, legacy
+from deltaw.checkpoints.pickles.arrays import Array
 from deltaw.checkpoints.pickles.machine import PickleError, RefusalError
 from deltaw.checkpoints.pickles.mapping import find_weights
-from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, Array, RawTensor, Refused, Storage, Tensor
+from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, RawTensor, Refused, Storage, Tensor
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.errors import CheckpointError

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from deltaw.checkpoints.pickles.arrays import Array
 from deltaw.checkpoints.pickles.machine import Inert, Machine, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import (
     ITEMSIZE,
-    Array,
     Nested,
     RawTensor,
     Rebuilder,

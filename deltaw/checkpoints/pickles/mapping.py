@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from deltaw.checkpoints.pickles.arrays import Array
 from deltaw.checkpoints.pickles.machine import Inert, PickleError, RefusalError
-from deltaw.checkpoints.pickles.rebuild import Array, RawTensor, Refused, Tensor
+from deltaw.checkpoints.pickles.rebuild import RawTensor, Refused, Tensor
 from deltaw.types import Reason
 
 USUAL = (

@@ -10,6 +10,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deltaw.checkpoints.pickles.arrays import (
+    Array,
+    apply,
+    encoded,
+    from_buffer,
+    new_array,
+    numpy_dtype,
+    octets,
+    sizes,
+)
 from deltaw.checkpoints.pickles.machine import Global, Inert, PickleError, key
 from deltaw.types import Reason
 
@@ -26,12 +36,6 @@ ITEMSIZE = dict(STORAGES.values()) | {
     "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1, "float4_e2m1fn_x2": 1,
 }  # fmt: skip
 STORAGE = re.compile(r"^torch\.(?:cuda\.|storage\.)?(\w*?)(?:Typed)?Storage$")
-NUMPY = re.compile(r"^[<>|=]?([fiubc])(\d+)$")
-NUMPY_KINDS = {
-    "f2": "float16", "f4": "float32", "f8": "float64", "i1": "int8", "i2": "int16", "i4": "int32", "i8": "int64",
-    "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64", "b1": "bool", "c8": "complex64", "c16": "complex128",
-}  # fmt: skip
-MAX_DIMS = 64
 
 
 @dataclass(frozen=True)
@@ -76,25 +80,6 @@ class Refused:
     because: Reason
     subject: str
     detail: str
-
-
-@dataclass(eq=False)
-class Array:
-    """A NumPy array: filled by its state."""
-
-    dtype: str = ""
-    shape: tuple[int, ...] = ()
-    data: bytes = b""
-    fortran: bool = False
-    swapped: bool = False
-
-
-@dataclass(eq=False)
-class NumpyDtype:
-    """A NumPy dtype that a tensor can have (`float32`), or an empty text."""
-
-    name: str
-    swapped: bool = False
 
 
 Tensor = RawTensor | Refused | Array
@@ -160,7 +145,7 @@ class Rebuilder:
         self._pay(len(data) if isinstance(data, (bytes, bytearray, str)) else 0)
         if self.depth > 2:
             raise PickleError("files within files within files")
-        return read_nested(_bytes(data), self.depth + 1)
+        return read_nested(octets(data), self.depth + 1)
 
     def _from_type(self, function: object, cls: object, args: object) -> object:
         made = self.call(function.name, args) if isinstance(function, Global) else Inert("tensor", args)
@@ -169,25 +154,6 @@ class Rebuilder:
         # What these add to the stored numbers is not known; other subclasses are views of plain tensors.
         special = name.startswith(("torchao.", "torch.distributed.")) or short in {"DTensor", "ShardedTensor"}
         return _subclass(cls, made.shape, made.dtype) if isinstance(made, RawTensor) and special else made
-
-
-def apply(target: object, state: object) -> None:
-    """Fill an array or a dtype with its state; attributes of anything else hold no tensors of the model.
-
-    Raises:
-        PickleError: It is no state of an array.
-    """
-    if isinstance(target, NumpyDtype):
-        if isinstance(state, tuple) and len(state) > 1 and isinstance(state[1], str):
-            target.swapped = state[1] == ">"
-    elif isinstance(target, Array):
-        if not isinstance(state, tuple) or len(state) not in {4, 5}:
-            raise PickleError("a state that is none of an array")
-        shape, dtype, fortran, data = state[-4:]
-        target.shape, target.fortran = sizes(shape), bool(fortran)
-        if isinstance(dtype, NumpyDtype):
-            target.dtype, target.swapped = dtype.name, dtype.swapped
-        target.data = _bytes(data) if isinstance(data, (bytes, bytearray, str)) else b""
 
 
 def _persistent(pid: object) -> object:
@@ -211,18 +177,6 @@ def storage_dtype(name: str) -> str | None:
     """The dtype of a storage class by its name."""
     found = STORAGE.match(name)
     return STORAGES[found[1]][0] if found and found[1] in STORAGES else None
-
-
-def sizes(value: object) -> tuple[int, ...]:
-    """A shape or strides.
-
-    Raises:
-        PickleError: It is none: no whole numbers, negative, or too many.
-    """
-    ok = isinstance(value, (tuple, list)) and len(value) <= MAX_DIMS
-    if not ok or not all(isinstance(n, int) and 0 <= n < 2**62 for n in value):  # type: ignore[attr-defined]
-        raise PickleError("a tensor's shape or strides are no sizes")
-    return tuple(int(n) for n in value)  # type: ignore[attr-defined]
 
 
 def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: object) -> object:
@@ -321,39 +275,6 @@ def _device_array(data: object, dtype: object, *rest: object) -> object:
     return data
 
 
-def _ndarray(*args: object) -> Array:
-    return Array()
-
-
-def _from_buffer(data: object, dtype: object, shape: object, order: object) -> object:
-    if not isinstance(dtype, NumpyDtype):
-        return Inert("numpy.array", (data, dtype))
-    return Array(dtype.name, sizes(shape), _bytes(data), order == "F", dtype.swapped)
-
-
-def _numpy_dtype(code: object, *rest: object) -> object:
-    if isinstance(code, Global) and code.name.endswith(".bfloat16"):
-        return NumpyDtype("bfloat16")
-    found = NUMPY.match(code) if isinstance(code, str) else None
-    name = NUMPY_KINDS.get(found[1] + found[2], "") if found else ""
-    return NumpyDtype(name, isinstance(code, str) and code.startswith(">"))
-
-
-def _bytes(value: object) -> bytes:
-    if isinstance(value, str):  # Python 2 wrote bytes as texts
-        return value.encode("latin-1")
-    if not isinstance(value, (bytes, bytearray)):
-        raise PickleError("an array without bytes")
-    return bytes(value)
-
-
-def _encoded(text: object, encoding: object = "utf-8") -> object:
-    # How protocol 2 writes bytes.
-    if not isinstance(text, str) or encoding not in {"latin1", "latin-1", "utf-8", "ascii"}:
-        raise PickleError("a text that is not encoded as a pickle's bytes are")
-    return text.encode("latin-1" if encoding in {"latin1", "latin-1"} else str(encoding))
-
-
 def _mapping(*args: object) -> dict[object, object]:
     out: dict[object, object] = {}
     first = args[-1] if args else None
@@ -383,9 +304,9 @@ MAKERS: dict[str, Callable[..., object]] = {
     "builtins.frozenset": _list,
     "builtins.list": _list,
     "builtins.tuple": lambda *args: tuple(_list(*args)),
-    "builtins.bytearray": lambda data=b"", *rest: _encoded(data, *rest) if isinstance(data, str) else _bytes(data),
-    "builtins.bytes": lambda data=b"", *rest: _bytes(data) if isinstance(data, (bytes, bytearray)) else b"",
-    "_codecs.encode": _encoded,
+    "builtins.bytearray": lambda data=b"", *rest: encoded(data, *rest) if isinstance(data, str) else octets(data),
+    "builtins.bytes": lambda data=b"", *rest: octets(data) if isinstance(data, (bytes, bytearray)) else b"",
+    "_codecs.encode": encoded,
     "torch.Size": lambda value=(): sizes(value),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -406,7 +327,7 @@ MAKERS: dict[str, Callable[..., object]] = {
     "torch.jit._pickle.build_doublelist": _same,
     "torch.jit._pickle.build_boollist": _same,
     "torch.jit._pickle.build_tensorlist": _same,
-    "numpy._core.multiarray._reconstruct": _ndarray,
-    "numpy._core.numeric._frombuffer": _from_buffer,
-    "numpy.dtype": _numpy_dtype,
+    "numpy._core.multiarray._reconstruct": new_array,
+    "numpy._core.numeric._frombuffer": from_buffer,
+    "numpy.dtype": numpy_dtype,
 }
