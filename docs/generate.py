@@ -1,9 +1,11 @@
 """Write the generated parts of the documentation, between `<!-- NAME: … -->` and `<!-- /NAME -->`.
 
-Run `python docs/generate.py` after a change of the metrics' registry or of the installed peft; a test compares.
+Run `python docs/generate.py` after a change of the metrics' registry, of the installed peft or of the table in
+`tests/compatibility.py`; a test compares.
 """
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,22 @@ from deltaw.adapters import methods
 from deltaw.metrics import markdown_table
 
 ROOT = Path(__file__).parent.parent
-PARTS: dict[str, Callable[[], str]] = {"metrics": markdown_table, "adapters": methods.table}
+
+
+def compatibility() -> str:
+    """What is read, joined, bridged and refused, from the table that the tests are held against."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from tests.compatibility import table
+
+    return table()
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "metrics": markdown_table,
+    "adapters": methods.table,
+    "compatibility": compatibility,
+}
 
 
 def generated(text: str) -> str:

@@ -1,0 +1,106 @@
+"""What is read, joined, bridged and refused, each with the test that shows it: the table of docs/compatibility.md."""
+
+# ruff: noqa: E501  (a row of a table is a line)
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.pairs.families import FAMILIES
+
+ROOT = Path(__file__).parent.parent
+
+
+class Case(NamedTuple):
+    """One situation.
+
+    Attributes:
+        library: Who leaves files like that.
+        what: The situation.
+        becomes: `read`, `joined` (several files are one checkpoint), `bridged` (other names or pieces), `skipped` (that
+            tensor, with its reason), `noted`, `chosen` (with an option) or `refused` (one line with the way out).
+        how: What it is compared as.
+        test: The test.
+    """
+
+    library: str
+    what: str
+    becomes: str
+    how: str
+    test: str
+
+
+M, F, C = "pairs/test_matching", "pairs/test_families", "pairs/test_coverage"
+W, P, Q = "checkpoints/test_which_file", "checkpoints/test_pickles", "checkpoints/quantised/test_reading"
+CASES = (
+    Case("safetensors", "a file, a directory, shards with an index", "read", "headers first, rows on demand", "checkpoints/test_formats::test_every_form_holds_the_same_tensors"),
+    Case("safetensors", "numbered shards without an index", "joined", "one checkpoint", f"{W}::test_numbered_shards_are_joined"),
+    Case("PyTorch", "state dicts, wrappers, old and new archives", "read", "without running anything", f"{P}::test_honest"),
+    Case("PyTorch", "a whole pickled module, TorchScript", "read", "its tensors", f"{P}::test_whole_modules"),
+    Case("PyTorch", "sparse, meta, nested, quantised tensors", "skipped", "`unsupported: KIND`", f"{P}::test_a_tensor_that_is_not_read_has_its_reason"),
+    Case("PyTorch", "EMA weights beside the model", "chosen", "`FILE::ema`", f"{P}::test_what_else_holds_weights_is_named_and_can_be_chosen"),
+    Case("PyTorch", "a pickle that would run code", "refused", "nothing of it is run", "checkpoints/test_hostile_pickles::test_hostile"),
+    Case("PyTorch", "`torch.distributed.checkpoint`", "refused", "with the command that converts it", f"{W}::test_distributed_checkpoints_are_named"),
+    Case("DeepSpeed, FSDP", "ZeRO-3 and flat parameters", "refused", "with the command that consolidates them", f"{W}::test_zero_and_fsdp"),
+    Case("Megatron, Meta", "tensor-parallel slices", "refused", "as slices of one checkpoint", f"{W}::test_slices_are_refused_by_name"),
+    Case("any", "weights in files beside the one that is read", "noted", "with their number of tensors", f"{W}::test_what_lies_beside_is_noted"),
+    Case("FSDP, DDP, torch.compile, DeepSpeed, activation checkpointing", "wrappers anywhere in a name", "bridged", "without them", f"{M}::test_wrappers_and_one_constant_prefix"),
+    Case("any", "one constant prefix more on one side", "bridged", "where it is the only one, and shapes agree", f"{M}::test_wrappers_and_one_constant_prefix"),
+    Case("any", "two prefixes that fit equally well", "chosen", "`--rename`", f"{M}::test_two_prefixes_are_not_chosen_between"),
+    Case("any", "names that differ by a rule", "chosen", "`--rename`, which the error offers", f"{M}::test_rename_is_for_names_that_differ_by_a_rule"),
+    Case("TensorFlow's BERT", "`gamma`, `beta`", "bridged", "`weight`, `bias`", f"{M}::test_known_renames"),
+    Case("PyTorch", "`weight_g`, `weight_v`", "bridged", "`parametrizations.weight.original0`, `1`", f"{M}::test_known_renames"),
+    Case("transformers", "models that see, as published and as in memory", "bridged", "`language_model.model.` = `model.language_model.`", f"{M}::test_models_that_see_under_published_names_and_in_memory"),
+    Case("transformers", "Mixtral's `w1`, `w3`, `w2`", "bridged", "gate, up and down", f"{M}::test_known_renames"),
+    Case("transformers", "experts stacked on one side, apart on the other", "bridged", "one row per expert and part", f"{M}::test_experts_stacked_or_apart"),
+    Case("transformers", "all other renames of its conversion mapping", "bridged", "by the config's `model_type`", f"{F}::test_base_and_fine_tune"),
+    Case("transformers", "a model saved without its head", "bridged", "all that both have", f"{F}::test_without_its_head"),
+    Case("nanoGPT", "`Linear` against the hub's `Conv1D`", "bridged", "transposed; siblings settle square ones", f"{M}::test_siblings_settle_a_square_matrix"),
+    Case("any", "a square matrix whose siblings disagree", "skipped", "`shape_mismatch`", f"{M}::test_a_square_matrix_whose_siblings_disagree_is_not_compared"),
+    Case("any", "no matrix that both sides have", "refused", "with the nearest names", f"{C}::test_no_sentence_about_the_model_where_less_than_nine_tenths_were_compared"),
+    Case("PEFT", "LoRA on modules and on parameters of experts", "read", "as factors, equal to its merge", f"{F}::test_the_adapter_is_what_peft_merges"),
+    Case("PEFT", "the state of a whole model", "read", "as the adapter that it is", "adapters/test_wrapped::test_a_directory_with_the_config_beside"),
+    Case("PEFT", "such a state without adapter_config.json", "refused", "its scaling is not known", "adapters/test_wrapped::test_without_a_config_the_scaling_is_not_known"),
+    Case("PEFT", "AdaLoRA with a module pruned to nothing", "read", "ΔW = 0", "adapters/test_degenerate::test_a_module_that_adalora_pruned_to_nothing"),
+    Case("PEFT", "LoRA on a vocabulary that grew", "read", "the common rows; the others `only_in_ft`", "adapters/test_degenerate::test_a_vocabulary_of_another_size_is_compared_where_both_have_rows"),
+    Case("PEFT", "a merge of a padded vocabulary", "read", "`verify` looks at the common rows", "pairs/test_counterparts::test_a_padded_vocabulary"),
+    Case("kohya, diffusers", "LoRA in one file", "read", "as factors", "adapters/test_singlefile::test_kohya"),
+    Case("DeepSeek, Qwen", "FP8 blocks", "read", "dequantised", f"{Q}::test_fp8_blocks_with_partial_edges"),
+    Case("gpt-oss", "MXFP4 blocks", "read", "dequantised, as transformers' parameter", f"{Q}::test_gpt_oss_is_transposed_as_transformers_has_it"),
+    Case("AutoGPTQ, AutoAWQ", "GPTQ, AWQ", "read", "dequantised", f"{Q}::test_gptq"),
+    Case("bitsandbytes", "NF4, FP4, LLM.int8", "read", "dequantised", f"{Q}::test_bitsandbytes_four_bits"),
+    Case("compressed-tensors", "FP8, int4, int8, NVFP4, MXFP4", "read", "dequantised", f"{Q}::test_compressed_tensors_reads_the_same"),
+    Case("MLX", "`weight`, `scales`, `biases`", "read", "dequantised", f"{Q}::test_mlx"),
+    Case("any", "codes of a format that is not known", "skipped", "`quantised: FORMAT`", "checkpoints/quantised/test_detection::test_codes_are_read_or_skipped_and_companions_are_no_rows"),
+)  # fmt: skip
+LIBRARIES = ("torch", "transformers", "peft", "safetensors")
+
+
+def pinned() -> dict[str, str]:
+    """The versions that the tests run with, from constraints.txt."""
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return {name: m[1] for name in LIBRARIES if (m := re.search(rf"^{name}==(\S+)", text, re.MULTILINE))}
+
+
+def table() -> str:
+    """The situations, then the families, in Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in pinned().items())
+    rows = [f"| {c.library} | {c.what} | {c.becomes} | {c.how} | `{c.test.split('::')[1]}` |" for c in CASES]
+    families = []
+    for name, family in FAMILIES.items():
+        modules = [*family.lora["target_modules"], *family.lora.get("target_parameters", ())]
+        head = "with and without" if family.bare else "with"
+        families.append(f"| `{name}` | `{family.model}` | {head} | {', '.join(f'`{m}`' for m in modules)} |")
+    return "\n".join([
+        f"Tested with {versions}.\n",
+        "| who writes it | what | becomes | compared as | test |",
+        "|---|---|---|---|---|",
+        *rows,
+        "\nEvery tensor of these families of transformers pairs, and the rows of an adapter and of its merge equal "
+        "what peft's merge does to the weights:\n",
+        "| family | class | head | adapted modules and parameters |",
+        "|---|---|---|---|",
+        *families,
+    ])  # fmt: skip
