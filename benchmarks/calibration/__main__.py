@@ -34,7 +34,13 @@ class Table(NamedTuple):
         return list(table(self.quick if quick else self.full))
 
 
-TABLES = [Table("claims", 500, 40), Table("contrasts", 500, 20), Table("fronts", 500, 40), Table("decay", 5, 1)]
+TABLES = [
+    Table("claims", 500, 40),
+    Table("contrasts", 500, 20),
+    Table("fronts", 500, 40),
+    Table("decay", 5, 1),
+    Table("precision", 60, 10),
+]
 
 
 def entered(text: str, name: str, table: str) -> str:

@@ -21,7 +21,6 @@ from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options
 from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage
 from deltaw.metrics.deconvolution import ENOUGH, Denoised, Rounded, denoise, interval, without_rounding
-from deltaw.metrics.precision import RESOLVED
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
 from deltaw.pairs.views import describe
@@ -151,9 +150,9 @@ def _spectrum(delta: Delta, options: Options, device: torch.device) -> Spectrum:
 def _without_rounding(
     delta: Delta, quantities: Quantities, device: torch.device
 ) -> tuple[Vector | None, dict[str, Interval]]:
-    """The spectrum without its rounding; where it is not resolved, what that leaves open. None below precision."""
+    """The spectrum without its rounding, and what taking it out leaves open. None below precision."""
     found = without_rounding(quantities)
-    if found is None or found.share <= RESOLVED:
+    if found is None or not found.share:
         return (None if found is None else found.values), {}
     return found.values, interval(found, _again(delta, found, device) if found.share > ENOUGH else None)
 

@@ -22,17 +22,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltaw.metrics.precision import NOISY
-from deltaw.metrics.quantiser import gaussian_rounding
+from deltaw.metrics.quantiser import Quantised, gaussian_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.rank import rank_at
 from deltaw.types import Interval, Vector
 
 NEGLIGIBLE = 1e-5  # share of the energy: rounding below it changes no sum over σ by more than its last printed digit
 ENOUGH = 0.03  # share of the energy up to which f0 is as good as its correction
-ENERGY_SLACK = 0.004  # of a share of the energy, where f0 was not stored again
-UNCORRECTED = 0.3  # … and of that which is rounding
+UNCORRECTED, UNCORRECTABLE = 0.25, 0.35  # of the share that is rounding: what f0 may miss up to there, and beyond
 BAND_SLACK = 0.002  # of a share of the energy, where it was
-BELOW = 2.0  # the truth may lie this far beyond the correction, in units of it
+ABOVE = 0.004  # the noise that is left in the tail takes this of the head
+BEYOND = 2.0  # how far beyond the correction the truth may lie, in units of it; where the energy crosses .9 it does so
+BEYOND_RANK, WITHIN_RANK = 2.7, 0.2  # more often, and is never as far back as f0
 STEPS = 16  # of the way back; 40 differ by less than 1 %
 LEADING, GROUPS = 64, 64  # values followed one by one, and groups of those behind them: their pull is a sum
 RANK, ENERGY = "rank_90_denoised", "energy_at_16_denoised"
@@ -76,15 +77,11 @@ class Denoised:
         values: Singular values, (k,), descending.
         share: Of the energy that was seen, what is rounding.
         flat: The largest rank_90 that what was seen permits: all that lies below the noise spread evenly.
-        least, most: Of the energy, what the first 16 directions hold if all that lies below the noise is spread
-            evenly, and if none of it is noise.
     """
 
     values: Vector
     share: float
     flat: float
-    least: float
-    most: float
 
 
 def denoise(s: Vector, noise: Rounded, size: float) -> Denoised | None:
@@ -102,8 +99,7 @@ def denoise(s: Vector, noise: Rounded, size: float) -> Denoised | None:
     if noise.energy > NOISY * size:
         return None
     if not (total > 0 and noise.counts.size and noise.energy > NEGLIGIBLE * size):
-        head = float(s[:HEAD] @ s[:HEAD]) / total if total > 0 else math.nan
-        return Denoised(s, 0.0, rank_at(s, 0.9), head, head)
+        return Denoised(s, 0.0, rank_at(s, 0.9))
     seen = gaussian_rounding(noise.steps, noise.counts, size)
     entries, largest = float(noise.counts.sum()), max(noise.rows, noise.cols)
     before = seen.scale**2 * entries
@@ -116,7 +112,7 @@ def denoise(s: Vector, noise: Rounded, size: float) -> Denoised | None:
     values = np.zeros_like(s)
     values[:k] = np.sqrt(found * (before / found.sum()))
     share = min(1.0, seen.variance * entries / size)
-    return Denoised(values, share, *_limits(squares, seen.variance, largest, k, seen.gain, before))
+    return Denoised(values, share, _flat(squares, seen, largest, before))
 
 
 def without_rounding(known: Quantities) -> Denoised | None:
@@ -162,23 +158,16 @@ def back(squares: Vector, variance: float, largest: int) -> Vector:
     return out
 
 
-def _limits(
-    squares: Vector, variance: float, largest: int, k: int, gain: float, before: float
-) -> tuple[float, float, float]:
-    """`flat`, `least` and `most` of `Denoised`."""
-    unit = variance * largest
+def _flat(squares: Vector, seen: Quantised, largest: int, before: float) -> float:
+    """`Denoised.flat`: the directions above the noise as they were before it, the rest of the energy on all others."""
+    k, unit = len(squares), seen.variance * largest
     y, beta = squares / unit, k / largest
-    above = y > (1 + math.sqrt(beta)) ** 2
-    twice = y[above] - beta - 1
-    spikes = np.minimum((twice + np.sqrt(np.maximum(twice**2 - 4 * beta, 0.0))) / 2 * unit / gain**2, before)
-    count, held = len(spikes), min(float(spikes.sum()), before)
-    rest = (before - held) / max(1, k - count)  # of every direction below the noise
-    sums = np.minimum(np.concatenate([np.cumsum(spikes), held + rest * np.arange(1, k - count + 1)]), before)
-    flat = float(np.searchsorted(sums, 0.9 * before * (1 - 1e-9)) + 1)
-    r = min(HEAD, k)
-    most = (float(squares[:r].sum()) - variance * r * (largest + k - r)) / gain**2
-    least = float(sums[r - 1]) / before
-    return min(flat, float(k)), least, min(1.0, max(most / before, least))
+    twice = y[y > (1 + math.sqrt(beta)) ** 2] - beta - 1
+    spikes = (twice + np.sqrt(np.maximum(twice**2 - 4 * beta, 0.0))) / 2 * unit / seen.gain**2
+    held = min(float(spikes.sum()), before)
+    others = k - len(spikes)
+    sums = np.concatenate([np.cumsum(spikes), held + (before - held) / max(1, others) * np.arange(1, others + 1)])
+    return float(min(k, int(np.searchsorted(sums, 0.9 * before * (1 - 1e-9))) + 1))
 
 
 def interval(found: Denoised, again: Denoised | None = None) -> dict[str, Interval]:
@@ -193,21 +182,24 @@ def interval(found: Denoised, again: Denoised | None = None) -> dict[str, Interv
         rank, kept = _reached(f0), float(f0[min(HEAD, len(f0)) - 1])
         return {RANK: Interval(rank, rank, rank), ENERGY: Interval(kept, kept, kept)}
     if again is None:
-        slack = ENERGY_SLACK + found.share * UNCORRECTED
+        slack = found.share * (UNCORRECTED if found.share <= ENOUGH else UNCORRECTABLE)
         low, middle, high = f0 - slack, f0, f0 + slack
+        late, early = low, high
     else:
         better = np.clip(2 * f0 - _curve(again), 0.0, 1.0)
         wide, slack = np.abs(better - f0), BAND_SLACK * (1 + 10 * found.share)
         middle = np.maximum.accumulate(better)
-        low, high = np.minimum(f0, better) - BELOW * wide - slack, np.maximum(f0, better) + slack
-    low, high = np.maximum.accumulate(low), np.maximum.accumulate(high)
+        least, most = np.minimum(f0, better), np.maximum(f0, better)
+        low, high = least - BEYOND * wide - slack, most + slack + ABOVE
+        late, early = least - BEYOND_RANK * wide - slack, most - WITHIN_RANK * wide + slack
     rank = _reached(middle)
-    most = max(_reached(low), rank, found.flat if found.share > ENOUGH else 0.0)
+    first = min(_reached(np.maximum.accumulate(early)), rank)
+    last = max(_reached(np.maximum.accumulate(late)), rank, found.flat if found.share > ENOUGH else 0.0)
     head = min(HEAD, len(f0)) - 1
     if head + 1 < HEAD:
-        return {RANK: Interval(rank, _reached(high), most), ENERGY: Interval(1.0, 1.0, 1.0)}
+        return {RANK: Interval(rank, first, last), ENERGY: Interval(1.0, 1.0, 1.0)}
     share = [float(np.clip(curve[head], 0.0, 1.0)) for curve in (middle, low, high)]
-    return {RANK: Interval(rank, min(_reached(high), rank), most), ENERGY: Interval(*share)}
+    return {RANK: Interval(rank, first, last), ENERGY: Interval(*share)}
 
 
 def _curve(found: Denoised) -> Vector:

@@ -24,7 +24,7 @@ TERMS = 48  # of the sums: (j + ½)·FINE reaches beyond 9 standard deviations
 HALVINGS = 40  # to 1e-11 of any t there is
 
 
-class Rounded(NamedTuple):
+class Quantised(NamedTuple):
     """A Gaussian update that was rounded.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rounded(NamedTuple):
     unchanged: float
 
 
-def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Rounded:
+def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Quantised:
     """The Gaussian update whose rounding has a given energy.
 
     Args:
@@ -53,7 +53,7 @@ def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Rounded:
     """
     entries = float(counts.sum())
     if not (energy > 0 and entries > 0):
-        return Rounded(0.0, 0.0, 0.0, 1.0)
+        return Quantised(0.0, 0.0, 0.0, 1.0)
     low, high = math.log(float(steps.min()) / COARSE), math.log(float(steps.max()) + math.sqrt(energy / entries)) + 1
     logs, weights = np.log(steps), counts * steps**2
     for _ in range(HALVINGS):
@@ -63,7 +63,7 @@ def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Rounded:
     kept, gains, unchanged = moments(steps / scale)
     gain = float(counts @ gains) / entries
     variance = max(0.0, float(weights @ kept) / entries - (gain * scale) ** 2)
-    return Rounded(scale, gain, variance, float(counts @ unchanged) / entries)
+    return Quantised(scale, gain, variance, float(counts @ unchanged) / entries)
 
 
 def moments(ratio: Vector) -> tuple[Vector, Vector, Vector]:

@@ -65,7 +65,7 @@ def quote(row: Row, column: str) -> Quoted | None:
     """What may be said of a matrix in a column: the one rule for terminal, reports, tables, contrasts and figures.
 
     Where rounding is above a hundred-thousandth of ΔW's energy, the column with the rounding taken out speaks, with its
-    interval where the matrix is `noisy`. What has no such column is said where it adds up squares and the matrix is
+    interval. What has no such column is said where it adds up squares and the matrix is
     `resolved`; sums of σ are not. Of a matrix `below_precision` no rank is said at all.
 
     Args:

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.calibration import claims, contrasts, fronts
+from benchmarks.calibration import claims, contrasts, fronts, precision
 from benchmarks.calibration.__main__ import entered
 from benchmarks.calibration.rows import Row, markdown
 
@@ -50,3 +51,26 @@ def test_tables_are_entered_between_their_marks() -> None:
     assert "old" not in once
     assert once.endswith("rest\n")
     assert entered(once, "x", table) == once
+
+
+@pytest.mark.parametrize("size", precision.SIZES)
+def test_ranks_without_their_rounding(size):
+    """Nine of ten intervals hold the truth, and are about as narrow as they are promised to be."""
+    found = [
+        precision.trial((512, 384), exponent, kind, size, 50 + j)
+        for kind in precision.KINDS
+        for j, exponent in enumerate(precision.EXPONENTS)
+    ]
+    assert sum(t.holds_rank for t in found) >= 9
+    assert sum(t.holds_energy for t in found) >= 9
+    ranks = np.median([(t.said_rank.high - t.said_rank.low) / t.rank for t in found])
+    energies = np.median([t.said_energy.high - t.said_energy.low for t in found])
+    widest = {0.003: (0.5, 0.08), 0.01: (0.15, 0.02), 0.03: (0.02, 0.003)}
+    assert (ranks <= widest[size][0], energies <= widest[size][1]) == (True, True)
+
+
+def test_precision_of_files():
+    rows = list(precision.files(3))
+    assert {r.measured for r in rows if "signal_rank 8" in r.name} == {1}
+    assert {r.measured for r in rows if "above rounding" in r.name} == {0}
+    assert {r.measured for r in rows if "below_precision" in r.name} == {1}

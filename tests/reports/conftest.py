@@ -17,7 +17,6 @@ import torch
 import deltaw.metrics  # noqa: F401  (fills the registry)
 from deltaw.delta.shrink import shrink_marks
 from deltaw.metrics.deconvolution import interval, without_rounding
-from deltaw.metrics.precision import RESOLVED
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.metrics.uniformity import is_shrink
@@ -96,7 +95,7 @@ def measured(w0: np.ndarray, w: np.ndarray, dtype: str) -> tuple[dict[str, Any],
     steps, counts = np.unique(np.sqrt(12 * noise), return_counts=True)
     known = Quantities(**quantities, noise_steps=steps, noise_counts=counts.astype(np.float64))
     found = without_rounding(known)
-    bounds = interval(found) if found is not None and found.share > RESOLVED else {}
+    bounds = interval(found) if found is not None and found.share else {}
     row = evaluate(
         replace(known, s_denoised=None if found is None else found.values),
         ("size", "rank", "energy", "precision", "regularisation"),
