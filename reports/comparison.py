@@ -13,6 +13,7 @@ from deltaw.metrics.registry import REGISTRY
 from deltaw.reports import comparison_findings as findings
 from deltaw.reports import figures, page, svg
 from deltaw.reports.comparison_plots import ComparisonPlots
+from deltaw.reports.comparison_points import decided_first
 from deltaw.reports.page import Column, Picture
 from deltaw.reports.text import EMPTY, missing, number, percent, short, unmarked, visible, whole
 from deltaw.results.columns import FINGERPRINT, OF_TWO_GROUPS, is_share, is_signed
@@ -83,8 +84,23 @@ def html(comparison: Comparison) -> str:
         "similarity_note": visible(comparison.similarity_note),
         "n_contrasts": len(comparison.contrasts()),
         "versions": {"deltaw": metadata.version("deltaw")},
+        "chance": findings.CHANCE,
+        "alone": findings.one_seed(comparison),
+        "provenance": _provenance(comparison),
     }
     return page.render("comparison.html", context, _embedded(comparison), scripts=("shell.js", "comparison.js"))
+
+
+def _provenance(comparison: Comparison) -> list[tuple[str, str]]:
+    """What made the numbers: versions, the base, and the seed of the bootstrap."""
+    sides = [r.about["base"] for r in comparison.runs_.items if r.about.get("base")]
+    bases = {f"{b.get('path')}{' at ' + str(b['revision']) if b.get('revision') else ''}" for b in sides}
+    return [
+        ("Made by", f"deltaw {metadata.version('deltaw')}"),
+        ("Base", visible("; ".join(sorted(bases)) or "not known: there are scores only")),
+        ("Runs", f"{whole(len(comparison.runs_.items))}, listed above and in runs.csv"),
+        ("Seed of the bootstrap", whole(comparison.runs_.seed)),
+    ]
 
 
 def pictures(comparison: Comparison) -> dict[str, Picture]:
@@ -178,9 +194,8 @@ def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]
 
 def _claims(comparison: Comparison) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The claims that these runs can be checked against, and the others; what is decided comes first."""
-    order = {"agrees": 0, "disagrees": 0, "cannot tell": 1}
     rows = []
-    for c in sorted(comparison.checked, key=lambda c: (order[c.verdict], c.basis != "intervals")):
+    for c in decided_first(comparison.checked):
         row = {
             k: visible(getattr(c, k))
             for k in ("text", "about", "verdict", "says", "rule", "source", "basis", "decides")

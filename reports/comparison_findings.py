@@ -6,7 +6,7 @@ interval it is described as a difference of points. Nothing here says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltaw.reports.findings import Figure, Finding
@@ -21,6 +21,11 @@ AXES = {"learning": ("learned more", "learned less"), "retention": ("kept more",
 EQUAL = "equal_learning"
 TOLD = 3  # groups that the first sentence tells of
 ALPHA = 0.05
+# Measured by `python -m benchmarks.calibration`; the table stands in docs/validity.md.
+CHANCE = (
+    "Where nothing differs, one claim gets a verdict in at most 5 % of such comparisons, and some claim of the table "
+    "in up to 20 %: one verdict among many undecided ones is weak evidence."
+)
 RULE_DIFFERENCE = (
     "A group differs from its reference where the 95 % interval of the difference excludes 0: Welch's over seeds, each "
     "group at the largest number of tokens that both have, adjusted by Holm for the number of groups on each axis. At "
@@ -45,6 +50,7 @@ def five(c: Comparison) -> list[Figure]:
     comparable = prints[prints["reference"] == c.reference]  # of the same domain
     learned, kept = _best(comparable, "learning"), _best(comparable, "retention")
     claims = c.claims()
+    claims = claims[claims["basis"] != ""]
     counts = [int((claims["verdict"] == v).sum()) for v in ("agrees", "disagrees", "cannot tell")]
     reference = prints.set_index("group").loc[c.reference]
     return [
@@ -57,7 +63,7 @@ def five(c: Comparison) -> list[Figure]:
             "median over its matrices" if not missing(reference["rank_90"]) else "its weights were not analysed",
             "rank_90",
         ),
-        Figure(f"{counts[0]} / {counts[1]} / {counts[2]}", "claims", "agree / disagree / cannot tell"),
+        Figure(f"{counts[0]} / {counts[1]} / {counts[2]}", "claims", "checked: agree / disagree / cannot tell"),
     ]
 
 
@@ -109,22 +115,39 @@ def _lead(c: Comparison) -> Finding | None:
     decided = known[[f"{a}_p" for a in (*AXES, EQUAL)]].lt(ALPHA).sum(axis=1)
     size = known[[f"{a}_effect" for a in AXES]].abs().max(axis=1)
     order = known.assign(decided=decided, size=size).sort_values(["decided", "size"], ascending=False, kind="stable")
-    parts = [_told(row, prints["reference"].nunique() > 1) for _, row in order.head(TOLD).iterrows()]
-    text = "; ".join(parts)
+    several = prints["reference"].nunique() > 1
+    against = "" if several else f"Against {code(c.reference)}: "
     rest = order.iloc[TOLD:]
+    if known[[f"{a}_p" for a in AXES]].isna().all(axis=None):
+        points = "; ".join(f"{_who(row, True)} {_points(row, AXES)}" for _, row in order.head(TOLD).iterrows())
+        more = f"; and {plural(len(rest), 'other group')}" if len(rest) else ""
+        text = f"No verdict: every comparison has one seed on a side. The points: {points}{more}."
+        return Finding(text, RULE_DIFFERENCE, "note")
+    text = "; ".join(_told(row, several) for _, row in order.head(TOLD).iterrows())
     if len(rest):
-        text += f"; of {plural(len(rest), 'other group')} {_decided(int((rest['decided'] > 0).sum()))}"
-    against = "" if prints["reference"].nunique() > 1 else f"Against {code(c.reference)}: "
+        text += f"; {_rest(rest)}"
     return Finding(f"{against}{text}.", RULE_DIFFERENCE, "info" if decided.any() else "note")
 
 
-def _decided(n: int) -> str:
-    return "none can be told apart" if not n else f"{whole(n)} {'differs' if n == 1 else 'differ'} on some axis"
+def _rest(rest: pd.DataFrame) -> str:
+    n, clear = len(rest), int((rest["decided"] > 0).sum())
+    if not clear:
+        return f"{plural(n, 'other group')} cannot be told apart"
+    return f"{whole(clear)} of {plural(n, 'other group')} {'differs' if clear == 1 else 'differ'} on some axis"
+
+
+def _who(row: pd.Series[Any], several: bool) -> str:
+    return f"{code(row['group'])}{' against ' + code(row['reference']) if several else ''}"
+
+
+def _points(row: pd.Series[Any], axes: Iterable[str]) -> str:
+    known = [a for a in axes if not missing(row[f"{a}_effect"])]
+    return listed([f"{strong(_signed(row[f'{a}_effect']))} on {a}" for a in known])
 
 
 def _told(row: pd.Series[Any], several: bool) -> str:
     """`LoRA` learned less (−0.07 [−0.09, −0.05]), kept more (+0.11 [+0.1, +0.12])."""
-    who = f"{code(row['group'])}{' against ' + code(row['reference']) if several else ''}"
+    who = _who(row, several)
     clear = [_axis(row, a, *words) for a, words in AXES.items() if row[f"{a}_p"] < ALPHA]
     if row[f"{EQUAL}_p"] < ALPHA:
         clear.append(f"at equal learning {_axis(row, EQUAL, *AXES['retention'])}")
@@ -136,7 +159,7 @@ def _told(row: pd.Series[Any], several: bool) -> str:
         said = listed([f"{a} ({_span(row, a)})" for a in seeds])
         parts.append(f"{'' if clear else who + ' '}cannot be told apart on {said}")
     if points:
-        said = listed([f"{strong(_signed(row[f'{a}_effect']))} on {a}" for a in points])
+        said = _points(row, points)
         parts.append(f"{'' if parts else who + ' '}has one seed on a side, no verdict: the points lie at {said}")
     if not missing(row[f"{EQUAL}_p"]) and not row[f"{EQUAL}_p"] < ALPHA:
         parts.append(f"at equal learning the difference is open ({_span(row, EQUAL)})")
@@ -229,6 +252,20 @@ def _verdicts(c: Comparison) -> Finding | None:
     return Finding(text, "Each claim's rule stands beside its verdict below.")
 
 
+def one_seed(c: Comparison) -> str:
+    """What would decide the claims of which the points are all there is; empty if there are none."""
+    told = c.claims()
+    points = told[told["basis"].isin(["points", "test items only"])]
+    if not len(points):
+        return ""
+    directions = f"{int(points['points_for'].sum())} for and {int(points['points_against'].sum())} against"
+    return (
+        f"{plural(len(points), 'claim')} {'rests' if len(points) == 1 else 'rest'} on comparisons with one seed on a "
+        f"side, which decide nothing; their points lie {directions}. Two seeds or more in each group, better three to "
+        "five, would decide them; the standard error of an evaluation is that of its items, not of the seeds."
+    )
+
+
 READINGS: dict[str, tuple[str, str]] = {
     "pareto": (
         "Learning against retention",
@@ -259,11 +296,18 @@ READINGS: dict[str, tuple[str, str]] = {
         "One line per group and choice of hyperparameters, means over seeds. With three seeds or more, and where "
         "few groups are drawn, the pale band is the 95 % interval, cut off where it is wider than the panel.",
     ),
+    "claims": (
+        "The claims, comparison by comparison",
+        "One panel per claim, one row per comparison: the number and its interval over seeds, adjusted for the number "
+        "of comparisons of the claim. The dashed line is the one that the claim draws. A filled dot is decided at 5 %: "
+        "blue for the claim, orange against it; a hollow one is not. Intervals that leave the panel are wider than it; "
+        "a dot without one has a single seed on a side.",
+    ),
     "similarity": (
         "Overlap of the updates",
         "φ is the overlap of the leading directions of two updates: 1 if one contains the other; the cosine "
-        "compares the whole updates entry by entry. Chance is given above each panel: replicates that are no more "
-        "alike than chance found different directions.",
+        "compares the whole updates entry by entry. The colour is the overlap less what chance gives that pair of "
+        "ranks and shapes: replicates that are no more alike than chance found different directions.",
     ),
 }
 
@@ -275,6 +319,7 @@ def readings(c: Comparison) -> dict[str, str]:
         "fingerprints": _read_fingerprints(c),
         "spectra": "A curve that falls away early is of low rank; one that follows the dotted line is like noise.",
         "ranks": _read_ranks(c),
+        "claims": "Nothing here says why: a verdict is what these runs show, by the rule beside it.",
         "trajectories": _read_trajectories(c),
         "similarity": _read_similarity(c),
     }

@@ -14,9 +14,18 @@ import numpy as np
 
 from deltaw.errors import OptionError
 from deltaw.reports import style
-from deltaw.reports.comparison_points import by_block, mean_curves, mean_of, seed_average, setting_columns, tokens_label
+from deltaw.reports.comparison_forest import forest
+from deltaw.reports.comparison_overlap import overlaps
+from deltaw.reports.comparison_points import (
+    by_block,
+    decided_first,
+    mean_curves,
+    mean_of,
+    seed_average,
+    setting_columns,
+    tokens_label,
+)
 from deltaw.reports.curves import noise_curve
-from deltaw.reports.text import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +53,6 @@ CURVES = {
     "relative_change": "relative change",
     "rank_90": "rank_90 (median)",
 }
-SIMILARITIES = {"phi_left": "φ, output directions", "phi_right": "φ, input directions", "cosine": "cosine of ΔW"}
 
 
 class Look(NamedTuple):
@@ -346,37 +354,16 @@ class ComparisonPlots:
         frame = frame[frame["kind"] == kind]
         if not len(frame):
             raise OptionError(self._comparison.similarity_note.rstrip(".") or "no two runs changed the same matrix")
-        names = [r.spec.name for r in self._comparison.runs_.items if r.spec.name in {*frame["run_a"], *frame["run_b"]}]
-        with style.settings():
-            _, axes = style.figure(
-                1.45 + 0.15 * min(max(len(names), 9), 12), columns, 1, len(SIMILARITIES), sharey=True
-            )
-            for ax, (column, title) in zip(axes[0], SIMILARITIES.items(), strict=True):
-                self._matrix(ax, frame, names, column)
-                chance = frame[f"{column}_null"].mean()
-                sign = "±" if column == "cosine" else ""
-                ax.set_title(f"{title}\n(chance: {sign}{number(chance, 2)})")
-            axes[0, 0].set_yticks(np.arange(len(names)) + 0.5, [style.label(n, 24) for n in names], fontsize=5.5)
-        return axes[0]
+        runs = {*frame["run_a"], *frame["run_b"]}
+        return overlaps(frame, [r.spec.name for r in self._comparison.runs_.items if r.spec.name in runs], columns)
 
-    def _matrix(self, ax: Axes, frame: pd.DataFrame, names: list[str], column: str) -> None:
-        at = {n: i for i, n in enumerate(names)}
-        values = np.full((len(names), len(names)), math.nan)
-        for a, b, v in zip(frame["run_a"], frame["run_b"], frame[column], strict=True):
-            i, j = sorted((at[a], at[b]))
-            values[j, i] = v
-        import seaborn as sns
+    def claims(self, columns: int = 2) -> Any:
+        """Every claim's comparisons with their adjusted intervals, beside the line that the claim draws.
 
-        few = len(names) <= FEW
-        cmap, low = ("vlag", -1.0) if column == "cosine" else (style.SEQUENTIAL, 0.0)
-        sns.heatmap(
-            values, ax=ax, vmin=low, vmax=1.0, cmap=cmap, cbar=not few, square=True, linewidths=0.3,
-            cbar_kws={"shrink": 0.6, "aspect": 24, "ticks": [low, 0.0, 1.0] if low else [0.0, 0.5, 1.0]},
-            annot=few, fmt=".2f", annot_kws={"fontsize": 5.5}, xticklabels=False, yticklabels=False,
-        )  # fmt: skip
-        ax.set_xticks(np.arange(len(names)) + 0.5, [style.label(n, 16) for n in names], rotation=90, fontsize=5.5)
-        ax.tick_params(length=0)
-        ax.grid(visible=False)
+        Raises:
+            OptionError: No claim can be checked.
+        """
+        return forest(decided_first(self._comparison.checked), columns)
 
     def _name(self, fig: Figure, groups: list[str], points: bool = False, noise: str = "") -> None:
         """A legend of groups below the figure, in as many rows as it needs."""

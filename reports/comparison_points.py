@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from deltaw.reports.text import number
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deltaw.comparison.claims.verdicts import Claim
 
 
 def setting_columns(frame: pd.DataFrame) -> list[str]:
@@ -51,6 +54,12 @@ def by_block(block: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     blocks = np.unique(block)
     found = [values[(block == b) & np.isfinite(values)] for b in blocks]
     return blocks, np.array([np.median(v) if v.size else math.nan for v in found])
+
+
+def decided_first(claims: Sequence[Claim]) -> list[Claim]:
+    """Claims with a verdict, then those with intervals, then the others."""
+    order = {"agrees": 0, "disagrees": 0, "cannot tell": 1}
+    return sorted(claims, key=lambda c: (order[c.verdict], c.basis != "intervals"))
 
 
 def tokens_label(v: float) -> str:

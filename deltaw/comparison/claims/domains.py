@@ -74,5 +74,5 @@ def _gaps(runs: Runs, x: Arena, y: Arena, axis: str) -> Iterator[Found]:
             axis,
             max(first.trials, second.trials),
         )
-        what = f"gap of rank {rank}{first.where}, {x.label} − {y.label}{second.where}"
-        yield Evidence(what, found.estimate, items=found.items)
+        where = first.where if first.where == second.where else f"{first.where} and{second.where}"
+        yield Evidence(f"gap of rank {rank}, {x.label} − {y.label}", found.estimate, items=found.items, where=where)

@@ -41,7 +41,7 @@ def at_end(runs: Runs, a: str | None, b: str | None, axis: str) -> Found:
         measured = all(any(r.score(axis) == r.score(axis) for r in runs.items if r.spec.group == g) for g in (a, b))
         return missing_endpoints(runs, a, b) or None if measured else None
     found = at_endpoints(ends, axis)
-    return Evidence(f"{a} − {b} on {axis}{ends.where}", found.estimate, items=found.items)
+    return Evidence(f"{a} − {b} on {axis}", found.estimate, items=found.items, where=ends.where)
 
 
 def at_equal_learning(fronts: Sequence[Compared], a: str | None, b: str | None) -> Found:
@@ -54,9 +54,8 @@ def at_equal_learning(fronts: Sequence[Compared], a: str | None, b: str | None) 
             if gap.group_a != a:
                 estimate, more, less = estimate.negated(), less, more
             sweeps = f" (from {more} settings against {less})" if more != less else ""
-            return Evidence(
-                f"{a} − {b} on {gap.compared} at equal learning ({gap.at:.3g} on average){sweeps}", estimate
-            )
+            where = f" ({gap.at:.3g} on average){sweeps}"
+            return Evidence(f"{a} − {b} on {gap.compared} at equal learning", estimate, where=where)
         if not gap.level:
             return f"{a} and {b} never learned equally much (their ranges of learning do not overlap)"
     return None

@@ -154,7 +154,7 @@ def _nearly_full(runs: Runs, a: Arena) -> Found:
     gap = at_endpoints(base, RETENTION).estimate
     if gap.value <= 0 or (gap.known and not 2 * gap.above() < ALPHA):
         return f"{low} did not keep more than {a.full} beyond chance, so there is no gap to measure rank {rank} by"
-    return _nearly(ends, base, f"{high} − {a.full} on {RETENTION}{ends.where}", RETENTION)
+    return _nearly(ends, base, f"{high} − {a.full} on {RETENTION}", RETENTION)
 
 
 def _nearly(ends: Endpoints, yard: Endpoints, what: str, axis: str) -> Evidence:
@@ -174,8 +174,9 @@ def _nearly(ends: Endpoints, yard: Endpoints, what: str, axis: str) -> Evidence:
         for sign in (1.0, -1.0)
     ]
     d = at_endpoints(ends, axis)
-    lines = (-abs(allowed), abs(allowed))
-    return Evidence(what, d.estimate, bounds, items=d.items, note=f", allowed ±{abs(allowed):.3g}", lines=lines)
+    size = abs(allowed)
+    note = f", allowed ±{size:.3g}"
+    return Evidence(what, d.estimate, bounds, items=d.items, note=note, lines=(-size, size), where=ends.where)
 
 
 def high_rank(runs: Runs, group: str) -> float:
@@ -242,4 +243,4 @@ def _within(runs: Runs, arm: str, plain: str, lora: str | None, axis: str) -> Fo
     ends, wide = score_endpoints(runs, arm, plain, axis), score_endpoints(runs, lora, plain, axis)
     if ends is None or wide is None:
         return at_end(runs, arm, plain, axis)
-    return _nearly(ends, wide, f"{arm} − {plain} on {axis}{ends.where}", axis)
+    return _nearly(ends, wide, f"{arm} − {plain} on {axis}", axis)

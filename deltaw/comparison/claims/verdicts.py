@@ -37,13 +37,14 @@ class Evidence:
     """One comparison.
 
     Attributes:
-        what: The two things compared, on what and where.
+        what: The two things compared, and on what.
         estimate: The number that is shown.
         bounds: What the claim says is above 0, all of it; by default the number itself.
         scale: How the number is shown; a ratio is the exponential of the estimate, a correlation its tanh.
         items: The standard error of the number by the evaluation's test items alone, if that is known.
         note: Said after the number.
         lines: Where the claim draws its line (or two), on the scale of the estimate.
+        where: At how many tokens, best of how many settings.
     """
 
     what: str
@@ -53,6 +54,7 @@ class Evidence:
     items: float = NAN
     note: str = ""
     lines: Sequence[float] = (0.0,)
+    where: str = ""
 
     @property
     def tests(self) -> Sequence[Estimate]:
@@ -91,7 +93,7 @@ class Evidence:
         if self.basis == "test items only":
             half = ITEMS * self.items
             number += f" (±{half:.2g} by the test items alone)"
-        return f"{self.what}: {number}{self.note}"
+        return f"{self.what}{self.where}: {number}{self.note}"
 
 
 @dataclass(frozen=True)
