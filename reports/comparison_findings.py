@@ -23,8 +23,9 @@ TOLD = 3  # groups that the first sentence tells of
 ALPHA = 0.05
 # Measured by `python -m benchmarks.calibration`; the table stands in docs/validity.md.
 CHANCE = (
-    "Where nothing differs, one claim gets a verdict in at most 5 % of such comparisons, and some claim of the table "
-    "in up to 20 %: one verdict among many undecided ones is weak evidence."
+    "Where nothing differs, a claim gets a verdict in at most 5 % of tables, and some claim of a table in up to 13 % "
+    "where scores alone are compared, in about a quarter with claims about weights: one verdict among many undecided "
+    "ones is weak evidence."
 )
 RULE_DIFFERENCE = (
     "A group differs from its reference where the 95 % interval of the difference excludes 0: Welch's over seeds, each "
