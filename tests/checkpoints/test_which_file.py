@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_distributed_checkpoints_are_named(tmp_path: Path):
     inner = tmp_path / "ck/pytorch_model_fsdp_0"
     inner.mkdir(parents=True)
     torch.save({"w": torch.ones(2)}, inner / "__0_0.distcp")
-    torch.save({"w": 1}, inner / ".metadata")
+    shutil.copy(inner / "__0_0.distcp", inner / ".metadata")
     refused(inner, "distcp", "dcp_to_torch")
     torch.save({}, tmp_path / "ck/optimizer.bin")
     refused(tmp_path / "ck", "distcp", "pytorch_model_fsdp_0")
