@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltaw.cli.options import inputs, matching, verbosity
-from deltaw.types import Reason, Skipped
 
 if TYPE_CHECKING:
     from deltaw.measurement.inspection import Inspection
-    from deltaw.types import Coverage
+    from deltaw.types import Coverage, Skipped
 
 HEADS = ("tensors", "rows × cols", "stored as", "kind", "route")
 GAP = 2  # between columns
@@ -114,6 +113,7 @@ def table(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
     """One line per reason, with the first names; a subject that differs from tensor to tensor is left to `--json`."""
     from deltaw.reports.reasons import why, words
+    from deltaw.types import Reason
 
     reasons: dict[str, list[str]] = {}
     for s in skipped:

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from deltaw.cli.options import verbosity
-from deltaw.cli.screen import console, file_link
 
 FORMS = ("markdown", "latex", "card")
 
@@ -42,4 +41,6 @@ def command(results: Path, out: Path | None, figures: bool, quiet: bool, **forms
     if figures:
         write_figures(analysis, path.parent / "figures")
     if not quiet:
+        from deltaw.cli.screen import console, file_link
+
         console().print(file_link(path), soft_wrap=True)

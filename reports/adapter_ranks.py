@@ -26,7 +26,7 @@ class Need:
     Attributes:
         module: The row of the heatmap; experts' numbers are `*`.
         kind: Its module kind.
-        count: Its resolved matrices. `hidden`: those that changed but are hidden by rounding.
+        count: Its matrices that rounding leaves readable. `hidden`: those that changed but are mostly rounding.
         rows, cols: The typical shape.
         median, most: The rank by share: of the typical layer, and what is enough for every layer.
     """
@@ -45,7 +45,7 @@ def needs(layers: Layers) -> list[Need]:
     """The table, in the order of the checkpoint."""
     out = []
     for module, rows in layers.changed.groupby("slot", sort=False):
-        clear = rows[rows.index.isin(layers.clear.index) & rows["key"].isin(layers.analysis.spectra)]
+        clear = rows[(rows["resolution"] != "below_precision") & rows["key"].isin(layers.analysis.spectra)]
         ranks = {q: [_rank(layers, row, q) for _, row in clear.iterrows()] for q in SHARES}
         known = {q: sorted(r for r in values if not math.isnan(r)) for q, values in ranks.items()}
         m, n = int(rows["rows"].median()), int(rows["cols"].median())

@@ -149,10 +149,14 @@ def _real(s: Summary, kind: Verdict) -> Finding | None:
         return None
     if s.adapter.factored == s.changed_matrices:
         what = " and ".join(_methods(s)) or "an adapter"
-        rank = f" of rank {_span(s.adapter.rank)}" if s.adapter.rank.n else ""
         return Finding(
-            f"It was read from the factors of {what}{rank}, so there is no rounding in it.",
+            f"It was read from the factors of {what}{_of_rank(s)}, so there is no rounding in it.",
             "All changed matrices come from factors.",
+        )
+    if s.adapter.types and not s.precision.dtypes:
+        return Finding(
+            f"It was computed from {' and '.join(_methods(s))}{_of_rank(s)}, so there is no rounding in it.",
+            "All changed matrices come from an adapter.",
         )
     known = s.resolution.known
     if not known:
@@ -190,6 +194,10 @@ def _real(s: Summary, kind: Verdict) -> Finding | None:
         RESOLUTION,
         "note",
     )
+
+
+def _of_rank(s: Summary) -> str:
+    return f" of rank {_span(s.adapter.rank)}" if s.adapter.rank.n else ""
 
 
 def _methods(s: Summary) -> list[str]:

@@ -52,14 +52,12 @@ def prepare(layers: Layers, metric: str, vectors: bool = False) -> Heatmap | Non
     frame: pd.DataFrame = layers.vectors if vectors else layers.matrices
     if metric not in frame or not len(frame):
         return None
-    values = frame[metric].astype(float).where(frame["changed"])
-    unclear = ~frame["clear"] & frame["changed"]
-    if is_hidden_by_noise(metric):
-        values = values.where(~unclear)
+    values = layers.said(metric).reindex(frame.index).where(frame["changed"])
     grid = layers.grid(frame, values)
     hidden = np.zeros(grid.values.shape, dtype=bool)
     if is_hidden_by_noise(metric):
-        concealed = dict(zip(unclear.index, unclear, strict=True))
+        unknown = frame[metric].notna() & frame["changed"] & values.isna()
+        concealed = dict(zip(frame.index, unknown, strict=True))
         for cell, members in grid.members.items():
             hidden[cell] = all(concealed[i] for i in members)
     if np.isnan(grid.values).all() and not hidden.any():

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from deltaw.reports.order import place
 from deltaw.reports.style import KINDS
-from deltaw.results.rows import CLEAR
+from deltaw.results.columns import is_hidden_by_noise
+from deltaw.results.rows import quote
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ EXPERT = re.compile(r"(?<=\.)\d+(?=\.)|(?<=expert )\d+")
 OUTSIDE = "not in a layer"
 FIRST = ("embedding", "conv")  # kinds that stand before the layers, where they are outside of them
 ROWS, COLUMNS = 160, 160  # of a grid, at most: more cannot be told apart
-HELPERS = ("key", "matrix", "changed", "clear", "slot")  # columns that `Layers` adds
+HELPERS = ("key", "matrix", "changed", "slot")  # columns that `Layers` adds
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Grid:
 class Layers:
     """A frame of `layers` with the views that a report is made of.
 
-    The frame has columns beyond the contract's: `key` (of `Analysis.spectra`), `matrix` (has ranks), `changed`,
-    `clear` (of rounding) and `slot` (its row of the grid).
+    The frame has columns beyond the contract's: `key` (of `Analysis.spectra`), `matrix` (has ranks), `changed` and
+    `slot` (its row of the grid).
     """
 
     def __init__(self, analysis: Analysis) -> None:
@@ -60,9 +61,9 @@ class Layers:
         frame["key"] = frame["name"].astype(str) + np.where(part != "", "[" + part + "]", "")
         frame["matrix"] = (frame["route"] != "vector") & (frame["ndim"] != 1)
         frame["changed"] = (frame["route"] != "unchanged") & ~(frame["fro_norm"] == 0)
-        frame["clear"] = frame["resolution"].isin(CLEAR)
         frame["slot"] = coarse([slot(m, p) for m, p in zip(frame["module"], part, strict=True)], [*frame["kind"]])
         self.frame: pd.DataFrame = frame
+        self._said: dict[str, pd.Series] = {}
 
     @cached_property
     def matrices(self) -> pd.DataFrame:
@@ -79,10 +80,23 @@ class Layers:
         """The matrices that changed."""
         return self.matrices[self.matrices["changed"]]
 
+    def said(self, column: str) -> pd.Series:
+        """A column as it may be quoted, indexed as `frame`: without its rounding, NaN where rounding hides it."""
+        if column not in self._said:
+            if is_hidden_by_noise(column):
+                found = (quote(row, column) for row in self.analysis.rows)
+                values = np.array([q.value if q else np.nan for q in found], dtype=np.float64)
+                self._said[column] = self.frame["rows"] * 0.0 + values
+            else:
+                self._said[column] = self.frame[column].astype(float)
+        return self._said[column]
+
     @cached_property
-    def clear(self) -> pd.DataFrame:
-        """The changed matrices that rounding leaves readable: only of these a rank is claimed."""
-        return self.changed[self.changed["clear"]]
+    def readable(self) -> pd.DataFrame:
+        """The changed matrices of which a rank may be quoted, each column as it may be."""
+        columns = [c for c in self.changed if is_hidden_by_noise(str(c))]
+        quoted = self.changed.assign(**{str(c): self.said(str(c)).reindex(self.changed.index) for c in columns})
+        return quoted[quoted["rank_90"].notna()] if "rank_90" in quoted else quoted
 
     @cached_property
     def kinds(self) -> list[str]:

@@ -20,6 +20,7 @@ from deltaw.reports.curves import curve, noise_curve
 from deltaw.reports.layers import Layers
 from deltaw.reports.order import place
 from deltaw.reports.text import short
+from deltaw.results.rows import CLEAR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +124,7 @@ class AnalysisPlots:
         """The energy that the best rank-r update keeps, against r, by module kind."""
         from matplotlib.patches import Patch
 
-        clear = self._clear()
+        clear = self._readable(resolved=True)
         most = float(clear[["rows", "cols"]].min(axis=1).max())
         shown = [r for i, r in enumerate(RANKS) if not i or RANKS[i - 1] < most]  # beyond, all is kept
         with style.settings():
@@ -156,14 +157,14 @@ class AnalysisPlots:
         """A rank by layer, one panel per module kind, with that of noise of the same shape dashed (for rank_90).
 
         Raises:
-            OptionError: No resolved matrix has a value, or none is in a layer.
+            OptionError: No matrix inside a layer has a value that may be quoted.
         """
         if metric not in (known := self.layers.frame.select_dtypes("number").columns):
             raise OptionError(f"there is no column {metric!r} of numbers.{near(metric, known)}")
-        clear = self._clear()
+        clear = self._readable()
         rows = clear[clear["layer"].notna() & clear[metric].notna()]
         if not len(rows):
-            raise OptionError(f"no resolved matrix inside a layer has a {metric}")
+            raise OptionError(f"no matrix inside a layer has a {metric} that may be quoted")
         kinds = [k for k in self.layers.kinds if (rows["kind"] == k).any()]
         null = ["rank_90_null"] if metric == "rank_90" else []
         labelled = []
@@ -248,11 +249,18 @@ class AnalysisPlots:
         ax.axvline(0, color=style.MUTED, linewidth=0.7)
         return ax
 
-    def _clear(self) -> pd.DataFrame:
-        clear = self.layers.clear
-        if not len(clear):
+    def _readable(self, *, resolved: bool = False) -> pd.DataFrame:
+        """The matrices of which a rank may be quoted; with `resolved`, those whose σ hold no rounding to speak of.
+
+        Raises:
+            OptionError: There is none.
+        """
+        rows = self.layers.readable
+        if resolved:
+            rows = rows[rows["resolution"].isin(CLEAR)]
+        if not len(rows):
             raise OptionError("rounding hides the rank of every changed matrix")
-        return clear
+        return rows
 
     def _strip(self, rows: pd.DataFrame, column: str, columns: int, label: str, log: bool | None = None) -> Axes:
         """One dot per matrix, one line per module, the largest median on top; the first layer is highest in its line.
@@ -285,7 +293,7 @@ class AnalysisPlots:
         return ax
 
     def _by_kind(self, columns: int, cumulative: bool) -> Any:
-        frame = self._clear() if cumulative else self.layers.changed
+        frame = self._readable(resolved=True) if cumulative else self.layers.changed
         frame = frame[frame["key"].isin(self._analysis.spectra)]
         kinds = [k for k in self.layers.kinds if (frame["kind"] == k).any()]
         if not kinds:

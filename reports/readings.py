@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from deltaw.reports.heatmaps import shown
 from deltaw.reports.layers import Layers
 from deltaw.reports.text import code, number, percent, plural, whole
-from deltaw.results.columns import is_hidden_by_noise
 from deltaw.results.summary import Summary
 
 if TYPE_CHECKING:
@@ -109,8 +108,8 @@ def extremes(layers: Layers, metric: str, vectors: bool = False) -> str:
     frame = layers.vectors if vectors else layers.matrices
     rows = frame[frame["changed"] & frame[metric].notna()]
     known = len(rows)
-    if is_hidden_by_noise(metric):
-        rows = rows[rows["clear"]]
+    rows = rows.assign(**{metric: layers.said(metric).reindex(rows.index)})
+    rows = rows[rows[metric].notna()]
     if not len(rows):
         return (
             f"Rounding hides it in {'all' if known != 1 else 'the'} "
@@ -219,7 +218,7 @@ def _spectra(layers: Layers) -> str:
 def _energy(layers: Layers) -> str:
     parts = []
     for kind in layers.kinds[:4]:
-        rows = layers.clear[layers.clear["kind"] == kind]
+        rows = layers.readable[layers.readable["kind"] == kind]
         if len(rows):
             parts.append(f"{kind} {number(rows['rank_90'].median())} (noise {number(rows['rank_90_null'].median())})")
     return f"Directions that hold 90 % of the energy, median by kind: {', '.join(parts)}."
@@ -235,7 +234,7 @@ def _kept(s: Summary) -> str:
 
 
 def _ranks(layers: Layers) -> str:
-    rows = layers.clear[layers.clear["layer"].notna()]
+    rows = layers.readable[layers.readable["layer"].notna()]
     by_layer = rows.groupby("layer")["rank_90_ratio"].median()
     if len(by_layer) < 2:
         return ""

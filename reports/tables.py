@@ -12,7 +12,7 @@ from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.page import Column
 from deltaw.reports.reasons import why
 from deltaw.reports.text import EMPTY, missing, percent, short, visible, whole
-from deltaw.results.columns import ON_PAPER, is_hidden_by_noise, is_text, is_whole
+from deltaw.results.columns import ON_PAPER, is_text, is_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ Rows = list[dict[str, str]]
 
 
 def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[Column], Rows]:
-    """Medians by module kind; of what rounding can hide, over the resolved matrices only."""
+    """Medians by module kind, each column as it may be quoted."""
     metrics = [m for m in metrics if m in layers.frame]
     columns = [
         Column("kind", "module kind", numeric=False),
@@ -35,12 +35,10 @@ def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[Column], Rows]
     rows = []
     for kind in layers.kinds:
         changed = layers.changed[layers.changed["kind"] == kind]
-        clear = layers.clear[layers.clear["kind"] == kind]
         total = int((layers.matrices["kind"] == kind).sum())
         row = {"kind": kind, "count": f"{whole(len(changed))} of {whole(total)}"}
         for m in metrics:
-            source = clear if is_hidden_by_noise(m) else changed
-            row[m] = heatmaps.shown(m, source[m].median())
+            row[m] = heatmaps.shown(m, layers.said(m).reindex(changed.index).median())
         rows.append(row)
     return columns, rows
 

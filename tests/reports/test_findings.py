@@ -13,7 +13,7 @@ from deltaw.reports.text import unmarked
 from deltaw.results.analysis import Analysis
 from deltaw.results.decay import Decay, Gate
 from deltaw.results.rows import Spread
-from deltaw.results.summary import Moved, Precision, Ranks, Resolution, Summary
+from deltaw.results.summary import AdapterUse, Moved, Precision, Ranks, Resolution, Summary
 from deltaw.results.verdict import Verdict
 from deltaw.types import Coverage, Reason, Skipped
 
@@ -148,6 +148,12 @@ def test_an_adapter_without_its_base():
     assert rank.startswith("Low-rank by construction: 90 % of the energy takes 3 of the 8 directions that the factors")
     assert remarks.concerns(f) == []  # an adapter leaves tensors alone
     assert not f.has_base
+
+
+def test_a_dense_adapter_has_no_rounding():
+    adapter = AdapterUse(types=("dora",), rank=Spread(n=10, median=8, low=8, high=8))
+    f = dataclasses.replace(RESOLVED, adapter=adapter)
+    assert said(f)[1] == "It was computed from a DoRA adapter of rank 8, so there is no rounding in it."
 
 
 RESOLVED = Summary(
