@@ -9,9 +9,13 @@ import deltaw
 from deltaw.cli.analyze import command as analyze
 from deltaw.measurement.command import command
 from deltaw.measurement.options import Options
+from deltaw.pairs.selection import Selection
+from deltaw.types import FileStamp, Source
 
-SIDE = {"path": "a b/model", "identity": ["x"], "revision": None}
-HUB = {"path": "org/name@main", "identity": ["y"], "revision": "abc123"}
+PARTS = Selection(include=(r"a\d", "b"), split=True)
+STAMP = (FileStamp("model.safetensors", 1, 2),)
+SIDE = Source("a b/model", files=STAMP)
+HUB = Source("org/name@main", files=STAMP, revision="abc123")
 
 
 @pytest.mark.parametrize(
@@ -19,7 +23,10 @@ HUB = {"path": "org/name@main", "identity": ["y"], "revision": "abc123"}
     [
         (Options(), []),
         (Options(mode="fast", tolerance=0.1), ["--mode", "fast", "--tolerance", "0.1"]),
-        (Options(include=(r"a\d", "b"), split_fused=True), ["--include", r"a\d", "--include", "b", "--split-fused"]),
+        (
+            Options(selection=Selection(include=(r"a\d", "b"), split=True)),
+            ["--include", r"a\d", "--include", "b", "--split-fused"],
+        ),
         (Options(alignment=True, top_k=3, cache=False), ["--alignment", "--top-k", "3", "--no-cache"]),
     ],
 )
@@ -28,12 +35,13 @@ def test_it_is_what_the_command_line_reads(options: Options, flags: list[str]):
     assert words == ["deltaw", "analyze", "a b/model", "org/name@abc123", *flags]
     parsed = analyze.make_context("analyze", words[2:]).params
     for name in ("mode", "include", "split_fused", "alignment", "top_k", "cache", "tolerance"):
-        assert parsed[name] == getattr(options, name)
+        said = options.to_dict()[name]
+        assert parsed[name] == (tuple(said) if isinstance(said, list) else said)
 
 
 def test_an_adapter_alone_and_what_is_in_memory():
-    assert command({}, SIDE, Options()) == "deltaw analyze --no-base 'a b/model'"
-    assert command({"path": "<dict>", "identity": []}, SIDE, Options()) == ""
+    assert command(None, SIDE, Options()) == "deltaw analyze --no-base 'a b/model'"
+    assert command(Source("<dict>"), SIDE, Options()) == ""
 
 
 def test_an_analysis_says_when_and_how(pico_pair: tuple[Path, Path], tmp_path: Path):

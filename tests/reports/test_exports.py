@@ -12,15 +12,14 @@ from deltaw.cli import main
 from deltaw.reports import exports
 from deltaw.reports.reasons import why, words
 from deltaw.results.analysis import Analysis
-from deltaw.types import Reason, Skipped
+from deltaw.types import Reason, Skipped, Source
 
 
 @pytest.fixture
 def hostile(kit: Any) -> Analysis:
     names = iter(kit.hostile * 20)
     analysis = kit.make(kit.full(), layers=2, hidden=8, vocabulary=8, rename=lambda name: f"{name}.{next(names)}")
-    path = {"path": "models/a_b$c|d`e\n{x}\u202e"}
-    return dataclasses.replace(analysis, ft=path)
+    return dataclasses.replace(analysis, ft=Source("models/a_b$c|d`e\n{x}\u202e"))
 
 
 def test_markdown_has_the_sentences_and_the_table(full_analysis: Analysis):
@@ -59,7 +58,7 @@ def front_matter(text: str) -> Any:
 
 
 def test_the_card_has_front_matter_that_the_hub_reads(full_analysis: Analysis):
-    hub = dataclasses.replace(full_analysis, base={"path": "org/base@abc"})
+    hub = dataclasses.replace(full_analysis, base=Source("org/base@abc"))
     front = front_matter(exports.card(hub))
     assert front["base_model"] == "org/base"
     assert front["base_model_relation"] == "finetune"
@@ -67,7 +66,7 @@ def test_the_card_has_front_matter_that_the_hub_reads(full_analysis: Analysis):
     assert front["deltaw"]["verdict"] == "spread"
     assert front["deltaw"]["matrices_changed"] == 30
     assert front["deltaw"]["relative_change"] == pytest.approx(full_analysis.summary.change.median, rel=1e-5)
-    local = dataclasses.replace(full_analysis, base={"path": "/data/models/base"})
+    local = dataclasses.replace(full_analysis, base=Source("/data/models/base"))
     assert "base_model" not in front_matter(exports.card(local))  # no path of one machine
     assert "figures/relative_change.png" in exports.card(local)
 
