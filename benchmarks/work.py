@@ -94,9 +94,9 @@ def _matrix(method: str, m: int, n: int, rank: str, device: str) -> Work:
     from deltaw.spectra import Noise, singular_values, spectrum
 
     g = torch.Generator(device).manual_seed(0)
-    delta, sums = sweep(*merged(m, n, None if rank == "full" else int(rank), g), device=device)
+    delta, sums = sweep(*(side.cpu() for side in merged(m, n, None if rank == "full" else int(rank), g)), device=device)
     assert delta is not None
-    noise = Noise(float(sums.noise_row.sum()), sums.noise_row, sums.noise_col)
+    noise = Noise(float(sums.noise_row.sum()), sums.noise_row, sums.noise_col, sums.noise_steps, sums.noise_counts)
     energy = float(sums.delta_row_sq.sum())
     ways: dict[str, Work] = {
         "svdvals": lambda: torch.linalg.svdvals(delta).cpu(),

@@ -27,7 +27,9 @@ log = logging.getLogger("deltaw")
 
 FREE_SHARE = 0.6  # of the free memory: the rest is for the report, the page cache and whoever else is there
 MAX_JOBS = 16  # matrices at a time on a CPU; more mostly cost memory
-JOBS_PER_GPU = 2  # one reads while the other computes
+# Matrices at a time on a GPU. Exactly, one is read while the GPU computes the other, and a second stream gains nothing.
+# An estimate is small decompositions on the CPU between products (a 7B pair on an H100: products are a fifth of it).
+JOBS_PER_GPU = {"exact": 2, "fast": 6}
 
 
 class Progress(NamedTuple):
@@ -75,7 +77,7 @@ def measure_all(
     # A batch is measured whole or not at all: in other company, a matrix would differ in its last digits.
     todo = sorted((b for b in together if not all(p.key in measured for p in b)), key=work, reverse=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or (min(cores, MAX_JOBS) if devices[0].type != "cuda" else JOBS_PER_GPU * len(devices))
+    jobs = jobs or (min(cores, MAX_JOBS) if devices[0].type != "cuda" else JOBS_PER_GPU[options.mode] * len(devices))
     jobs = min(jobs, max(1, len(together)))  # of all, not of what is left: threads decide the last digits too
     budget = Budget(memory or int(psutil.virtual_memory().available * FREE_SHARE))
     total, work_total = len(pairs), work(pairs)

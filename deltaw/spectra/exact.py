@@ -58,6 +58,7 @@ TWO_STAGE_FROM, PADDED_FROM = 1100, 1000
 # and 24 for 1024², 47 and 62 for 2816×1024, 1005 and 2088 for 4096². `analyze` leaves NumPy one thread; where torch has
 # more, the matrix has the machine to itself.
 ROW_BLOCK = 4096  # rows that are converted to float64 at a time: bounds the memory of a tall matrix
+GPU_ROW_BLOCK = 1024
 COLUMN_BLOCK = 128  # columns of a block of torch's Gram matrix: what lies below the blocks is never computed
 GRAM_ERROR = 8.0  # δ = GRAM_ERROR·√k·ε·λ1; sums of rounding errors grow like √k (measured: below 2)
 AS_QUICK = (
@@ -143,12 +144,25 @@ def gram(x: Tensor, scale: float = 1.0) -> Tensor:
     Returns:
         (n, n) float64 on x's device.
     """
-    product = _product if x.is_cuda or torch.get_num_threads() > 1 else _product_numpy
+    if x.is_cuda:
+        return _gram_on_gpu(x, scale)
+    product = _product if torch.get_num_threads() > 1 else _product_numpy
     blocks = (x[i : i + ROW_BLOCK].double() for i in range(0, max(1, len(x)), ROW_BLOCK))
     parts = (product(block if scale == 1.0 else block / scale) for block in blocks)
     out = next(parts)
     for part in parts:
         out += part
+    return out
+
+
+def _gram_on_gpu(x: Tensor, scale: float) -> Tensor:
+    # In full, as half of it takes no less time there, and summed in place, as it is memory that is scarce.
+    out = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for i in range(0, len(x), GPU_ROW_BLOCK):
+        block = x[i : i + GPU_ROW_BLOCK].double()
+        if scale != 1.0:
+            block /= scale
+        out.addmm_(block.mT, block)
     return out
 
 
