@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from deltaw.checkpoints.pickles.legacy import read_nested
 from deltaw.checkpoints.pickles.machine import Machine, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import Rebuilder, Storage
 from deltaw.errors import CheckpointError
@@ -91,7 +92,7 @@ def load(archive: Archive) -> object:
             f"{archive.path}: its numbers are big-endian; load it with torch and save it again on this machine"
         )
     data = archive.read("data.pkl") or b""
-    maker = Rebuilder(len(data))
+    maker = Rebuilder(len(data), read_nested)
     return Machine(maker.call, maker.build).run(io.BytesIO(data))
 
 

@@ -103,7 +103,7 @@ def _read(file: BinaryIO | Stream, size: int, depth: int) -> Legacy:
             sizes.setdefault(made.key, ITEMSIZE[made.dtype])
         return made
 
-    maker = Rebuilder(size, depth)
+    maker = Rebuilder(size, read_nested, depth)
     machine = Machine(call, maker.build)
     first = machine.run(file)  # type: ignore[arg-type]
     if first != MAGIC:  # a pickle, but none of torch's: `pickle.dump`

@@ -90,11 +90,13 @@ class Rebuilder:
 
     Args:
         size: Bytes of the file.
+        nested: Reads a file of torch's that lies within the pickle, from its bytes and its depth.
         depth: How many files of torch's this one lies in.
     """
 
-    def __init__(self, size: int, depth: int = 0) -> None:
+    def __init__(self, size: int, nested: Callable[[bytes, int], object], depth: int = 0) -> None:
         self.left = 2 * size + 2**20
+        self.nested = nested
         self.depth = depth
 
     def call(self, name: str, args: object) -> object:
@@ -140,12 +142,10 @@ class Rebuilder:
 
     def _nested_file(self, data: object) -> object:
         # `pickle.dump` of a tensor puts a whole file of torch's into the pickle.
-        from deltaw.checkpoints.pickles.legacy import read_nested
-
         self._pay(len(data) if isinstance(data, (bytes, bytearray, str)) else 0)
         if self.depth > 2:
             raise PickleError("files within files within files")
-        return read_nested(octets(data), self.depth + 1)
+        return self.nested(octets(data), self.depth + 1)
 
     def _from_type(self, function: object, cls: object, args: object) -> object:
         made = self.call(function.name, args) if isinstance(function, Global) else Inert("tensor", args)
