@@ -14,10 +14,13 @@ import torch
 from deltaw.checkpoints import QuantisedHandle
 from deltaw.delta.rounding import histogram
 from deltaw.delta.sums import EntrySums
+from deltaw.tensors.bits import STORED
 from deltaw.tensors.matrix import matrix
-from deltaw.tensors.numbers import Grid
+from deltaw.tensors.numbers import Grid, Numbers
 from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, View
+
+SAMPLE = 1 << 18  # entries whose steps are counted
 
 
 def cells(handle: Handle) -> Handle | None:
@@ -27,6 +30,13 @@ def cells(handle: Handle) -> Handle | None:
     if isinstance(handle, Slice) and (inner := cells(handle.handle)) is not None:
         return replace(handle, handle=inner)
     return None
+
+
+def coded(handle: Handle) -> Numbers | None:
+    """What is known of a quantised tensor's numbers without looking at them; None where it is none."""
+    if cells(handle) is None:
+        return None
+    return Numbers(STORED[torch.float32], handle.dtype, Grid("codes", (0, 0)))
 
 
 def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySums:
@@ -41,26 +51,23 @@ def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySu
         CheckpointError: The bytes cannot be read.
     """
     own, other = cells(ft), cells(base)
-    if other is not None and sums.was is not None:
-        sums = replace(sums, was=replace(sums.was, name=base.dtype))
     if own is None:
         return sums
     variance = matrix(own, view)
     if other is not None:
         variance = variance + matrix(other, view)
-    if sums.now is not None:
-        grid = sums.now.grid or Grid("codes", (0, 0))  # stored again by the format alone, not as any float is
-        sums = replace(sums, now=replace(sums.now, name=ft.dtype, grid=grid))
     if variance.ndim < 2:
         return sums
     variance = variance * torch.from_numpy(sums.delta_row_sq > 0)[:, None]  # equal rows hold none of it
-    steps, counts = histogram((variance[variance > 0] * 12).sqrt_().numpy())
+    every = max(1, variance.numel() // SAMPLE)
+    sample = variance.flatten()[::every]
+    steps, counts = histogram((sample[sample > 0] * 12).sqrt_().numpy())
     return replace(
         sums,
         noise_row=variance.sum(1).numpy(),
         noise_col=variance.sum(0).numpy(),
         noise_steps=steps,
-        noise_counts=counts,
+        noise_counts=counts * (variance.numel() / len(sample)),
         equal_null=np.nan,
         base_noise=0.0,
         within_ulp=False,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltaw.checkpoints import why_unread
-from deltaw.delta.cells import with_cells
+from deltaw.delta.cells import coded, with_cells
 from deltaw.delta.sums import EntrySums, sweep, sweep_factors, sweep_update, unchanged_sums
 from deltaw.tensors.bits import same_bits
 from deltaw.tensors.matrix import matrix, outputs
@@ -57,7 +57,7 @@ def difference(pair: Pair, device: torch.device) -> Delta:
         return Delta("unchanged", None, unchanged_sums(w0, device=device), w0)
     if w.ndim < 2:
         return Delta("vector", None, sweep(w0, w, device=device, keep=False)[1])
-    value, sums = sweep(w0, w, device=device)
+    value, sums = sweep(w0, w, device=device, known=(coded(pair.base), coded(pair.ft)))
     return Delta("dense", value, with_cells(sums, pair.base, pair.ft, pair.view), w0)
 
 

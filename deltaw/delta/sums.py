@@ -134,6 +134,7 @@ def sweep(
     device: torch.device | str = "cpu",
     keep: bool = True,
     block: int | None = None,
+    known: tuple[Numbers | None, Numbers | None] = (None, None),
 ) -> tuple[Tensor | None, EntrySums]:
     """ΔW = W − W0 and the sums over its entries, in one pass.
 
@@ -143,6 +144,7 @@ def sweep(
         device: Where to compute; blocks are moved there one at a time.
         keep: Whether to return ΔW.
         block: Entries per block; default by device.
+        known: The numbers of W0 and of W where a format says what they are; where W's are, its rounding is not guessed.
 
     Returns:
         ΔW on `device`, (m, n), contiguous, of `compute_dtype`, or None; and the sums.
@@ -155,7 +157,7 @@ def sweep(
     where = _sums_device(device)
     dtype = compute_dtype(base.dtype, ft.dtype)
     delta = torch.empty(w.shape, dtype=dtype, device=where) if keep else None
-    was, now = numbers(base), numbers(ft)
+    was, now = known[0] or numbers(base), known[1] or numbers(ft)
     sums = _Accumulator(w.shape, where, precision=now.precision)
     sums.within_ulp = True
     for rows in _blocks(w.shape, where, block):
@@ -175,7 +177,7 @@ def sweep(
     if delta is not None:
         delta = delta.reshape(ft.shape).to(device)
     found = replace(sums.result(), was=was, now=now)
-    if ft.ndim < 2:  # it has no spectrum that its rounding could hide in
+    if ft.ndim < 2 or known[1] is not None:  # it has no spectrum that its rounding could hide in
         return delta, found
     noise = rounding(base, ft, was, now, row=found.noise_row, col=found.noise_col, moved_row=found.delta_row_sq)
     return delta, _with(found, noise, was.precision.fraction > now.precision.fraction)

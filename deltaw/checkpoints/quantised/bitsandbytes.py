@@ -107,9 +107,9 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     absmax = _absmax(parts, state, first // block, -(-last // block))[index - first // block]
     code = parts["code"].read().float()
     order = torch.argsort(code, stable=True)
-    variance = cells(code[order].double())[torch.argsort(order)][picked] * absmax.double() ** 2
+    own = cells(code[order].double())[torch.argsort(order)]
     shape = (rows.stop - rows.start, *codes.shape[1:])
-    return Values((code[picked] * absmax).reshape(shape), variance.reshape(shape))
+    return Values((code[picked] * absmax).reshape(shape), lambda: (own[picked] * absmax.double() ** 2).reshape(shape))
 
 
 def _absmax(parts: Mapping[str, Handle], state: Mapping[str, object], start: int, stop: int) -> torch.Tensor:

@@ -90,8 +90,8 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         group = parts["group_index"].read().long()
     each = scale[group]
     weight = (q.float() - zero.float()[group]) * each
-    variance = even_variance(q, each, 2**bits - 1 if symmetric else None)
-    return Values(weight.T.contiguous(), variance.T.contiguous())
+    top = 2**bits - 1 if symmetric else None
+    return Values(weight.T.contiguous(), lambda: even_variance(q, each, top).T.contiguous())
 
 
 def _awq(words: torch.Tensor, bits: int, rows: slice) -> torch.Tensor:

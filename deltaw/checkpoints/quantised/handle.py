@@ -51,7 +51,7 @@ class QuantisedHandle:
         Raises:
             CheckpointError: The bytes cannot be read.
         """
-        return self._values(rows).variance
+        return self._values(rows).variance()
 
     @property
     def cells(self) -> Cells:
@@ -65,7 +65,7 @@ class QuantisedHandle:
         if not prod(want):
             import torch
 
-            return Values(torch.zeros(want), torch.zeros(want, dtype=torch.float64))
+            return Values(torch.zeros(want), lambda: torch.zeros(want, dtype=torch.float64))
         assert self.codes.dequantise is not None
         try:
             found = self.codes.dequantise(self.codes, slice(start, stop))

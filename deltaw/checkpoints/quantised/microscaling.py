@@ -83,9 +83,12 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     picked = nibbles(stored.read(rows)).int()
     if stacked:
         part = scale[..., None]
-        weight, variance = e2m1_table()[picked] * part, e2m1_cells()[picked] * part.double() ** 2
+        weight = e2m1_table()[picked] * part
         # transformers' parameter is the transpose of the rows that are stored.
-        return Values(weight.flatten(-2).mT.contiguous(), variance.flatten(-2).mT.contiguous())
+        return Values(
+            weight.flatten(-2).mT.contiguous(),
+            lambda: (e2m1_cells()[picked] * part.double() ** 2).flatten(-2).mT.contiguous(),
+        )
     assert codes.block is not None
     each = scale.repeat_interleave(codes.block[1], dim=-1)
-    return Values(e2m1_table()[picked] * each, e2m1_cells()[picked] * each.double() ** 2)
+    return Values(e2m1_table()[picked] * each, lambda: e2m1_cells()[picked] * each.double() ** 2)

@@ -49,6 +49,6 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     each = real(codes.parts["scale"].read(rows)).repeat_interleave(group, dim=-1)
     if "bias" not in codes.parts:
         picked = q.int()
-        return Values(e2m1_table()[picked] * each, e2m1_cells()[picked] * each.double() ** 2)
+        return Values(e2m1_table()[picked] * each, lambda: e2m1_cells()[picked] * each.double() ** 2)
     bias = codes.parts["bias"].read(rows).float().repeat_interleave(group, dim=-1)
-    return Values(q.float() * each + bias, even_variance(q, each))
+    return Values(q.float() * each + bias, lambda: even_variance(q, each))

@@ -124,11 +124,11 @@ class Values(NamedTuple):
 
     Attributes:
         weight: W as the codes have it, float32.
-        variance: The mean square of the rounding inside every entry's cell, float64.
+        variance: Finds the mean square of the rounding inside every entry's cell, float64.
     """
 
     weight: torch.Tensor
-    variance: torch.Tensor
+    variance: Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     if "zero" in codes.parts:
         zero = _zeros(codes, codes.parts["zero"], codes.bits, rows, half).float()
         q = q - (zero[..., group] if zero.shape[-1] > 1 else zero)
-    return Values(q * each, even_variance(u, each, None if "zero" in codes.parts else half - 1))
+    return Values(q * each, lambda: even_variance(u, each, None if "zero" in codes.parts else half - 1))
 
 
 def _groups(codes: Codes, columns: int) -> torch.Tensor:

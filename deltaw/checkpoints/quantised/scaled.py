@@ -7,6 +7,7 @@ ModelOpt, ComfyUI (`scale_weight`), LLM.int8 (`SCB`, divided by 127), plain `.qw
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
@@ -104,8 +105,6 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     """
     import torch
 
-    from deltaw.tensors.bits import ulp
-
     stored = codes.parts["codes"]
     q = stored.read(rows)
     scale = _scale_of(codes, codes.parts["scale"], rows, q.shape)
@@ -113,13 +112,18 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         scale = (scale.double() / 127).float()
     if codes.format == "mxfp4":  # DeepSeek-V4: two codes a byte
         picked = nibbles(q).int()
-        return Values(e2m1_table()[picked] * scale, e2m1_cells()[picked] * scale.double() ** 2)
+        return Values(e2m1_table()[picked] * scale, lambda: e2m1_cells()[picked] * scale.double() ** 2)
     if q.dtype != torch.int8:
-        return Values(q.float() * scale, (ulp(q) * scale.double()) ** 2 / 12)
+        numbers, variances = float8_tables(q.dtype)
+        picked = q.reshape(-1).view(torch.uint8).int()
+        return Values(
+            numbers.index_select(0, picked).view(q.shape).mul_(scale),
+            lambda: variances.index_select(0, picked).view(q.shape).mul_(scale.double() ** 2),
+        )
     weight = q.float()
     if "zero" in codes.parts:
         weight = weight - _scale_of(codes, codes.parts["zero"], rows, q.shape)
-    return Values(weight * scale, even_variance(q, scale))
+    return Values(weight * scale, lambda: even_variance(q, scale))
 
 
 def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size) -> torch.Tensor:
@@ -142,3 +146,14 @@ def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size) -> t
     height = codes.block[0]
     values = real(handle.read(slice(rows.start // height, -(-rows.stop // height))))
     return spread(values, codes.block, rows, (shape[0], n))
+
+
+@functools.cache
+def float8_tables(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 256 numbers of a float8 format, float32, and the variances of rounding to each, float64."""
+    import torch
+
+    from deltaw.tensors.bits import ulp
+
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    return every.float(), ulp(every) ** 2 / 12

@@ -289,20 +289,21 @@ def test_the_variance_is_that_of_the_rounding():
     scale = w.abs().amax(1, keepdim=True) / 448
     q = (w / scale).to(torch.float8_e4m3fn)
     found = handle({"weight": q, "weight_scale": scale}, {"quant_method": "fbgemm_fp8"})
-    assert noise(found, w) == pytest.approx(1, abs=0.08)
+    assert 0.97 <= noise(found, w) <= 1.05
     groups = w.reshape(256, 16, 32)
     scale = groups.abs().amax(-1) / 7
     q4 = (groups / scale[..., None]).round().clamp(-8, 7).reshape(256, 512).int() + 8
     leaves = {"weight_packed": signed(pack(q4, 4)), "weight_scale": scale, "weight_shape": torch.tensor([256, 512])}
-    assert noise(handle(leaves, {"quant_method": "compressed-tensors"}), w) == pytest.approx(1, abs=0.25)
+    assert 0.97 <= noise(handle(leaves, {"quant_method": "compressed-tensors"}), w) <= 1.05
     scale = w.abs().amax(1, keepdim=True) / 127
     q8 = (w / scale).round().to(torch.int8)
     found = handle({"weight": q8, "weight_scale": scale}, {"quant_method": "compressed-tensors"})
-    assert noise(found, w) == pytest.approx(1, abs=0.05)
+    assert 0.97 <= noise(found, w) <= 1.05
 
 
 def noise(found: QuantisedHandle, w: torch.Tensor) -> float:
-    return float(found.variance().sum() / (found.read().double() - w.double()).square().sum())
+    """The predicted size of the rounding, in units of the true one."""
+    return math.sqrt(found.variance().sum() / (found.read().double() - w.double()).square().sum())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
@@ -333,4 +334,4 @@ def test_bitsandbytes_reads_the_same(kind: str, double: bool):
     found = handle(leaves, {"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert found.dtype == kind
     check(found, bnb.dequantize_4bit(q, state).double().numpy())
-    assert noise(found, w) == pytest.approx(1, abs=0.2)
+    assert 0.97 <= noise(found, w) <= 1.2
