@@ -1,12 +1,12 @@
 """Singular values and vectors of ΔW: exact, factored, certified low rank, stochastic estimates."""
 
+from deltaw.spectra.bootstrap import stored_again
 from deltaw.spectra.estimate import estimate_spectrum
 from deltaw.spectra.exact import singular_values, singular_values_batched
 from deltaw.spectra.factored import factored_singular_values, factored_svd
 from deltaw.spectra.krylov import Operator, top_triplets
 from deltaw.spectra.low_rank import Noise, low_rank_spectrum
 from deltaw.spectra.route import spectrum
-from deltaw.spectra.stored_again import stored_again
 from deltaw.spectra.triplets import BoundedTriplets, Triplets
 
 __all__ = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deltaw.spectra import stored_again
-from deltaw.spectra.stored_again import _shuffled, _with_values
+from deltaw.spectra.bootstrap import _shuffled, _with_values
 from deltaw.tensors.bits import STORED
 
 
