@@ -152,6 +152,9 @@ class Mangled:
         found = self._index.get(match[2], [])
         own = [n for n in found if n.startswith(COMPONENTS.get(match[1], ()))]
         found = own or [n for n in found if not n.startswith(tuple(p for v in COMPONENTS.values() for p in v))]
+        if not found:  # the text encoders of transformers 5 have no `text_model.` any more
+            older = self._index.get(match[2].removeprefix("text_model_"), [])
+            found = [n for n in older if n.startswith(COMPONENTS.get(match[1], ()))]
         return found[0] if len(found) == 1 else None
 
 

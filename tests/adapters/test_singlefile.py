@@ -63,6 +63,21 @@ def test_kohya(tmp_path):
     assert [s.reason for s in skipped] == ["only_in_ft"] * 2
 
 
+def test_kohya_on_a_text_encoder_of_transformers_5(tmp_path):
+    """Its modules are not behind `text_model.` any more, which kohya's keys still name."""
+    state = {
+        "text_encoder.encoder.layers.0.self_attn.q_proj.weight": torch.randn(8, 8),
+        "unet.conv_in.weight": torch.randn(4, 3, 3, 3),
+    }
+    down, up = factors((8, 8), seed=0)
+    key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, tmp_path / "a.safetensors")
+    found, skipped = deltas(tmp_path / "a.safetensors", state)
+    assert not skipped
+    (name,) = found
+    assert torch.allclose(found[name], up.double() @ down.double(), rtol=1e-12)
+
+
 def test_kohya_convolution_with_a_core(tmp_path):
     """LoCon: up (out, r), core (r, r, 3, 3), down (r, in)."""
     g = torch.Generator().manual_seed(2)
