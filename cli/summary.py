@@ -100,7 +100,9 @@ def _most_changed(screen: Console, summary: Summary) -> None:
 
 
 def _percent(x: float) -> str:
-    return "" if math.isnan(x) else f"{100 * x:.3g} %"
+    from deltaw.reports.text import NARROW, percent
+
+    return "" if math.isnan(x) else percent(x).replace(NARROW, " ")
 
 
 def _ranged(x: float, low: float, high: float) -> str:

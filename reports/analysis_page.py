@@ -189,7 +189,7 @@ def _cells(layers: Layers, heatmap: heatmaps.Heatmap) -> dict[int, dict[str, str
         value = heatmap.grid.values[row, column]
         known = frame.loc[members, heatmap.metric]
         chosen = members[0] if missing(value) else int((known - value).abs().idxmin())
-        state = "hidden by rounding" if heatmap.hidden[row, column] else "unchanged"
+        state = heatmap.state(row, column)
         shown = state if missing(value) else f"{heatmap.metric} {heatmaps.shown(heatmap.metric, value)}"
         more = f" (median of {len(members)})" if len(members) > 1 else ""
         text = f"{short(str(frame.at[chosen, 'key']), 80)}: {shown}{more}"

@@ -15,7 +15,8 @@ from deltaw.reports import offer
 from deltaw.reports.reasons import words
 from deltaw.reports.text import EMPTY, code, number, percent, plural, strong, whole
 from deltaw.results.rows import Spread
-from deltaw.results.summary import Ranks, Summary
+from deltaw.results.summary import Summary
+from deltaw.results.typical import FEW, Typical
 from deltaw.results.verdict import CONCENTRATED, RULES, Verdict
 from deltaw.types import ENOUGH, Reason
 
@@ -26,6 +27,7 @@ UNRELATED = "These are not a base and its fine-tune"
 # Reasons that take nothing from what was compared: buffers, copies, what nobody asked for.
 KNOWN_WITHOUT_A_ROW = frozenset({"not_floating", "tied_to", "excluded", "not_a_weight"})
 NEGLIGIBLE = 1e-5  # of the energy: rounding that changes no digit that is shown
+ADAPTER = 16  # the rank of the adapter that a sentence speaks of
 AS_NOISE = 0.85  # rank_90 over that of noise, from which an update is as spread as noise
 RESOLUTION = "resolved, noisy, below_precision: rounding explains up to 1 %, up to 50 %, more than 50 % of ‖ΔW‖²."
 
@@ -103,8 +105,7 @@ def _what(s: Summary, kind: Verdict) -> Finding:
     if kind == Verdict.VECTORS_ONLY:
         return Finding(
             f"{_of_these(s, 'Only')} {strong(plural(s.changed_vectors, 'vector'))} (norms and biases) changed; "
-            f"{'all' if s.matrices != 1 and not s.coverage.partial else 'the'} "
-            f"{plural(s.matrices, 'matrix', 'matrices')} hold the same numbers on both sides.",
+            f"{_the_matrices(s)} the same numbers on both sides.",
             rule,
         )
     if kind == Verdict.UNRELATED:
@@ -129,6 +130,12 @@ def _what(s: Summary, kind: Verdict) -> Finding:
     by = f"by {strong(percent(s.change.median))} of its norm"
     typical = f"{counts} {by}" if s.changed_matrices == 1 else f"{counts}, the typical one {by}{_range(s)}"
     return Finding(f"{typical}{vectors}.", rule)
+
+
+def _the_matrices(s: Summary) -> str:
+    if s.matrices == 1:
+        return "the one matrix holds"
+    return f"{'the' if s.coverage.partial else 'all'} {plural(s.matrices, 'matrix', 'matrices')} hold"
 
 
 def _of_these(s: Summary, first: str) -> str:
@@ -241,31 +248,46 @@ def _rank(s: Summary, kind: Verdict, offered: Offer | None) -> Finding | None:
 
 
 def _spread(s: Summary, kind: Verdict, offered: Offer | None) -> Finding:
-    ratio = s.rank.rank_90_ratio.median
+    typical = s.rank.typical
+    if typical.dimensions < FEW:
+        return _too_few(s, rule=RULES[kind])
     if kind == Verdict.NOISY:
         head = "Rounding leaves open whether it is low-rank"
     elif kind == Verdict.CONCENTRATED:
         head = "Concentrated in few directions"
     else:
-        head = "Not low-rank" if ratio < AS_NOISE else "Spread out like noise"
+        head = "Not low-rank" if typical.ratio < AS_NOISE else "Spread out like noise"
     about = "about " if s.estimated else ""
     parts = [
-        f"{strong(head)}: 90 % of the energy takes {about}{number(s.rank.rank_90.median)} of "
-        f"{number(s.rank.dimensions.median)} directions{_open(s.rank)} (noise: {number(s.rank.rank_90_null.median)})"
+        f"{strong(head)}: 90 % of the energy takes {about}{number(typical.rank_90)} of {whole(typical.dimensions)} "
+        f"directions{_open(typical)} (noise: {number(typical.rank_90_null)}){_which(s)}"
     ]
-    if not math.isnan(energy := s.energy["energy_at_16"].median):
-        parts.append(f"a rank-16 adapter could keep {strong(percent(energy, 2))}")
+    if typical.dimensions > ADAPTER and not math.isnan(typical.energy_at_16):
+        parts.append(f"a rank-{ADAPTER} adapter could keep {strong(percent(typical.energy_at_16, 2))}")
     if offered is not None and (needed := offer.sentence(offered, percent)):
         parts.append(needed)
     return Finding(
         f"{'; '.join(parts)}.",
         f"{RULES[kind]} “Concentrated” up to {CONCENTRATED} of the rank of noise, “not low-rank” below {AS_NOISE}, "
-        "“like noise” from there: medians over the matrices whose rank may be quoted, with the rounding "
+        "“like noise” from there. The matrix of the median ratio, of those whose rank may be quoted, with the rounding "
         "taken out where there is any.",
     )
 
 
-def _open(ranks: Ranks) -> str:
+def _too_few(s: Summary, rule: str) -> Finding:
+    most = whole(s.rank.dimensions.high)
+    has = f"has {most}" if s.changed_matrices == 1 else f"have at most {most}"
+    directions = "direction" if s.rank.dimensions.high == 1 else "directions"
+    what = "matrix" if s.changed_matrices == 1 else "matrices"
+    return Finding(f"The changed {what} {has} {directions}: too few for a rank to say anything.", rule)
+
+
+def _which(s: Summary) -> str:
+    """Whose numbers these are, where shapes differ: then there is no shape of the typical matrix."""
+    return "" if s.rank.dimensions.low == s.rank.dimensions.high else f" in {code(s.rank.typical.name)}"
+
+
+def _open(ranks: Typical) -> str:
     """Between what the typical rank may lie, where it is not exact."""
     low, high = ranks.rank_90_low, ranks.rank_90_high
     return f", between {number(low)} and {number(high)}" if low < high else ""
@@ -297,10 +319,13 @@ def share(x: float) -> str:
 
 def five(s: Summary) -> list[Figure]:
     """The five numbers of the first screen, each with its meaning; one that does not apply says why."""
-    clear = s.rank.rank_90.n
+    typical = s.rank.typical
+    clear = typical.dimensions >= FEW
     hidden = EMPTY if s.changed_matrices else "0"
     no_rank = "rounding hides it in every changed matrix" if s.changed_matrices else "no matrix changed"
-    energy = s.energy["energy_at_16"].median
+    if s.changed_matrices and typical.dimensions:
+        no_rank = f"no matrix has {FEW} directions"
+    energy = typical.energy_at_16
     sure = s.resolution.resolved + (s.adapter.factored if s.resolution.resolved == 0 else 0)
     return [
         Figure(
@@ -317,11 +342,9 @@ def five(s: Summary) -> list[Figure]:
             "resolution",
         ),
         Figure(
-            number(s.rank.rank_90_ratio.median, 2) if clear else hidden,
+            number(typical.ratio, 2) if clear else hidden,
             "rank over noise",
-            f"rank for 90 %: {number(s.rank.rank_90.median)}; noise: {number(s.rank.rank_90_null.median)}"
-            if clear
-            else no_rank,
+            f"rank for 90 %: {number(typical.rank_90)}; noise: {number(typical.rank_90_null)}" if clear else no_rank,
             "rank_90_ratio",
         ),
         Figure(

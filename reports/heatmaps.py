@@ -36,6 +36,8 @@ class Heatmap:
         metric: The column.
         grid: Values and members of the cells.
         hidden: (rows, columns), True where the metric may not be read because rounding hides it.
+        valueless: (rows, columns), True where something changed that the metric has no value of: relative to a base of
+            zeros.
         rows_are: What the rows are, where they are not modules.
         columns_are: What the columns are.
     """
@@ -43,8 +45,15 @@ class Heatmap:
     metric: str
     grid: Grid
     hidden: NDArray[np.bool_]
+    valueless: NDArray[np.bool_]
     rows_are: str = ""
     columns_are: str = "layer"
+
+    def state(self, row: int, column: int) -> str:
+        """Why a cell has no value."""
+        if self.hidden[row, column]:
+            return "hidden by rounding"
+        return "changed from zero, so that there is no ratio" if self.valueless[row, column] else "unchanged"
 
 
 def prepare(layers: Layers, metric: str, vectors: bool = False) -> Heatmap | None:
@@ -62,7 +71,11 @@ def prepare(layers: Layers, metric: str, vectors: bool = False) -> Heatmap | Non
             hidden[cell] = all(concealed[i] for i in members)
     if np.isnan(grid.values).all() and not hidden.any():
         return None
-    return Heatmap(metric, grid, hidden)
+    valueless = np.zeros_like(hidden)
+    from_zero = frame["changed"] & (frame["base_fro_norm"] == 0)
+    for cell, members in grid.members.items():
+        valueless[cell] = np.isnan(grid.values[cell]) and not hidden[cell] and from_zero.loc[members].any()
+    return Heatmap(metric, grid, hidden, valueless)
 
 
 def prepare_experts(layers: Layers) -> Heatmap | None:
@@ -87,7 +100,8 @@ def prepare_experts(layers: Layers) -> Heatmap | None:
             values[row_of[layer], column_of[number_]] = math.sqrt(change / base)
     labels, columns = ([f"{n:.0f}" for n in found] for found in (numbers, experts))
     grid = Grid([""] * len(labels), labels, columns, values, members)
-    return Heatmap("relative_change", grid, np.zeros(values.shape, dtype=bool), rows_are="layer", columns_are="expert")
+    none = np.zeros(values.shape, dtype=bool)
+    return Heatmap("relative_change", grid, none, none, rows_are="layer", columns_are="expert")
 
 
 def draw(heatmap: Heatmap, columns: int = 2) -> Axes:
@@ -177,16 +191,23 @@ def drawn_cells(grid: Grid) -> dict[int, tuple[int, int]]:
 
 
 def _mark_missing(ax: Axes, heatmap: Heatmap, x: NDArray[np.float64], y: NDArray[np.float64]) -> list[Any]:
-    """Grey where nothing changed, hatched where rounding hides the number; returns what the legend needs."""
+    """Grey where nothing changed, marked where there is no number; returns what the legend needs."""
     from matplotlib.patches import Patch
 
     still: dict[str, Any] = {"facecolor": style.PALE, "linewidth": 0}
     hidden: dict[str, Any] = {"facecolor": style.PALE, "edgecolor": style.MUTED, "hatch": "////", "linewidth": 0}
-    unchanged = _absent(heatmap) & ~heatmap.hidden
-    _mark(ax, unchanged, x, y, heatmap.grid, gid="still", **still)
-    _mark(ax, heatmap.hidden, x, y, heatmap.grid, gid="hidden", **hidden)
-    out = [Patch(label="unchanged", **still)] if unchanged.any() else []
-    return [*out, Patch(label="rounding hides it", **hidden)] if heatmap.hidden.any() else out
+    valueless: dict[str, Any] = {"facecolor": "white", "edgecolor": style.INK, "hatch": "xxxx", "linewidth": 0}
+    unchanged = _absent(heatmap) & ~heatmap.hidden & ~heatmap.valueless
+    out = []
+    for where, gid, label, look in (
+        (unchanged, "still", "unchanged", still),
+        (heatmap.hidden, "hidden", "rounding hides it", hidden),
+        (heatmap.valueless, "valueless", "changed from zero", valueless),
+    ):
+        _mark(ax, where, x, y, heatmap.grid, gid=gid, **look)
+        if where.any():
+            out.append(Patch(label=label, **look))
+    return out
 
 
 def _legend(fig: Figure, handles: list[Any]) -> None:
@@ -260,7 +281,7 @@ def _mark(
     gid: str,
     **look: Any,
 ) -> None:
-    """Cells without a value: unchanged, or hidden by rounding."""
+    """Cells without a value: unchanged, hidden by rounding, or changed from zero."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 

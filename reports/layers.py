@@ -25,7 +25,7 @@ EXPERT = re.compile(r"(?<=\.)\d+(?=\.)|(?<=expert )\d+")
 OUTSIDE = "not in a layer"
 FIRST = ("embedding", "conv")  # kinds that stand before the layers, where they are outside of them
 ROWS, COLUMNS = 160, 160  # of a grid, at most: more cannot be told apart
-HELPERS = ("key", "matrix", "changed", "slot")  # columns that `Layers` adds
+HELPERS = ("key", "matrix", "changed", "slot", "site")  # columns that `Layers` adds
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Grid:
 class Layers:
     """A frame of `layers` with the views that a report is made of.
 
-    The frame has columns beyond the contract's: `key` (of `Analysis.spectra`), `matrix` (has ranks), `changed` and
-    `slot` (its row of the grid).
+    The frame has columns beyond the contract's: `key` (of `Analysis.spectra`), `matrix` (has ranks), `changed`, `slot`
+    (its module and part) and `site` (the same with its stack, where there are several: the stages of a ResNet, encoder
+    and decoder).
     """
 
     def __init__(self, analysis: Analysis) -> None:
@@ -62,6 +63,7 @@ class Layers:
         frame["matrix"] = (frame["route"] != "vector") & (frame["ndim"] != 1)
         frame["changed"] = (frame["route"] != "unchanged") & ~(frame["fro_norm"] == 0)
         frame["slot"] = coarse([slot(m, p) for m, p in zip(frame["module"], part, strict=True)], [*frame["kind"]])
+        frame["site"] = sites(frame)
         self.frame: pd.DataFrame = frame
         self._said: dict[str, pd.Series] = {}
 
@@ -138,6 +140,15 @@ class Layers:
             out[cell] = float(np.median(known)) if known else np.nan
         labels = [f"{stack}.*.{where}" if len(order) > 1 and stack != OUTSIDE else where for stack, where in rows]
         return Grid([f"{found[r][0]}:{r[0]}" for r in rows], labels, columns, out, members)
+
+
+def sites(frame: pd.DataFrame) -> list[str]:
+    """The slot of each row, after its stack where there are several of them: one module of each, and not of all."""
+    stacked = frame["layer"].notna()
+    if frame.loc[stacked, "stack"].nunique() < 2:
+        return [*frame["slot"]]
+    where = zip(frame["stack"], frame["slot"], stacked, strict=True)
+    return [f"{stack}.*.{slot}" if inside else str(slot) for stack, slot, inside in where]
 
 
 def expert(module: str, part: str) -> float:

@@ -172,12 +172,12 @@ class AnalysisPlots:
             _, axes = style.figure(2.3, columns, 1, len(kinds), sharey=True)
             for ax, kind in zip(axes[0], kinds, strict=True):
                 part = rows[rows["kind"] == kind]
-                slots = sorted(dict.fromkeys(part["slot"]), key=lambda s: place(s, str(kind)))
+                slots = sorted(dict.fromkeys(part["site"]), key=lambda s: place(s, str(kind)))
                 shortened = endings(slots)
                 shades = style.kind_shades(kind, len(slots))
                 ends = []
                 for slot, colour in zip(slots, shades, strict=True):
-                    line = part[part["slot"] == slot].groupby("layer")[[metric, *null]].median()
+                    line = part[part["site"] == slot].groupby("layer")[[metric, *null]].median()
                     ax.plot(line.index, line[metric], color=colour, marker="o", markersize=2)
                     if null:
                         ax.plot(line.index, line["rank_90_null"], color=style.MUTED, linestyle="--", linewidth=0.7)
@@ -272,12 +272,12 @@ class AnalysisPlots:
             label: Of the axis.
             log: A logarithmic share; None: a share, logarithmic where it spans a factor of 5; False: a linear number.
         """
-        medians = rows.groupby("slot")[column].median().sort_values(ascending=False)[:MOST]
+        medians = rows.groupby("site")[column].median().sort_values(ascending=False)[:MOST]
         with style.settings():
             _, axes = style.figure(min(len(medians) * 0.19 + 0.75, 8.5), columns)
             ax: Axes = axes[0, 0]
             for line, slot in enumerate(medians.index):
-                part = rows[rows["slot"] == slot].sort_values("layer")
+                part = rows[rows["site"] == slot].sort_values("layer")
                 y = line + (np.linspace(-0.26, 0.26, len(part)) if len(part) > 1 else np.zeros(1))
                 ax.scatter(part[column], y, s=9, alpha=0.8, linewidth=0, color=[*map(style.kind_colour, part["kind"])])
             ax.scatter(medians, range(len(medians)), marker="|", s=60, color=style.INK, linewidth=1.1, zorder=5)

@@ -115,7 +115,7 @@ def extremes(layers: Layers, metric: str, vectors: bool = False) -> str:
             f"Rounding hides it in {'all' if known != 1 else 'the'} "
             f"{plural(known, 'changed matrix', 'changed matrices')}."
         )
-    by_module = rows.groupby("slot")[metric].median().sort_values()
+    by_module = rows.groupby("site")[metric].median().sort_values()
     if len(by_module) == 1:
         return f"{code(by_module.index[0])}: {shown(metric, by_module.iloc[0])}."
     if by_module.iloc[-1] <= 1.03 * by_module.iloc[0]:
@@ -236,7 +236,7 @@ def _kept(s: Summary) -> str:
 def _ranks(layers: Layers) -> str:
     rows = layers.readable[layers.readable["layer"].notna()]
     by_layer = rows.groupby("layer")["rank_90_ratio"].median()
-    if len(by_layer) < 2:
+    if len(by_layer) < 2 or rows["stack"].nunique() > 1:  # layer 0 of one stack is not layer 0 of another
         return ""
     if by_layer.max() < 1.03 * by_layer.min():
         return f"Against noise all layers are alike ({number(by_layer.median(), 2)}), medians over modules."

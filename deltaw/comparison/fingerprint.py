@@ -78,7 +78,7 @@ def _row(runs: Runs, group: str, reference: str) -> Row:
         "interval_covers": "",
     }
     for name in FINGERPRINT:
-        interval, covers = statistics.median_interval(table.metric(name, mine), seed=runs.seed)
+        interval, covers = statistics.median_interval(table.of_moved(name, mine), seed=runs.seed)
         row["interval_covers"] = row["interval_covers"] or covers
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     row |= _common_shrinkage(runs, mine)

@@ -169,6 +169,7 @@ class Table:
         keys: Layers: the union over runs, in order of appearance.
         values: (runs, metrics, layers), NaN where there is no value.
         kind, module, block: Of each layer.
+        moved: (runs, layers), whether it is a matrix that the run changed.
     """
 
     runs: list[str]
@@ -178,6 +179,7 @@ class Table:
     kind: list[str]
     module: list[str]
     block: Array
+    moved: NDArray[np.bool_]
 
     def rows(self, runs: Iterable[Run]) -> list[int]:
         """The indices of those runs that are in the table."""
@@ -190,6 +192,11 @@ class Table:
         if name not in self.metrics:
             return np.full((len(rows), 0), math.nan)
         return self.values[rows, self.metrics.index(name)]
+
+    def of_moved(self, name: str, runs: Iterable[Run]) -> Array:
+        """The same of the matrices that each run changed: what `analyze` says of a run is about these."""
+        values, moved = self.metric(name, runs), self.moved[self.rows(runs)]
+        return np.where(moved, values, math.nan) if values.shape[1] else values
 
 
 def build_table(runs: Sequence[Run]) -> Table:
@@ -205,6 +212,7 @@ def build_table(runs: Sequence[Run]) -> Table:
         for key, kind, module, block in zip(f.index, f["kind"], f["module"], f["layer"], strict=True):
             keys.setdefault(str(key), (str(kind), str(module), float(block)))
     values = np.full((len(frames), len(metrics), len(keys)), math.nan)
+    moved = np.zeros((len(frames), len(keys)), dtype=bool)
     at = {key: i for i, key in enumerate(keys)}
     for i, f in enumerate(frames):
         columns = [at[str(k)] for k in f.index]
@@ -215,8 +223,20 @@ def build_table(runs: Sequence[Run]) -> Table:
             hidden = np.array([REGISTRY[m].hidden_by_noise for m in known], dtype=bool)
             block[np.ix_(hidden, unclear)] = math.nan
         values[np.ix_([i], [metrics.index(m) for m in known], columns)] = block
+        moved[i, columns] = _moved(f)
     kind, module, blocks = (list(c) for c in zip(*keys.values(), strict=True)) if keys else ([], [], [])
-    return Table([r.spec.name for r in runs], metrics, list(keys), values, kind, module, np.array(blocks, dtype=float))
+    block = np.array(blocks, dtype=float)
+    return Table([r.spec.name for r in runs], metrics, list(keys), values, kind, module, block, moved)
+
+
+def _moved(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows are matrices that changed; columns that a table of layers lacks rule nothing out."""
+    out = np.ones(len(frame), dtype=bool)
+    rules = {"route": ("vector", "unchanged"), "ndim": (1,), "relative_change": (0.0,), "fro_norm": (0.0,)}
+    for column, excluded in rules.items():
+        if column in frame.columns:
+            out &= ~frame[column].isin(excluded).to_numpy()
+    return out
 
 
 def runs_frame(runs: Runs) -> pd.DataFrame:
@@ -255,7 +275,7 @@ def runs_frame(runs: Runs) -> pd.DataFrame:
 def _medians(table: Table, run: Run) -> dict[str, float]:
     out = {}
     for m in OF_A_RUN:
-        values = table.metric(m, [run])
+        values = table.of_moved(m, [run])
         values = values[np.isfinite(values)]
         out[m] = float(np.median(values)) if values.size else math.nan
     return out

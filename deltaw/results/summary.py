@@ -16,6 +16,7 @@ import numpy as np
 from deltaw.metrics.energy import RANKS
 from deltaw.results.decay import Decay, summarize_decay
 from deltaw.results.rows import UNKNOWN, Rows, Spread, is_changed, is_clear, is_matrix, number, quote, text
+from deltaw.results.typical import NO_MATRIX, Typical, typical
 from deltaw.results.verdict import Evidence, Verdict, verdict
 from deltaw.types import Coverage, Reason, Row, Skipped
 
@@ -44,10 +45,10 @@ class Moved:
 
 @dataclass(frozen=True)
 class MovedModule:
-    """How far the matrices of one module, the same place in every layer, moved together.
+    """How far the matrices of one module, the same place in every layer of a stack, moved together.
 
     Attributes:
-        module: Its name.
+        module: Its name; after its stack, where there are several (`encoder.block.*.…`).
         tensors: How many matrices.
         relative_change: ‖ΔW‖/‖W0‖ of them as one vector.
     """
@@ -106,6 +107,7 @@ class Ranks:
         rank_90_null: Of the matrices whose rank_90 is quoted.
         effective_rank_residual, rank_90_residual: The same of ΔW + c·W0.
         dimensions: k = min(m, n) of the matrices whose rank_90 is quoted.
+        typical: The matrix that a sentence speaks of: medians of different matrices do not belong together.
     """
 
     headline: float = math.nan
@@ -118,6 +120,7 @@ class Ranks:
     effective_rank_residual: Spread = UNKNOWN
     rank_90_residual: Spread = UNKNOWN
     dimensions: Spread = UNKNOWN
+    typical: Typical = NO_MATRIX
 
 
 @dataclass(frozen=True)
@@ -364,9 +367,16 @@ def _grouped(rows: Rows, key: Callable[[Row], str]) -> dict[str, Rows]:
 
 
 def _most_changed_modules(matrices: Rows) -> tuple[MovedModule, ...]:
-    """The modules whose pooled relative change is largest."""
+    """The modules, those of several stacks apart, whose pooled relative change is largest."""
+    inside = matrices.where(lambda row: math.isfinite(number(row, "layer")))
+    several = len(set(inside.texts("stack"))) > 1
+
+    def where(row: Row) -> str:
+        stacked = several and math.isfinite(number(row, "layer"))
+        return f"{text(row, 'stack')}.*.{text(row, 'module')}" if stacked else text(row, "module")
+
     found = []
-    for module, group in _grouped(matrices, lambda row: text(row, "module")).items():
+    for module, group in _grouped(matrices, where).items():
         delta, base = _pooled(group.rows)
         if module and base > 0:
             found.append(MovedModule(module, len(group), delta / base))
@@ -409,6 +419,7 @@ def _ranks(matrices: Rows) -> Ranks:
         effective_rank_residual=matrices.spread("effective_rank_residual"),
         rank_90_residual=matrices.spread("rank_90_residual"),
         dimensions=Spread.of(told.dimensions),
+        typical=typical(told),
     )
 
 

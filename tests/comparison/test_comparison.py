@@ -214,3 +214,21 @@ def test_all_means_all(analysis: Make) -> None:
         return deltaw.Analysis([dict(r) | ({"shrinkage": -0.05} if i % 5 == 0 else {}) for i, r in enumerate(rows)])
 
     assert not deltaw.compare({"a": [mixed(s) for s in range(2)]}).fingerprints().loc[0, "common_shrinkage"]
+
+
+def test_it_says_of_a_run_what_analyze_says(analysis: Make) -> None:
+    """Medians are over the matrices that changed: not over vectors, nor over what stood still."""
+
+    def partly(seed: int) -> deltaw.Analysis:
+        rows = [dict(r) | {"fro_norm": 1.0} for r in analysis(seed=seed, seed_noise=0.01).rows]
+        for r in rows[::2]:
+            r |= {"route": "unchanged", "relative_change": 0.0, "rank_90": 0, "fro_norm": 0.0}
+        vector = {**rows[1], "name": "norm", "module": "norm", "route": "vector", "ndim": 1, "relative_change": 1e-6}
+        return deltaw.Analysis([*rows, vector, {**vector, "name": "bias", "module": "bias"}])
+
+    runs = [partly(s) for s in range(2)]
+    c = deltaw.compare({"a": runs})
+    medians = [run.summary.change.median for run in runs]
+    assert list(c.runs()["relative_change"]) == pytest.approx(medians)
+    assert c.fingerprints().loc[0, "relative_change"] == pytest.approx(np.mean(medians), rel=0.02)
+    assert c.runs()["rank_90"].min() == min(run.summary.rank.rank_90.median for run in runs) > 0

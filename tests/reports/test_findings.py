@@ -9,11 +9,12 @@ from deltaw.reports import findings, remarks
 from deltaw.reports.adapter_ranks import Need
 from deltaw.reports.layers import Layers
 from deltaw.reports.offer import Offer, extract_command, lora_config, offer
-from deltaw.reports.text import unmarked
+from deltaw.reports.text import number, unmarked
 from deltaw.results.analysis import Analysis
 from deltaw.results.decay import Decay, Gate
 from deltaw.results.rows import Spread
 from deltaw.results.summary import AdapterUse, Moved, Precision, Ranks, Resolution, Summary
+from deltaw.results.typical import Typical
 from deltaw.results.verdict import Verdict
 from deltaw.types import Coverage, Reason, Skipped
 
@@ -168,14 +169,16 @@ RESOLVED = Summary(
     rank=Ranks(
         rank_90=Spread(n=10, median=20),
         rank_90_null=Spread(n=10, median=200),
-        dimensions=Spread(n=10, median=400),
+        dimensions=Spread(n=10, median=400, low=400, high=400),
+        typical=Typical("a", 400, 20.0, 20.0, 20.0, 200.0, 0.5),
     ),
     energy={"energy_at_16": Spread(n=10, median=0.5)},
 )
 
 
 def with_ratio(ratio: float, verdict: Verdict = Verdict.SPREAD) -> Summary:
-    rank = dataclasses.replace(RESOLVED.rank, rank_90_ratio=Spread(n=10, median=ratio))
+    typical = dataclasses.replace(RESOLVED.rank.typical, rank_90_null=20 / ratio)
+    rank = dataclasses.replace(RESOLVED.rank, rank_90_ratio=Spread(n=10, median=ratio), typical=typical)
     return dataclasses.replace(RESOLVED, rank=rank, verdict=verdict)
 
 
@@ -192,7 +195,8 @@ def with_ratio(ratio: float, verdict: Verdict = Verdict.SPREAD) -> Summary:
 )
 def test_words_follow_the_verdict_and_the_ratio_to_noise(ratio: float, verdict: Verdict, words: str):
     assert said(with_ratio(ratio, verdict))[-1] == (
-        f"{words}: 90 % of the energy takes 20 of 400 directions (noise: 200); a rank-16 adapter could keep 50 %."
+        f"{words}: 90 % of the energy takes 20 of 400 directions (noise: {number(20 / ratio)}); a rank-16 adapter "
+        "could keep 50 %."
     )
 
 
@@ -241,11 +245,34 @@ def test_rounding_that_hides_some_matrices():
 
 
 def test_a_rank_that_is_not_exact_has_its_bounds():
-    rank = dataclasses.replace(with_ratio(0.3).rank, rank_90_low=18.0, rank_90_high=25.0)
+    rank = with_ratio(0.1).rank
+    rank = dataclasses.replace(rank, typical=dataclasses.replace(rank.typical, rank_90_low=18.0, rank_90_high=25.0))
     assert (
         "takes 20 of 400 directions, between 18 and 25 (noise: 200)"
         in said(dataclasses.replace(RESOLVED, rank=rank))[-1]
     )
+
+
+def test_numbers_of_one_sentence_are_of_one_matrix():
+    """Medians of different shapes do not belong together: 20 of 31 directions, .1 of noise."""
+    rank = dataclasses.replace(RESOLVED.rank, dimensions=Spread(n=10, median=31, low=8, high=400))
+    assert "takes 20 of 400 directions (noise: 200) in a; " in said(dataclasses.replace(RESOLVED, rank=rank))[-1]
+
+
+def test_where_there_are_few_directions_no_rank_says_anything():
+    few = dataclasses.replace(RESOLVED.rank.typical, dimensions=1, rank_90=1.0, rank_90_null=1.0, energy_at_16=1.0)
+    rank = dataclasses.replace(RESOLVED.rank, typical=few, dimensions=Spread(n=10, median=1, low=1, high=1))
+    s = dataclasses.replace(RESOLVED, rank=rank)
+    assert said(s)[-1] == "The changed matrices have at most 1 direction: too few for a rank to say anything."
+    assert [figure.value for figure in findings.five(s)[3:]] == ["–", "–"]
+    twelve = dataclasses.replace(few, dimensions=12, rank_90=6.0, rank_90_null=6.1)
+    s = dataclasses.replace(RESOLVED, rank=dataclasses.replace(RESOLVED.rank, typical=twelve))
+    assert "adapter" not in said(s)[-1]  # of rank 16 it holds every matrix of 12 directions
+
+
+def test_the_one_matrix_holds(kit):
+    s = dataclasses.replace(RESOLVED, verdict=Verdict.VECTORS_ONLY, changed_vectors=1, matrices=1)
+    assert said(s)[0].endswith("the one matrix holds the same numbers on both sides.")
 
 
 def test_the_range_of_the_change():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from deltaw.reports import heatmaps
 from deltaw.reports.layers import OUTSIDE, Layers, slot
 from deltaw.results.analysis import Analysis
 
@@ -76,3 +77,45 @@ def test_two_stacks_have_their_own_rows():
     assert grid.groups == ["1:encoder.block", "2:decoder.block"]
     assert grid.labels == ["encoder.block.*.q", "decoder.block.*.q"]
     assert np.isfinite(grid.values).sum(1).tolist() == [2, 3]
+
+
+def test_modules_of_several_stacks_are_told_apart():
+    """The stages of a ResNet: `conv1` of one is not `conv1` of another, nor the one before all of them."""
+    places = [("conv1", "", None), ("conv1", "layer1", 0), ("conv1", "layer1", 1), ("conv1", "layer2", 0)]
+    rows = [
+        {
+            **{"name": f"{stack}.{layer}.{module}", "stack": stack, "layer": layer, "module": module, "kind": "conv"},
+            **{"rows": 8, "cols": 8, "ndim": 4, "route": "dense", "fro_norm": 1.0, "base_fro_norm": 10.0 - i},
+            **{"relative_change": 1 / (10.0 - i)},
+        }
+        for i, (module, stack, layer) in enumerate(places)
+    ]
+    analysis = Analysis(rows)
+    assert list(Layers(analysis).frame["site"]) == ["conv1", "layer1.*.conv1", "layer1.*.conv1", "layer2.*.conv1"]
+    modules = analysis.summary.most_changed_modules
+    assert [(m.module, m.tensors) for m in modules] == [
+        ("layer2.*.conv1", 1),
+        ("layer1.*.conv1", 2),
+        ("conv1", 1),
+    ]
+
+
+def test_one_stack_needs_no_name(full_analysis):
+    frame = Layers(full_analysis).frame
+    assert list(frame["site"]) == list(frame["slot"])
+
+
+def test_what_changed_from_zero_is_not_drawn_as_unchanged():
+    """A bias that was zero: there is no relative change, but it changed."""
+    row = {"stack": "h", "layer": 0, "kind": "norm", "rows": 8, "cols": 1, "ndim": 1, "route": "vector"}
+    rows = [
+        row | {"name": "h.0.a", "module": "a", "fro_norm": 1.0, "base_fro_norm": 0.0},
+        row | {"name": "h.0.b", "module": "b", "fro_norm": 1.0, "base_fro_norm": 2.0, "relative_change": 0.5},
+        row | {"name": "h.0.c", "module": "c", "fro_norm": 0.0, "base_fro_norm": 0.0, "route": "unchanged"},
+    ]
+    heatmap = heatmaps.prepare(Layers(Analysis(rows)), "relative_change", vectors=True)
+    assert heatmap.grid.labels == ["a", "b", "c"]
+    assert heatmap.valueless[:, 0].tolist() == [True, False, False]
+    assert [heatmap.state(i, 0) for i in (0, 2)] == ["changed from zero, so that there is no ratio", "unchanged"]
+    figure = heatmaps.draw(heatmap).figure
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"unchanged", "changed from zero"}
