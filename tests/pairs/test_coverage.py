@@ -71,7 +71,9 @@ def test_the_terminal_says_it_first(tmp_path):
     assert out.exit_code == 0
     share = sum(t.numel() for t in ft.values()) / sum(t.numel() for t in PICO.values())
     assert out.output.lstrip("• ").startswith(f"Only {int(1000 * share) / 10:.3g} % of the base was compared")
-    assert "the largest group without a row is only_in_base (9 tensors)" in " ".join(out.output.split())
+    assert re.search(
+        r"the largest group without a row is .*only in the base.* \(9 tensors\)", " ".join(out.output.split())
+    )
     looked = CliRunner().invoke(main, ["inspect", *args])
     assert f"coverage: {int(1000 * share) / 10:.3g} % of the base" in looked.output
 
@@ -107,7 +109,7 @@ def test_what_failed_was_not_compared():
     c = result.summary.coverage
     assert c.numbers - c.compared_numbers == 40 * 16
     assert c.share < 0.9
-    assert "failed (1 tensor)" in said(result)[0]
+    assert re.search(r"the largest group without a row is .*could not be measured.* \(1 tensor\)", said(result)[0])
 
 
 @pytest.mark.parametrize("split", [False, True])
