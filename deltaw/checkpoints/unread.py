@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.checkpoint import Checkpoint
-from deltaw.checkpoints.quantised import Codes, QuantisedHandle, detect
+from deltaw.checkpoints.quantised import Codes, Detection, Quantisation, QuantisedHandle, detect
+from deltaw.documents import Document
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, Reason, Skipped
 
@@ -77,7 +79,22 @@ def without_codes(checkpoint: Checkpoint) -> Checkpoint:
             tensors[codes.name] = _read_codes(codes) if codes.dequantise is not None else _unread_codes(codes)
         elif name not in found.companions:
             tensors[name] = handle
-    return replace(checkpoint, tensors=tensors, companions={**checkpoint.companions, **found.companions})
+    notes = (*checkpoint.notes, *_about_codes(found, checkpoint.config))
+    return replace(checkpoint, tensors=tensors, notes=notes, companions={**checkpoint.companions, **found.companions})
+
+
+def _about_codes(found: Detection, config: Document) -> Iterator[str]:
+    """What a reader should know of a quantised checkpoint: its formats, and what they add to a difference."""
+    read = Counter(codes.format for codes in found.weights.values() if codes.dequantise is not None)
+    for form, count in read.items():
+        yield f"{count:,} weights are stored as {form}: read as what they stand for, with its step as their noise"
+    if any(form.startswith("gptq") for form in read):
+        yield "GPTQ's errors are made to depend on each other: they may stand above the noise that their steps predict"
+    method = Quantisation.of(config.values)
+    awq = any(form.startswith("awq") for form in read)
+    moved = "AWQ" if awq else "SmoothQuant" if "smooth" in method.method else "a rotation" if method.rotated else ""
+    if moved:
+        yield f"{moved} moves scale between layers: a difference from the original checkpoint shows that, too"
 
 
 def _read_codes(codes: Codes) -> QuantisedHandle:

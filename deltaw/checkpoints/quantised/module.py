@@ -69,6 +69,12 @@ class Quantisation:
         return found
 
     @property
+    def rotated(self) -> bool:
+        """Whether the weights were rotated before they were quantised (QuaRot, SpinQuant, `transform_config`)."""
+        rotations = {"quarot", "spinquant", "quip", "quip-sharp"}
+        return bool(self.settings.get("transform_config")) or self.method in rotations
+
+    @property
     def groups(self) -> tuple[Mapping[str, object], ...]:
         """The weight schemes of compressed-tensors' `config_groups`."""
         groups = self.settings.get("config_groups")

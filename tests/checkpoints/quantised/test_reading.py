@@ -335,3 +335,22 @@ def test_bitsandbytes_reads_the_same(kind: str, double: bool):
     assert found.dtype == kind
     check(found, bnb.dequantize_4bit(q, state).double().numpy())
     assert 0.97 <= noise(found, w) <= 1.2
+
+
+def test_a_reader_is_told_of_the_format_and_of_what_it_moves():
+    def notes(leaves: State, config: dict[str, object]) -> str:
+        stored = {f"{M}.{leaf}": t for leaf, t in leaves.items()}
+        opened = without_codes(
+            Checkpoint("x", "memory", tensor_handles(stored), Document({"quantization_config": config}))
+        )
+        return "\n".join(opened.notes)
+
+    fp8 = {"weight": rand(12, 20).to(torch.float8_e4m3fn), "weight_scale": rand(12, 1)}
+    assert "1 weights are stored as fp8_row" in notes(fp8, {"quant_method": "fbgemm_fp8"})
+    assert "moves scale" not in notes(fp8, {"quant_method": "fbgemm_fp8"})
+    assert "a rotation moves scale" in notes(fp8, {"quant_method": "compressed-tensors", "transform_config": {"a": 1}})
+    words = torch.zeros(64, 4, dtype=torch.int32)
+    awq = {"qweight": words, "qzeros": words[:2], "scales": rand(2, 32).half()}
+    assert "AWQ moves scale" in notes(awq, {"quant_method": "awq", "bits": 4})
+    gptq = {"qweight": words.T.repeat(2, 1), "qzeros": words[:2, :8], "scales": rand(2, 64).half()}
+    assert "GPTQ's errors" in notes({**gptq, "qzeros": torch.zeros(2, 8, dtype=torch.int32)}, {"quant_method": "gptq"})
