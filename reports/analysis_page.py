@@ -31,6 +31,10 @@ CONTENTS = (
     ("layers", "Every matrix"),
     ("measured", "How was this measured?"),
 )
+NOTHING = {  # why nothing is said of an adapter
+    Verdict.DECAY_ONLY: "a uniform shrink of the base holds nothing that an adapter could learn",
+    Verdict.UNRELATED: "the difference of two unrelated models is not what an adapter would learn",
+}
 ALIGNED = ("aligned", "Does it keep the base's own directions?")  # with --alignment, before the table
 
 
@@ -63,6 +67,7 @@ def html(analysis: Analysis) -> str:
         "verdict": findings.word(summary.verdict),
         "verdict_rule": RULES[summary.verdict],
         "offer": offered,
+        "nothing": NOTHING.get(summary.verdict, ""),
         "extract": offer.extract_command(analysis),
         "about": about(analysis),
         "hashes": exports.hashes(analysis),

@@ -39,7 +39,24 @@ def write_figures(analysis: Analysis, folder: Path) -> list[Path]:
         except OptionError:  # the figure does not apply; the report says why in its place
             continue
         written += save(of(axes), Path(folder), name)
-    return written
+    return [*written, summary_picture(analysis, Path(folder))] if written else written
+
+
+def summary_picture(analysis: Analysis, folder: Path) -> Path:
+    """Write `summary.png`: names, word, five numbers and the heatmap, 1200 × 630 pixels, for a link's preview.
+
+    Raises:
+        ResultsError: The file cannot be written.
+    """
+    from deltaw.reports import picture
+
+    path = folder / "summary.png"
+    try:
+        with style.settings(), replacing(path) as temporary:
+            picture.draw(analysis).savefig(temporary, format="png", dpi=picture.DPI, metadata={"Software": None})
+    except OSError as e:
+        raise ResultsError(f"{folder}: figures cannot be written ({e.strerror or e}); choose another place") from e
+    return path
 
 
 def figures_of(analysis: Analysis) -> dict[str, Callable[[], Any]]:

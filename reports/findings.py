@@ -347,7 +347,9 @@ def five(s: Summary) -> list[Figure]:
             f"rank for 90 %: {number(typical.rank_90)}; noise: {number(typical.rank_90_null)}" if clear else no_rank,
             "rank_90_ratio",
         ),
-        Figure(
+        Figure(EMPTY, "kept by rank 16", "nothing here for an adapter", "energy_at_16")
+        if s.verdict in offer.NOTHING
+        else Figure(
             percent(energy, 2) if clear else hidden,
             "kept by rank 16",
             "at best, by an adapter" if clear else no_rank,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.9  # of the energy above rounding, in every layer
 ALPHA = 2  # lora_alpha over r: each adapted module gets the same scaling
+NOTHING = frozenset({Verdict.DECAY_ONLY, Verdict.UNRELATED})  # an adapter has nothing to hold of these
 WORTH = frozenset({Verdict.LOW_RANK, Verdict.CONCENTRATED, Verdict.SPREAD, Verdict.NOISY})
 
 

@@ -416,7 +416,8 @@
       title: field,
       numeric: !text.has(field),
       frozen: field === "name" && innerWidth > 900,
-      width: width[field] ?? (text.has(field) ? undefined : 96),
+      // Wide enough for the heading in one line.
+      width: width[field] ?? (text.has(field) ? undefined : Math.max(96, 8 * field.length + 36)),
     });
     const saved = columns.map(define);
     const all = [...saved, define("params")];

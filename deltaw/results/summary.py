@@ -179,7 +179,7 @@ class Kind:
     energy: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """What an analysis says of the whole model.
 
@@ -241,6 +241,18 @@ class Summary:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     intruders: float = math.nan
     decay: Decay = field(default_factory=Decay)
+
+    def __repr__(self) -> str:
+        """One line."""
+        from deltaw.reports.notebook import summary_line
+
+        return summary_line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the sentences."""
+        from deltaw.reports.notebook import summary_html
+
+        return summary_html(self)
 
     @property
     def changed_kinds(self) -> tuple[str, ...]:

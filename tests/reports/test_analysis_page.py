@@ -305,3 +305,16 @@ def test_many_modules_and_layers_share_cells(kit):
     assert grid.labels == ["m*"]
     assert len(grid.columns) <= COLUMNS
     assert sum(map(len, grid.members.values())) == len(rows)
+
+
+@pytest.mark.parametrize("change", ["decay", "unrelated"])
+def test_nothing_is_offered_to_a_shrink_or_an_unrelated_pair(kit, change):
+    made = kit.decay(0.02) if change == "decay" else kit.unrelated
+    html = analysis_page.html(kit.make(made))
+    assert "LoraConfig" not in html
+    assert "rank_pattern" not in html
+    section = html[html.index('<section id="adapter">') : html.index('<section id="wrong">')]
+    assert "Nothing: " in section
+    assert "<svg" not in section
+    first = html[html.index('<section id="answer">') : html.index('<section id="changed">')]
+    assert "nothing here for an adapter" in first

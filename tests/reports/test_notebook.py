@@ -85,3 +85,11 @@ def test_a_comparison(full_analysis: Analysis, lora_analysis: Analysis):
     assert repr(comparison).startswith("<deltaw.Comparison: ")
     assert len(repr(comparison)) <= 200
     assert "LoRA" in comparison._repr_html_()
+
+
+def test_a_summary(full_analysis: Analysis, kit: Any):
+    summary = full_analysis.summary
+    assert repr(summary) == "<deltaw.Summary: spread, 39 of 39 tensors changed, median relative change 2 %>"
+    assert "matrices changed" in summary._repr_html_()
+    assert len(repr(Analysis([]).summary)) <= 200
+    assert "nan" not in repr(kit.make(kit.nothing).summary)

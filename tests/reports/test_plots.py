@@ -1,3 +1,4 @@
+import struct
 import threading
 
 import numpy as np
@@ -93,6 +94,8 @@ def test_figures_for_papers(full_analysis, tmp_path):
     first = (tmp_path / "figures" / "spectra.svg").read_bytes()
     assert b"<text" not in first  # outlines: no font is needed
     again = figures.save(figures.of(full_analysis.plot.spectra()), tmp_path / "again", "spectra")
+    summary = (tmp_path / "figures" / "summary.png").read_bytes()
+    assert struct.unpack(">II", summary[16:24]) == (1200, 630)
     assert [p.suffix for p in again] == [".svg", ".pdf", ".png"]
     assert again[0].read_bytes() == first
     assert again[1].read_bytes() == (tmp_path / "figures" / "spectra.pdf").read_bytes()
