@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def compatibility() -> str:
-    """What is read, joined, bridged and refused, from the table that the tests are held against."""
+    """What is read, joined, bridged and refused, from the table that the tests are compared with."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     from tests.compatibility import table

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from deltaw.measurement.inspection import Inspection
     from deltaw.reports.page import Column
     from deltaw.results.analysis import Analysis
-    from deltaw.results.summary import Summary
 
 LONGEST = 200  # characters of a repr
 NAME = 40  # … of a name in it
@@ -52,14 +51,6 @@ def analysis_line(analysis: Analysis) -> str:
             plural(summary.failed, "tensor") + " failed" if summary.failed else "",
         ),
     ).replace(NARROW, " ")
-
-
-def summary_line(summary: Summary) -> str:
-    """`<deltaw.Summary: spread, 101 of 103 tensors changed, median relative change 1.32 %>`."""
-    change = percent(summary.change.median)
-    changed = f"{whole(summary.changed)} of {plural(summary.tensors, 'tensor')} changed"
-    median = f"median relative change {change}" if change[0].isdigit() else ""
-    return line("Summary", (summary.verdict.value, changed, median)).replace(NARROW, " ")
 
 
 def inspection_line(found: Inspection) -> str:
@@ -98,14 +89,6 @@ def analysis_html(analysis: Analysis) -> str:
         body.append(svg.inline(drawn, f"deltaw-{next(_numbers)}", title, unmarked(sentences[0].text)))
     base = f"{short(name_of(analysis.base), NAME)} → " if analysis.base else ""
     return framed(base + short(name_of(analysis.ft), NAME), body)
-
-
-def summary_html(summary: Summary) -> str:
-    """The sentences."""
-    from deltaw.reports import page
-    from deltaw.reports.findings import answer, word
-
-    return framed(word(summary.verdict), [Markup("<p>{}</p>").format(page.prose(f.text)) for f in answer(summary)])
 
 
 def inspection_html(found: Inspection) -> str:

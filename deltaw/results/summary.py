@@ -244,15 +244,15 @@ class Summary:
 
     def __repr__(self) -> str:
         """One line."""
-        from deltaw.reports.notebook import summary_line
+        from deltaw.results.display import line
 
-        return summary_line(self)
+        return line(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the sentences."""
-        from deltaw.reports.notebook import summary_html
+        """What a notebook shows: the headline numbers."""
+        from deltaw.results.display import html
 
-        return summary_html(self)
+        return html(self)
 
     @property
     def changed_kinds(self) -> tuple[str, ...]:
