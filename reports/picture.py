@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from deltaw.reports import figures, heatmaps, style
+from deltaw.reports import heatmaps, style
 from deltaw.reports.findings import five, word
 from deltaw.reports.layers import Layers
 from deltaw.reports.sides import name_of
@@ -54,7 +54,9 @@ def _heatmap(fig: Figure, analysis: Analysis) -> None:
     if prepared is None:
         return
     buffer = io.BytesIO()
-    figures.of(heatmaps.draw(prepared)).savefig(buffer, format="png", dpi=2 * DPI)
+    drawn = heatmaps.draw(prepared).get_figure(root=True)
+    assert drawn is not None
+    drawn.savefig(buffer, format="png", dpi=2 * DPI)
     ax = fig.add_axes((LEFT, 0.07, RIGHT - LEFT, 0.56))
     buffer.seek(0)
     ax.imshow(imread(buffer, format="png"))
