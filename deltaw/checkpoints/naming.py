@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from deltaw.errors import CheckpointError
 
 MAX_NAME = 1024  # characters
 MAX_DIGITS = 18  # of a layer's number, which is a 64-bit column
+UNWRITABLE = re.compile("[\\0\ud800-\udfff]")
+NUMBER = re.compile(rf"(?:^|\.)\d{{{MAX_DIGITS + 1},}}(?:\.|$)")
 RESERVED = "__metadata__"  # a safetensors file keeps something else under this name
 
 
@@ -27,10 +30,10 @@ def check_names(names: Iterable[str], source: str) -> None:
 def _problem(name: str) -> str:
     if len(name) > MAX_NAME:
         return f"has a name of {len(name):,} characters"
-    if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
-        return "has NUL or half a character in its name"
     if name == RESERVED:
         return "has a reserved name"
-    if any(len(part) > MAX_DIGITS and part.isdecimal() for part in name.split(".")):
+    if UNWRITABLE.search(name):
+        return "has NUL or half a character in its name"
+    if NUMBER.search(name):
         return f"has a number of more than {MAX_DIGITS} digits in its name"
     return ""
