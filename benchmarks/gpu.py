@@ -116,7 +116,7 @@ def ceilings(options: argparse.Namespace) -> Iterator[Table]:
 
 def eigenvalue_drivers(options: argparse.Namespace) -> Iterator[Table]:
     """All singular values of a square matrix: from the Gram matrix, and by cuSOLVER's drivers."""
-    from deltaw.spectra.exact import eigenvalues, gram
+    from deltaw.spectra.lapack import eigenvalues, gram
 
     lines = []
     for n in (256, 512, 1024, 2048, 4096):

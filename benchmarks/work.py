@@ -113,7 +113,7 @@ def stage(name: str, m: str, n: str) -> Work:
 
     from benchmarks.pairs import merged
     from deltaw.delta.sums import sweep
-    from deltaw.spectra.exact import eigenvalues, gram
+    from deltaw.spectra.lapack import eigenvalues, gram
 
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")

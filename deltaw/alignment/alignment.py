@@ -19,9 +19,9 @@ from deltaw.alignment.cache import BaseCache, content_key
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
 from deltaw.metrics.subspaces import random_intruder
-from deltaw.spectra.exact import gram
 from deltaw.spectra.factored import factored_svd
 from deltaw.spectra.krylov import top_triplets
+from deltaw.spectra.lapack import gram
 from deltaw.types import Factors, IntruderCount
 
 RANK_CAP = 64  # of the subspaces of ΔW, as Hu et al. 2021 looked at

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaw.spectra.exact import gram, singular_values
+from deltaw.spectra.exact import singular_values
+from deltaw.spectra.lapack import gram
 from deltaw.tensors.bits import Precision, rounded
 from deltaw.types import Vector
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaw.spectra.exact import ROW_BLOCK, gram
+from deltaw.spectra.lapack import ROW_BLOCK, gram
 from deltaw.spectra.triplets import BoundedTriplets, Triplets
 from deltaw.types import Vector
 
