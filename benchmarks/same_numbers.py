@@ -220,11 +220,9 @@ def differences(before: Path, after: Path, renamed: dict[str, str]) -> list[str]
     if len(old) != len(new):
         return [*out, f"! {len(old)} rows before, {len(new)} after"]
     for i, (a, b) in enumerate(zip(old, new, strict=True)):
-        for column in (c for c in old_columns if c in b and c not in IGNORED):
-            if a[column] != b[column]:
-                out.append(
-                    f"! row {i} ({a.get('name') or a.get('claim') or a.get('metric')}), {column}: {a[column]} → {b[column]}"
-                )
+        name = a.get("name") or a.get("claim") or a.get("metric")
+        columns = [c for c in old_columns if c in b and c not in IGNORED and a[c] != b[c]]
+        out += [f"! row {i} ({name}), {c}: {a[c]} → {b[c]}" for c in columns]
     return out
 
 
