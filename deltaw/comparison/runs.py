@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from deltaw.comparison.manifest import AXES, RunSpec
 from deltaw.comparison.mean_spectra import MeanSpectrum
+from deltaw.metrics.deconvolution import NEGLIGIBLE
 from deltaw.metrics.registry import REGISTRY
 from deltaw.results.columns import OF_A_RUN
+from deltaw.results.rows import CLEAR, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +33,6 @@ Array = NDArray[np.float64]
 OF_THE_BASE = frozenset(
     {"base_fro_norm", "rank_90_null", "intruders_null", "base_overlap_left_null", "base_overlap_right_null"}
 )
-
-
-# What rounding makes of a matrix that does not stand above it: such a value is of the noise, and left out.
-CLEAR = ("", "resolved")
 
 
 class Setting(NamedTuple):
@@ -202,7 +200,8 @@ class Table:
 def build_table(runs: Sequence[Run]) -> Table:
     """Stack the layers of all runs; only numeric metrics of the registry that some run has.
 
-    Ranks and energies of a matrix that does not stand above its rounding noise are left out: they are the noise's.
+    Ranks and energies are what may be quoted of each matrix (`results.rows.quote`): without its rounding where that
+    enters them, and nothing where the matrix is mostly rounding.
     """
     frames = [r.layers for r in runs if r.layers is not None]
     numeric = [m.name for m in REGISTRY.values() if m.unit != "word" and m.name not in OF_THE_BASE]
@@ -218,10 +217,7 @@ def build_table(runs: Sequence[Run]) -> Table:
         columns = [at[str(k)] for k in f.index]
         known = [m for m in metrics if m in f.columns]
         block = f[known].to_numpy(dtype=np.float64).T.copy()
-        if "resolution" in f.columns:
-            unclear = ~f["resolution"].fillna("").isin(CLEAR).to_numpy()
-            hidden = np.array([REGISTRY[m].hidden_by_noise for m in known], dtype=bool)
-            block[np.ix_(hidden, unclear)] = math.nan
+        _quote(f, known, block)
         values[np.ix_([i], [metrics.index(m) for m in known], columns)] = block
         moved[i, columns] = _moved(f)
     kind, module, blocks = (list(c) for c in zip(*keys.values(), strict=True)) if keys else ([], [], [])
@@ -237,6 +233,20 @@ def _moved(frame: pd.DataFrame) -> NDArray[np.bool_]:
         if column in frame.columns:
             out &= ~frame[column].isin(excluded).to_numpy()
     return out
+
+
+def _quote(layers: pd.DataFrame, metrics: Sequence[str], block: Array) -> None:
+    """Put what may be quoted into (metrics, layers), where rounding is more than negligible."""
+    hidden = [m for m in metrics if REGISTRY[m].hidden_by_noise]
+    words = layers["resolution"].fillna("") if "resolution" in layers.columns else None
+    unclear = np.zeros(len(layers), dtype=bool) if words is None else ~words.isin(CLEAR).to_numpy()
+    if {"rounding_noise", "fro_norm"} <= set(layers.columns):
+        noise, size = (layers[c].to_numpy(dtype=np.float64) for c in ("rounding_noise", "fro_norm"))
+        unclear |= noise**2 > NEGLIGIBLE * size**2
+    for position in np.flatnonzero(unclear) if hidden else ():
+        row = {str(column): value for column, value in layers.iloc[position].items()}
+        for m in hidden:
+            block[metrics.index(m), position] = quoted(row, m)
 
 
 def runs_frame(runs: Runs) -> pd.DataFrame:

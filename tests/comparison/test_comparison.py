@@ -232,3 +232,21 @@ def test_it_says_of_a_run_what_analyze_says(analysis: Make) -> None:
     assert list(c.runs()["relative_change"]) == pytest.approx(medians)
     assert c.fingerprints().loc[0, "relative_change"] == pytest.approx(np.mean(medians), rel=0.02)
     assert c.runs()["rank_90"].min() == min(run.summary.rank.rank_90.median for run in runs) > 0
+
+
+def test_ranks_are_those_that_may_be_quoted(analysis: Make) -> None:
+    """Two groups of merged low-rank updates, one smaller: what is contrasted is the rank without the rounding."""
+
+    def stored(noise: float, plain: float, seed: int) -> deltaw.Analysis:
+        rng = np.random.default_rng(seed)
+        more = {"fro_norm": 1.0, "rounding_noise": noise, "effective_rank": plain}
+        return deltaw.Analysis(
+            [dict(r) | more | {"effective_rank_denoised": 7.9 * np.exp(rng.normal(0, 0.01))} for r in analysis().rows]
+        )
+
+    groups = {
+        g: [stored(n, p, s) for s in seeds] for g, n, p, seeds in (("a", 0.05, 26.0, (1, 2)), ("b", 0.09, 61.8, (3, 4)))
+    }
+    row = deltaw.compare(groups).contrasts().set_index("metric").loc["effective_rank"]
+    assert (row["median_a"], row["median_b"]) == pytest.approx((7.9, 7.9), rel=0.02)
+    assert row["ratio_low"] <= 1 <= row["ratio_high"]
