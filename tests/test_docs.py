@@ -1,5 +1,6 @@
 """The documentation says what the code is: generated parts are current, links lead somewhere, commands exist."""
 
+import hashlib
 import importlib.util
 import re
 import sys
@@ -114,6 +115,12 @@ def test_one_version():
     )
     assert sections[0] == (version.removesuffix(".dev0"), "Unreleased" if version.endswith(".dev0") else sections[0][1])
     assert all(re.fullmatch(r"\d{4}-\d{2}-\d{2}", date) for _, date in sections[1:])
+
+
+def test_what_was_released_is_not_rewritten():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = hashlib.sha256(changelog[changelog.index("## [0.1.0]") :].encode()).hexdigest()
+    assert released[:16] == "d2f781c7d847de66", "what is new belongs into the section at the top"
 
 
 def test_the_citation_is_complete():
