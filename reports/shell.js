@@ -112,6 +112,12 @@ const deltaw = (() => {
           next.focus();
           return;
         }
+        // Nothing further in this row: on to the next cell as it is read.
+        const beside = dc ? cells[i + dc] : null;
+        if (!beside) return;
+        cells.forEach((other) => other.setAttribute("tabindex", "-1"));
+        beside.setAttribute("tabindex", "0");
+        beside.focus();
       });
     });
     addEventListener("scroll", () => shown && placeTip(tip, shown.getBoundingClientRect()), {
