@@ -1,4 +1,4 @@
-"""The model families of the installed transformers that are held against peft's own merge: tiny configs, one table."""
+"""The families of the installed transformers that are compared with peft's own merge: tiny configs, one table."""
 
 from __future__ import annotations
 
