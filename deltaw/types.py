@@ -6,6 +6,7 @@ and can be sent to another process.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,6 +140,19 @@ class View:
     part: str = ""  # what the slice is: q, k, v, gate, up, expert 3
 
 
+def matrix_key(name: str, part: str) -> str:
+    """The key of a matrix among spectra and in a journal: the name, or the JSON text of name and part.
+
+    No tensor that is called `w[expert 0]` can take the place of a part of `w`.
+    """
+    return json.dumps([name, part], ensure_ascii=False) if part else name
+
+
+def matrix_label(name: str, part: str) -> str:
+    """A matrix for people: the name, with the part in brackets if there is one."""
+    return f"{name}[{part}]" if part else name
+
+
 @dataclass(frozen=True)
 class Pair:
     """One unit of work: two handles (or a handle and an adapter's update) and the matrix to look at."""
@@ -150,8 +164,13 @@ class Pair:
 
     @property
     def key(self) -> str:
-        """Unique in an analysis: the name, with the part in brackets if there is one."""
-        return f"{self.name}[{self.view.part}]" if self.view.part else self.name
+        """Unique in an analysis, see `matrix_key`."""
+        return matrix_key(self.name, self.view.part)
+
+    @property
+    def label(self) -> str:
+        """What people read, see `matrix_label`."""
+        return matrix_label(self.name, self.view.part)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from deltaw.reports.curves import POINTS, curve, log_spaced, noise_curve
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.text import visible
 from deltaw.results.columns import column, is_hidden_by_noise, is_share, is_text, is_whole
+from deltaw.types import matrix_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ def shown(layers: Layers, needed: Iterable[int] = ()) -> pd.DataFrame:
 def embedded(layers: Layers, frame: pd.DataFrame) -> dict[str, Any]:
     """The data of the page, as plain values, of the rows that it holds."""
     columns = [str(c) for c in frame.columns if c not in HELPERS]
-    names = frame["key"].astype(str).tolist()
+    names = [matrix_label(str(n), str(p)) for n, p in zip(frame["name"], frame["part"], strict=True)]
     return {
         "columns": columns,
         "text_columns": sorted(filter(is_text, columns)),

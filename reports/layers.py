@@ -15,6 +15,7 @@ from deltaw.reports.order import place
 from deltaw.reports.style import KINDS
 from deltaw.results.columns import is_hidden_by_noise
 from deltaw.results.rows import quote
+from deltaw.types import matrix_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ class Layers:
         self.analysis = analysis
         frame = analysis.to_pandas().reset_index(drop=True)
         part = frame["part"].astype(str)
-        frame["key"] = frame["name"].astype(str) + np.where(part != "", "[" + part + "]", "")
+        frame["key"] = [matrix_key(str(n), p) for n, p in zip(frame["name"], part, strict=True)]
         frame["matrix"] = (frame["route"] != "vector") & (frame["ndim"] != 1)
         frame["changed"] = (frame["route"] != "unchanged") & ~(frame["fro_norm"] == 0)
         frame["slot"] = coarse([slot(m, p) for m, p in zip(frame["module"], part, strict=True)], [*frame["kind"]])

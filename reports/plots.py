@@ -21,6 +21,7 @@ from deltaw.reports.layers import Layers
 from deltaw.reports.order import place
 from deltaw.reports.text import short
 from deltaw.results.rows import CLEAR
+from deltaw.types import matrix_key, matrix_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,9 +83,8 @@ class AnalysisPlots:
             KeyError: No matrix of that name was analysed.
         """
         spectrum = self._analysis.spectrum(name, part)
-        key = f"{name}[{part}]" if part else name
         frame = self.layers.frame
-        row = frame[frame["key"] == key].iloc[0]
+        row = frame[frame["key"] == matrix_key(name, part)].iloc[0]
         drawn = curve(spectrum)
         noise = noise_curve(spectrum.rows, spectrum.cols)
         with style.settings():
@@ -107,7 +107,7 @@ class AnalysisPlots:
                     label="its rounding",
                 )
                 ax.axhline(row["noise_edge"], color=style.KINDS["mlp"], linewidth=0.8, label="noise edge")
-            ax.set(xlabel="i", ylabel="σᵢ", title=style.label(key, 44 * columns))
+            ax.set(xlabel="i", ylabel="σᵢ", title=style.label(matrix_label(name, part), 44 * columns))
             _log(ax, drawn.sigma)
             ax.legend(loc="lower left")
         return ax

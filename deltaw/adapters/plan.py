@@ -45,7 +45,7 @@ def plan_adapter(
         layout = Layout.of(((n, h.shape) for n, h in base.tensors.items()), base.config)
         skipped.extend(base.companions.values())
     pairs: list[Pair] = []
-    for pair in sorted(found.pairs, key=lambda p: natural(p.key)):
+    for pair in sorted(found.pairs, key=lambda p: natural(p.label)):
         view = (
             _left_out(pair) if wanted(pair.name) else Skipped(pair.name, Reason.EXCLUDED, "by --include or --exclude")
         )

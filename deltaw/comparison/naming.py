@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING
 from deltaw.comparison.runs import Run
 from deltaw.pairs.matching import join
 from deltaw.tensors.names import unwrap
+from deltaw.types import matrix_key, matrix_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def key_of(name: str, part: str) -> str:
-    """As `Pair.key`."""
-    return f"{name}[{part}]" if part else name
-
-
 def own_keys(layers: pd.DataFrame) -> list[str]:
     """The keys of a table's rows by the names that the run itself has."""
     part = layers["part"].fillna("").astype(str)
-    return [key_of(str(n), p) for n, p in zip(layers["name"], part, strict=True)]
+    return [matrix_key(str(n), p) for n, p in zip(layers["name"], part, strict=True)]
 
 
 def aligned(runs: Sequence[Run]) -> list[Run]:
@@ -42,7 +38,7 @@ def aligned(runs: Sequence[Run]) -> list[Run]:
             known[common[name]] = None
         frame = run.layers.copy(deep=False)
         part = frame["part"].fillna("").astype(str)
-        keys = [key_of(common[str(n)], p) for n, p in zip(frame["name"], part, strict=True)]
+        keys = [matrix_label(common[str(n)], p) for n, p in zip(frame["name"], part, strict=True)]
         out.append(replace(run, layers=frame.set_axis(keys, axis=0).rename_axis("key")))
     return out
 

@@ -121,7 +121,7 @@ def measure_all(
                 if result.skipped:
                     log.info("%s: %s", result.skipped.name, result.skipped.reason)
                 if progress is not None:
-                    progress(Progress(len(measured), total, work_done, work_total, pair.key))
+                    progress(Progress(len(measured), total, work_done, work_total, pair.label))
     finally:
         blas.restore_original_limits()
         torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's

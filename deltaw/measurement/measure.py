@@ -53,7 +53,7 @@ def measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> li
         if len(pairs) > 1:  # one by one tells which
             return _one_by_one(measure, pairs, options, device)
         what = " ".join(str(e).split()) or type(e).__name__
-        return [Measured(None, skipped=Skipped(pairs[0].key, Reason.FAILED, subject=what))]
+        return [Measured(None, skipped=Skipped(pairs[0].label, Reason.FAILED, subject=what))]
     seconds = (time.perf_counter() - started) / len(pairs)
     return [replace(measured, row={**(measured.row or {}), "seconds": seconds}) for measured in found]
 
@@ -75,7 +75,7 @@ def _on(pairs: Sequence[Pair], options: Options, device: torch.device) -> list[M
     try:
         return _measure(pairs, options, device)
     except torch.OutOfMemoryError:
-        log.warning("%s: does not fit into the memory of %s, measured %s", pairs[0].key, device, instead)
+        log.warning("%s: does not fit into the memory of %s, measured %s", pairs[0].label, device, instead)
     torch.cuda.empty_cache()  # outside of the handler: the exception holds the tensors of its frames
     if len(pairs) > 1:
         return _one_by_one(_on, pairs, options, device)

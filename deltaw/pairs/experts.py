@@ -15,7 +15,7 @@ from deltaw.pairs.renames import known
 from deltaw.tensors.layout import Layout, text_config
 from deltaw.tensors.names import unwrap
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle
+from deltaw.types import Handle, matrix_key, matrix_label
 
 APART = re.compile(r"^(?P<at>.*experts)\.\d+\.(?P<leaf>[^.]+)\.(?P<kind>weight|bias)$")
 STACKED = re.compile(r"^(?P<at>.*experts)\.(?P<leaf>[^.]+?)(?P<kind>_bias|\.weight|\.bias)?$")
@@ -42,8 +42,13 @@ class Piece:
 
     @property
     def key(self) -> str:
-        """The name with the part in brackets, as `Pair.key`."""
-        return f"{self.name}[{self.part}]" if self.part else self.name
+        """Unique among the pieces of a checkpoint, as `Pair.key`."""
+        return matrix_key(self.name, self.part)
+
+    @property
+    def label(self) -> str:
+        """The name with the part in brackets."""
+        return matrix_label(self.name, self.part)
 
 
 class Stack:

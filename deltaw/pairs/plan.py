@@ -6,6 +6,7 @@ plan (`coverage`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +36,9 @@ class Plan:
 
     Attributes:
         extent: What there is to compare, of which `coverage` says how much these pairs are.
+
+    Raises:
+        PairingError: Two pairs are of the same matrix: a row could be taken for the other's.
     """
 
     pairs: tuple[Pair, ...]
@@ -42,10 +46,19 @@ class Plan:
     notes: tuple[str, ...] = ()
     extent: Extent = field(default_factory=Extent)
 
+    def __post_init__(self) -> None:
+        twice = [key for key, count in Counter(p.key for p in self.pairs).items() if count > 1]
+        if twice:
+            label = next(p.label for p in self.pairs if p.key == twice[0])
+            raise PairingError(
+                f"{label}: two updates of one matrix; the fine-tuned side stores it under two names that differ by "
+                "a wrapper; remove one of them, or leave both out with --exclude"
+            )
+
     def coverage(self, failed: Iterable[str] = ()) -> Coverage:
         """How much of the base is compared, without the pairs (by key) that could not be measured."""
         lost = set(failed)
-        return covered.coverage(self.extent, (p for p in self.pairs if p.key not in lost))
+        return covered.coverage(self.extent, (p for p in self.pairs if p.label not in lost))
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def plan(
         ft.config,
     )
     matched = [(left.pieces[b], right.pieces[f]) for f, b in joined.pairs.items()]
-    matched.sort(key=lambda m: natural(m[1].key))
+    matched.sort(key=lambda m: natural(m[1].label))
     one_sided = [
         *_one_sided(left, right, matched, joined.left, wanted, base_side=True),
         *_one_sided(right, left, matched, joined.right, wanted, base_side=False),

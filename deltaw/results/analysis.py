@@ -20,7 +20,18 @@ from deltaw.results.plain import plain
 from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summary import Summary, summarize
 from deltaw.results.tables import FORMATS, read_layers, to_frame, write_table
-from deltaw.types import Coverage, IntruderCount, Reason, Row, Setting, Skipped, Source, Spectrum
+from deltaw.types import (
+    Coverage,
+    IntruderCount,
+    Reason,
+    Row,
+    Setting,
+    Skipped,
+    Source,
+    Spectrum,
+    matrix_key,
+    matrix_label,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,15 +114,17 @@ class Analysis:
         """The singular values of one matrix.
 
         Args:
-            name: The tensor's name, or the key `name[part]`.
+            name: The tensor's name.
             part: The part of a fused tensor.
 
         Raises:
             UnknownNameError: No matrix of that name was analysed; the message suggests near names.
         """
-        key = f"{name}[{part}]" if part else name
+        key = matrix_key(name, part)
         if key not in self.spectra:
-            raise UnknownNameError(f"no spectrum of {key!r} in this analysis.{near(key, self.spectra)}")
+            wanted = matrix_label(name, part)
+            labels = [matrix_label(str(r["name"]), str(r.get("part") or "")) for r in self.rows if r.get("method")]
+            raise UnknownNameError(f"no spectrum of {wanted!r} in this analysis.{near(wanted, labels)}")
         return self.spectra[key]
 
     def save(self, out: str | Path, formats: Iterable[str] = ("csv", "parquet")) -> Path:

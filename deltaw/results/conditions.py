@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from deltaw.errors import OptionError, near
 from deltaw.results.columns import columns, is_text
+from deltaw.types import matrix_label
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
@@ -112,7 +113,7 @@ class Condition:
         if self.how not in {"max", "min"}:
             return value, ""
         row = known.iloc[int(np.flatnonzero(values == value)[0])]
-        return value, f"{row['name']}[{row['part']}]" if row["part"] else str(row["name"])
+        return value, matrix_label(str(row["name"]), str(row["part"] or ""))
 
 
 def _number(text: str) -> float:

@@ -18,7 +18,7 @@ from deltaw.results.decay import Decay, summarize_decay
 from deltaw.results.rows import UNKNOWN, Rows, Spread, is_changed, is_clear, is_matrix, number, quote, text
 from deltaw.results.typical import NO_MATRIX, Typical, typical
 from deltaw.results.verdict import Evidence, Verdict, verdict
-from deltaw.types import Coverage, Reason, Row, Skipped
+from deltaw.types import Coverage, Reason, Row, Skipped, matrix_label
 
 TOP = 5  # how many of the most changed are named
 ONE_SIDED = (Reason.ONLY_IN_BASE, Reason.ONLY_IN_FT)
@@ -40,7 +40,7 @@ class Moved:
     @property
     def key(self) -> str:
         """The name, with the part in brackets if there is one."""
-        return f"{self.name}[{self.part}]" if self.part else self.name
+        return matrix_label(self.name, self.part)
 
 
 @dataclass(frozen=True)

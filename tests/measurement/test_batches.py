@@ -74,7 +74,7 @@ def test_unchanged_and_damaged_experts_do_not_take_the_others_along(experts: Sta
     assert [s.name for s in found.failed] == [f"{stack}[expert 7]"]
     assert "not finite" in found.failed[0].reason
     expected = torch.linalg.svdvals(tuned[stack][8].double() - experts[stack][8].double()).numpy()
-    np.testing.assert_allclose(found.spectra[f"{stack}[expert 8]"].values, expected, atol=1e-7 * expected[0])
+    np.testing.assert_allclose(found.spectrum(stack, "expert 8").values, expected, atol=1e-7 * expected[0])
     assert len(rows) == 130 + 3 + 4 - 1
 
 

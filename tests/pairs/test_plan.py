@@ -1,18 +1,22 @@
 """Every tensor of both sides ends in exactly one place, and only true pairs are compared."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import deltaw
 from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.memory import tensor_handles
 from deltaw.documents import Document
-from deltaw.errors import OptionError, PairingError
+from deltaw.errors import DeltaWError, OptionError, PairingError
 from deltaw.pairs.plan import plan
 from deltaw.pairs.selection import Selection
-from deltaw.types import Pair, Reason
+from deltaw.types import Pair, Reason, matrix_key
 from tests.conftest import State, changed, pico_state
 
 
@@ -165,7 +169,7 @@ def test_experts_convolutions_and_small_dims():
     found = plan(opened(state), opened(state))
     shapes = {p.key: p.shape for p in found.pairs}
     assert shapes == {
-        **{f"layers.0.mlp.experts.gate_up_proj[expert {e}]": (6, 8) for e in range(4)},
+        **{matrix_key("layers.0.mlp.experts.gate_up_proj", f"expert {e}"): (6, 8) for e in range(4)},
         "conv.weight": (6, 12),
         "conv1d.weight": (6, 15),
         "pos_embed": (20, 32),
@@ -204,3 +208,27 @@ def test_every_tensor_ends_in_exactly_one_place(left: set[str], right: set[str],
 
 def test_state_dicts_open(pico: State):
     assert plan(open_checkpoint(pico), open_checkpoint(changed(pico))).pairs
+
+
+def test_a_tensor_named_like_a_part_is_another_matrix():
+    """`moe.w[expert 0]` beside the experts of `moe.w`: each has its own row and spectrum."""
+    g = torch.Generator().manual_seed(0)
+    base = {"moe.w": torch.randn(2, 5, 20, generator=g), "moe.w[expert 0]": torch.zeros(5, 20)}
+    ft = {"moe.w": base["moe.w"] + 1, "moe.w[expert 0]": torch.ones(5, 20)}
+    found = deltaw.analyze(base, ft, jobs=1)
+    assert len(found.rows) == len(found.spectra) == 3
+    assert found.spectrum("moe.w[expert 0]").values[0] == pytest.approx(10)
+    assert sorted(found.spectra) == ['["moe.w", "expert 0"]', '["moe.w", "expert 1"]', "moe.w[expert 0]"]
+
+
+def test_an_update_that_is_stored_twice_is_refused(tmp_path: Path):
+    g = torch.Generator().manual_seed(0)
+    state = {}
+    for at, size in (("base_model.model.x", 1.0), ("base_model.model.model.x", 100.0)):
+        state[f"{at}.lora_A.weight"] = size * torch.randn(2, 6, generator=g)
+        state[f"{at}.lora_B.weight"] = torch.randn(8, 2, generator=g)
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["x"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(DeltaWError, match=r"x\.weight"):
+        deltaw.analyze({"x.weight": torch.randn(8, 6, generator=g)}, tmp_path)
