@@ -208,17 +208,17 @@ def routes(options: argparse.Namespace) -> Iterator[Table]:
 
 def pairs(options: argparse.Namespace) -> Iterator[Table]:
     """A 7B-shaped bf16 pair as files, whole."""
-    lines = []
-    for rank, modes in ((None, ("exact", "fast")), (16, ("exact",))):
+    header = ["work", "seconds", "beyond reading", "GPU busy", "peak MB (reserved)"]
+    largest = VOCABULARY_7B * SQUARE * 4 / 1e6
+    for rank, modes in ((None, ("fast", "exact")), (16, ("exact",))):
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             base, tuned = write_7b(Path(folder), options.layers, rank)
-            kind = "full update" if rank is None else f"merged LoRA r = {rank}"
             seconds, _, _ = measured(lambda b=base, t=tuned: read(b, t))
-            lines.append([f"{kind}: reading to the device", f"{seconds:.1f}", "", "", ""])
-            lines.extend([f"{kind}: {mode}", *analysed(base, tuned, mode, beyond=seconds)] for mode in modes)
-    largest = VOCABULARY_7B * SQUARE * 4
-    title = f"7B-shaped bf16 pair, {options.layers} layers; largest matrix in float32 {largest / 1e6:.0f} MB"
-    yield title, ["work", "seconds", "beyond reading", "GPU busy", "peak MB (reserved)"], lines
+            lines = [["reading to the device", f"{seconds:.1f}", "", "", ""]]
+            lines.extend([mode, *analysed(base, tuned, mode, beyond=seconds)] for mode in modes)
+        kind = "full update" if rank is None else f"merged LoRA r = {rank}"
+        title = f"7B-shaped bf16 pair, {options.layers} layers, {kind}; largest matrix in float32 {largest:.0f} MB"
+        yield title, header, lines
 
 
 def analysed(base: Path, tuned: Path, mode: str, *, beyond: float) -> list[str]:
