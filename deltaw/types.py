@@ -31,6 +31,11 @@ ENOUGH = 0.9  # of the numbers of the base
 Route = Literal["dense", "factored", "unchanged", "vector"]
 
 
+def times(shape: Sequence[int]) -> str:
+    """A shape in words: `4×16`; `scalar` without dimensions."""
+    return "×".join(map(str, shape)) or "scalar"
+
+
 class Handle(Protocol):
     """A stored tensor that is described without being read."""
 

@@ -22,7 +22,7 @@ from deltaw.adapters.scaling import rank, scale
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.experts import FUSED
-from deltaw.types import Pair, Reason, Skipped, View
+from deltaw.types import Pair, Reason, Skipped, View, times
 
 
 @dataclass(frozen=True)
@@ -170,4 +170,4 @@ def _pairs(job: Job, base: Base, module: Module, fit: Fit) -> list[Pair | Skippe
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
+    return times(shape)

@@ -20,7 +20,7 @@ from deltaw.adapters.scaling import rank, scale
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.tensors.names import has_vocabulary
-from deltaw.types import Handle, Pair, Reason, Skipped, Update, View
+from deltaw.types import Handle, Pair, Reason, Skipped, Update, View, times
 
 # PEFT divides by ranknum + 1e-5, where ranknum is init_r even after pruning ("exactly as the previous").
 ADALORA_EPSILON = 1e-5
@@ -153,7 +153,7 @@ def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -
         own = tuple(replace(t, B=SomeRows(t.B, 0, rows)) for t in update.terms)
         return replace(update, name=base.named(path, name), terms=own, shape=(rows, update.shape[1])), handle
     if transposed is None or (embedding and transposed):
-        what = "×".join(map(str, handle.shape))
+        what = times(handle.shape)
         raise AdapterError(
             f"{job.source} changes {path} as {update.shape[0]}×{update.shape[1]}, but {name} is {what} in "
             f"{base.source}; give the base that the adapter was trained on"
@@ -212,7 +212,7 @@ def _adalora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float
 
 
 def _size(handle: Handle) -> str:
-    return "×".join(map(str, handle.shape))
+    return times(handle.shape)
 
 
 def _blocks(config: Document, path: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from deltaw.adapters.lora import Job
 from deltaw.adapters.scaling import scale
 from deltaw.documents import Document, parse_object
 from deltaw.errors import AdapterError
-from deltaw.types import Handle, Pair, Reason, Skipped, View
+from deltaw.types import Handle, Pair, Reason, Skipped, View, times
 
 LEAF = re.compile(
     r"^(?P<module>.+?)(?:\.lora|\.lora_linear_layer|_lora)?\.(?P<leaf>lora_down|lora_up|lora_mid|lora_A|lora_B|down|up|alpha)"
@@ -201,4 +201,4 @@ def _scale(job: Job, single: Single, r: int) -> float:
 
 
 def _size(handle: Handle) -> str:
-    return "×".join(map(str, handle.shape))
+    return times(handle.shape)

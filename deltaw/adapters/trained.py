@@ -13,7 +13,7 @@ from deltaw.adapters.lora import Job
 from deltaw.checkpoints import why_unread
 from deltaw.errors import AdapterError
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle, Pair, Reason, Skipped
+from deltaw.types import Handle, Pair, Reason, Skipped, times
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +122,7 @@ def saved_pairs(job: Job, saved: Mapping[str, Handle], adapted: Collection[str])
         module = name.removesuffix(".weight")
         stored = job.base.find(name) or (job.base.tied(module) if module != name else None)
         if stored is None:
-            out.append(Skipped(name, Reason.ONLY_IN_FT, "×".join(map(str, handle.shape))))
+            out.append(Skipped(name, Reason.ONLY_IN_FT, times(handle.shape)))
         else:
             own = job.base.named(module, stored)
             out.append(Pair(own, job.base[stored], Renamed(own, handle)))
@@ -158,7 +158,7 @@ def token_pairs(job: Job, tokens: Mapping[str, Handle], indices: Any) -> list[Pa
             raise job.base.missing(module, job.source)
         base = job.base[name]
         if base.shape[1:] != handle.shape[1:] or min(rows) < 0:
-            found = "×".join(map(str, base.shape))
+            found = times(base.shape)
             raise AdapterError(
                 f"{job.source} replaces rows up to {max(rows)}, {handle.shape[1]} wide, in {name}, which is {found} in "
                 f"{job.base.source}; give the base that the adapter was trained on"
@@ -197,7 +197,7 @@ def changed_base(job: Job, saved: Mapping[str, Handle], module: str) -> Skipped 
     rows = range(min(base.shape[0], handle.shape[0])) if base.shape and handle.shape else None
     if base.shape[1:] == handle.shape[1:] and same(Slice(name, base, rows=rows), Slice(name, handle, rows=rows)):
         return None  # or a table that has more tokens than the base's, and the same numbers for those that both have
-    kept, there = ("×".join(map(str, h.shape)) for h in (handle, job.base[name]))
+    kept, there = (times(h.shape) for h in (handle, job.base[name]))
     detail = f"the adapter stores a weight of its own ({kept}) below its LoRA factors, not the base's ({there})"
     return Skipped(
         job.base.named(module, name), Reason.SHAPE_MISMATCH if kept != there else Reason.BASE_CHANGED, detail

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from deltaw.checkpoints import Checkpoint
 from deltaw.pairs.renames import suggestion
 from deltaw.tensors.names import unwrap
-from deltaw.types import Handle, Reason, Skipped
+from deltaw.types import Handle, Reason, Skipped, times
 
 CANDIDATES = 500  # names that are searched for a near one: a message need not look at all of a large model
 
@@ -73,4 +73,4 @@ def _counts(skipped: Iterable[Skipped]) -> str:
 
 
 def _size(handle: Handle) -> str:
-    return "×".join(map(str, handle.shape)) or "scalar"
+    return times(handle.shape)

@@ -9,7 +9,7 @@ from math import prod
 from deltaw.checkpoints import numeric
 from deltaw.tensors.layout import Layout, parts
 from deltaw.tensors.names import has_vocabulary, kind, place
-from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View
+from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View, times
 
 
 def is_floating(handle: Handle) -> bool:
@@ -100,4 +100,4 @@ def describe(pair: Pair) -> dict[str, Cell]:
 
 def size(handle: Handle) -> str:
     """A shape in words: `4×16`."""
-    return "×".join(map(str, handle.shape)) or "scalar"
+    return times(handle.shape)

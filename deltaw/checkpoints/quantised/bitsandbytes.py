@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from deltaw.checkpoints.quantised.module import Codes, Module, Values
 from deltaw.checkpoints.quantised.values import cells, nibbles
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle
+from deltaw.types import Handle, times
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def _shape(parts: Mapping[str, Handle]) -> tuple[tuple[int, ...] | None, str]:
         return None, "its quant_state holds no shape"
     numbers, stored = prod(shape), parts["codes"].nbytes
     if -(-numbers // 2) != stored:
-        said = "×".join(map(str, shape))
+        said = times(shape)
         return None, f"its quant_state says {said}, which {stored:,} bytes cannot hold"
     sizes = [state.get("blocksize"), state.get("nested_blocksize") if "nested_absmax" in parts else 1]
     if not all(isinstance(n, int) and n > 0 for n in sizes):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from deltaw.types import Handle
+from deltaw.types import Handle, times
 
 if TYPE_CHECKING:
     import torch
@@ -176,4 +176,4 @@ def count(handle: Handle) -> int:
 
 def shown(handle: Handle) -> str:
     """A tensor's shape in words."""
-    return "×".join(map(str, handle.shape)) or "scalar"
+    return times(handle.shape)
