@@ -13,19 +13,21 @@ from deltaw.reports.page import Column
 from deltaw.reports.reasons import why
 from deltaw.reports.text import EMPTY, missing, percent, short, visible, whole
 from deltaw.results.columns import ON_PAPER, is_text, is_whole
+from deltaw.results.verdict import OUTSIDE
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from deltaw.results.analysis import Analysis
 
+LISTED = 6  # matrices of a kind and of unlike shapes (embeddings) that have a line each
 PRINTED = 300  # rows of the table on paper; the files have all
 
 Rows = list[dict[str, str]]
 
 
 def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[Column], Rows]:
-    """Medians by module kind, each column as it may be quoted."""
+    """Medians by module kind, each column as it may be quoted; embeddings of unlike shapes are listed instead."""
     metrics = [m for m in metrics if m in layers.frame]
     columns = [
         Column("kind", "module kind", numeric=False),
@@ -36,10 +38,17 @@ def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[Column], Rows]
     for kind in layers.kinds:
         changed = layers.changed[layers.changed["kind"] == kind]
         total = int((layers.matrices["kind"] == kind).sum())
-        row = {"kind": kind, "count": f"{whole(len(changed))} of {whole(total)}"}
-        for m in metrics:
-            row[m] = heatmaps.shown(m, layers.said(m).reindex(changed.index).median())
-        rows.append(row)
+        shapes = set(zip(changed["rows"], changed["cols"], strict=True))
+        alike = kind not in OUTSIDE or len(changed) > LISTED or len(shapes) == 1
+        groups = (
+            {kind: changed} if alike else {short(str(s), 60): rows for s, rows in changed.groupby("slot", sort=False)}
+        )
+        for name, members in groups.items():
+            of = f" of {whole(total)}" if alike else ""
+            row = {"kind": name, "count": f"{whole(len(members))}{of}"}
+            for m in metrics:
+                row[m] = heatmaps.shown(m, layers.said(m).reindex(members.index).median())
+            rows.append(row)
     return columns, rows
 
 

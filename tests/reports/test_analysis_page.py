@@ -318,3 +318,30 @@ def test_nothing_is_offered_to_a_shrink_or_an_unrelated_pair(kit, change):
     assert "<svg" not in section
     first = html[html.index('<section id="answer">') : html.index('<section id="changed">')]
     assert "nothing here for an adapter" in first
+
+
+def test_unlike_embeddings_are_listed_and_not_averaged():
+    from deltaw.reports import tables
+    from deltaw.reports.layers import Layers
+
+    def row(name: str, rows: int, change: float) -> dict:
+        return {
+            **{
+                "name": f"{name}.weight",
+                "stack": "",
+                "module": name,
+                "kind": "embedding",
+                "part": "",
+                "route": "dense",
+            },
+            **{"rows": rows, "cols": 8, "ndim": 2, "fro_norm": 1.0, "relative_change": change},
+        }
+
+    unlike = [row("word", 100, 0.01), row("position", 20, 0.02), row("type", 2, 0.5)]
+    _, listed = tables.by_kind(Layers(Analysis(unlike)), ["relative_change"])
+    assert [(r["kind"], r["count"]) for r in listed] == [("word", "1"), ("position", "1"), ("type", "1")]
+    alike = [row("a", 100, 0.01), row("b", 100, 0.03)]
+    _, pooled = tables.by_kind(Layers(Analysis(alike)), ["relative_change"])
+    assert [(r["kind"], r["count"], r["relative_change"]) for r in pooled] == [
+        ("embedding", "2 of 2", "2\N{NARROW NO-BREAK SPACE}%")
+    ]
