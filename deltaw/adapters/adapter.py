@@ -17,7 +17,8 @@ from deltaw.checkpoints import Checkpoint
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.renames import renamed
-from deltaw.types import FileStamp, Handle, Pair, Reason, Skipped, Source
+from deltaw.sources import FileStamp, Source
+from deltaw.types import Handle, Pair, Reason, Skipped
 
 
 class Matched(NamedTuple):

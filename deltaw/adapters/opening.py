@@ -18,7 +18,7 @@ from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.beside import beside
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
-from deltaw.types import FileStamp
+from deltaw.sources import FileStamp
 
 WEIGHTS = (
     "adapter_model.safetensors",

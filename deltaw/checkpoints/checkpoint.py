@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deltaw.documents import Document
-from deltaw.types import FileStamp, Handle, Skipped, Source
+from deltaw.sources import FileStamp, Source
+from deltaw.types import Handle, Skipped
 
 
 @dataclass(frozen=True)

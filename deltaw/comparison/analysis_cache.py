@@ -19,7 +19,7 @@ from deltaw.errors import DeltaWError, ManifestError, ResultsError
 from deltaw.files import replacing
 from deltaw.measurement.inspection import Inspection
 from deltaw.measurement.options import SPEED_ONLY
-from deltaw.types import Source
+from deltaw.sources import Source
 
 KEY = "inputs.json"
 DIGESTS = "digests.json"

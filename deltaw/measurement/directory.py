@@ -11,7 +11,7 @@ from deltaw.errors import ResultsError
 from deltaw.measurement.journal import NAME, Journal, digest
 from deltaw.measurement.options import Options
 from deltaw.results.analysis import SCHEMA_VERSION
-from deltaw.types import Source
+from deltaw.sources import Source
 
 
 def claim(

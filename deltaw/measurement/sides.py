@@ -13,7 +13,7 @@ from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.pairs.plan import Plan, plan
 from deltaw.pairs.selection import Selection
-from deltaw.types import Source
+from deltaw.sources import Source
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,8 @@ from deltaw.results.plain import plain
 from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summary import Summary, summarize
 from deltaw.results.tables import FORMATS, read_layers, to_frame, write_table
-from deltaw.types import (
-    Coverage,
-    IntruderCount,
-    Reason,
-    Row,
-    Setting,
-    Skipped,
-    Source,
-    Spectrum,
-    matrix_key,
-    matrix_label,
-)
+from deltaw.sources import Source
+from deltaw.types import Coverage, IntruderCount, Reason, Row, Setting, Skipped, Spectrum, matrix_key, matrix_label
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,8 @@ from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.runs import Run, Runs
 from deltaw.comparison.scores import Score
 from deltaw.results.analysis import Analysis
-from deltaw.types import Source, Spectrum
+from deltaw.sources import Source
+from deltaw.types import Spectrum
 
 MODULES = {
     "self_attn.q_proj": ("attention", 256, 256),
