@@ -65,6 +65,7 @@ def test_libraries_come_with_their_licences(library):
 def test_the_palette_is_defined_for_both_themes():
     css = page.colours()
     for light, dark in page.style.DARK.items():
-        assert css.count(f"--c{light[1:]}:{light}") == 1
-        assert css.count(f"--c{light[1:]}:{dark}") == 2
+        same = light == dark  # a colour that is legible on both pages
+        assert css.count(f"--c{light[1:]}:{light}") == (3 if same else 1)
+        assert css.count(f"--c{light[1:]}:{dark}") == (3 if same else 2)
     assert re.search(r"@media screen and \(prefers-color-scheme:dark\)", css)

@@ -120,7 +120,7 @@ def _read(file: BinaryIO | Stream, size: int, depth: int) -> Legacy:
     at = file.tell()
     for key in keys:
         name = str(key)
-        file_numel = _at(file, at)
+        file_numel = _at(file, at) if at < size else None
         if name not in sizes:
             raise PickleError(f"a storage {name!r} of no known type")
         if file_numel is None:
