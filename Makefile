@@ -54,6 +54,9 @@ check: lint types test  ## Lint, types and tests.
 coverage: $(VENV)/dev  ## Run all tests and measure what they reach; below the floor of pyproject.toml is an error.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term:skip-covered
 
+fuzz: $(VENV)/dev  ## Damaged inputs of every kind, a million of them (ARGS="--inputs N" for fewer).
+	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m tests.fuzz $(ARGS)
+
 # A wheel and not a link to the sources: what it lacks is seen. build/lib would put files into it that are no more.
 minimal:  ## Install without extras into an environment of its own, and test that.
 	rm -rf build/minimal build/lib
@@ -79,4 +82,4 @@ format: $(VENV)/dev  ## Format the code.
 clean:  ## Remove what was built (.venv included).
 	rm -rf $(VENV) build deltaw-demo
 
-.PHONY: help demo test lint types check coverage minimal docs bench format clean
+.PHONY: help demo test fuzz lint types check coverage minimal docs bench format clean

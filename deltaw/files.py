@@ -16,6 +16,21 @@ MOST_BESIDE = 2000  # names of a directory that are looked at for a suggestion
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
+LEFT = re.compile(r"\..+\.\d+\.\d+\.tmp")
+
+
+def remove_left(folder: Path) -> None:
+    """Remove the temporary files that a killed run left in a folder. The caller holds its lock: nobody uses them.
+
+    Raises:
+        OSError: One cannot be removed.
+    """
+    if folder.is_dir() and not folder.is_symlink():
+        for path in folder.iterdir():
+            if LEFT.fullmatch(path.name) and path.is_file():
+                path.unlink()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from deltaw.errors import ResultsError
-from deltaw.files import replacing
+from deltaw.files import remove_left, replacing
 from deltaw.measurement.measured import Measured
 from deltaw.types import Interval, IntruderCount, Skipped, Spectrum
 
@@ -59,8 +59,8 @@ class Journal:
         self._synced = time.monotonic()
         self._lock = _lock(out)
         try:
-            for left in out.glob(f".{NAME}.*.tmp"):  # by a kill in the lines below; the lock says that nobody uses it
-                left.unlink()
+            for folder in (out, out / "figures"):
+                remove_left(folder)
             if resume:
                 self.done = read(self.path, identity)
             # Written anew, since a line that was cut off must not swallow the next one; beside the old one, since a

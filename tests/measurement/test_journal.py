@@ -113,3 +113,15 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="cannot be written"):
         Journal(tmp_path / "file" / "x", "id", inputs=[], resume=True)
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+    out = tmp_path / "o"
+    (out / "figures").mkdir(parents=True)
+    left = [out / ".layers.csv.123.456.tmp", out / "figures" / ".ranks.svg.1.2.tmp", out / f".{journal.NAME}.7.8.tmp"]
+    kept = [out / "notes.tmp", out / ".hidden", out / ".x.tmp"]
+    for path in (*left, *kept):
+        path.write_text("x")
+    journal.Journal(out, "identity", inputs=[["a"], ["b"]], resume=True).close()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
