@@ -98,7 +98,7 @@ def _on_the_line(tables: int) -> Iterator[Row]:
 
 
 def _growth(tables: int) -> Iterator[Row]:
-    """The rank does not change with tokens; matrices of small rank are resolved earlier than the others."""
+    """The rank does not change with tokens; matrices of small rank stand above their rounding earlier than the others."""
     for seeds in (2, 3, 5):
         rng = np.random.default_rng([6, seeds])
         decided = told = 0
@@ -110,7 +110,7 @@ def _growth(tables: int) -> Iterator[Row]:
                     frame = layers(rng, "iid", levels)
                     attention = (frame["kind"] == "attention").to_numpy()
                     frame["rank_90"] *= np.where(attention, 20, 60)
-                    frame["resolution"] = np.where(attention | (tokens > 1000), "resolved", "noisy")
+                    frame["resolution"] = np.where(attention | (tokens > 1000), "resolved", "below_precision")
                     items.append(run(FULL, s, {}, frame, tokens=tokens))
             claim = next(c for c in all_claims(Runs(items, FULL.name), ()) if c.claim == "rank-grows-with-tokens")
             told += bool(claim.evidence)
