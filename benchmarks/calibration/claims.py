@@ -98,7 +98,7 @@ def _on_the_line(tables: int) -> Iterator[Row]:
 
 
 def _growth(tables: int) -> Iterator[Row]:
-    """The rank does not change with tokens; matrices of small rank stand above their rounding earlier than the others."""
+    """The rank does not change with tokens; matrices of small rank stand above their rounding earlier."""
     for seeds in (2, 3, 5):
         rng = np.random.default_rng([6, seeds])
         decided = told = 0
