@@ -10,7 +10,8 @@ import unicodedata
 
 import click
 
-LONGEST = 2000  # characters of one message: a foreign file must not fill the screen
+from deltaw.errors import LONGEST
+
 KEPT = "\n\t"
 HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 TURNING = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}

@@ -15,7 +15,7 @@ from deltaw.reports.order import place
 from deltaw.reports.style import KINDS
 from deltaw.results.columns import is_hidden_by_noise
 from deltaw.results.rows import quote
-from deltaw.types import matrix_key
+from deltaw.types import matrix_key, matrix_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,5 +169,5 @@ def coarse(slots: list[str], kinds: list[str]) -> list[str]:
 
 def slot(module: str, part: str) -> str:
     """The row of the grid that a matrix belongs to: its module and part, with the experts' numbers as `*`."""
-    where = f"{module}[{part}]" if part else str(module)
+    where = matrix_label(str(module), part)
     return EXPERT.sub("*", where) if "expert" in where else where

@@ -24,7 +24,7 @@ from deltaw.pairs.views import is_floating, matrices, size, view_of
 from deltaw.tensors.layout import Layout, is_fused, text_config
 from deltaw.tensors.names import kind, natural, unwrap
 from deltaw.tensors.slices import Slice
-from deltaw.types import Coverage, Handle, Pair, Reason, Skipped
+from deltaw.types import Coverage, Handle, Pair, Reason, Skipped, matrix_label
 
 HEAD_MODULES = ("lm_head", "embed_out", "output", "cls.predictions.decoder", "proj_out")
 INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared")
@@ -162,7 +162,7 @@ def _pairs(
         why = _left_out(b, f, name, owners, way, wanted)
         view = why or view_of(base, f.handle)
         if isinstance(view, Skipped):
-            skipped.append(replace(view, name=f"{name}[{f.part}]" if f.part else name))
+            skipped.append(replace(view, name=matrix_label(name, f.part)))
             continue
         if view.crop is not None:
             notes.append(
@@ -232,7 +232,7 @@ def _one_sided(
     for at in names:
         piece = own.pieces[at]
         whole = piece.part and piece.name not in used
-        name = own.own(piece) if whole or not piece.part else f"{own.own(piece)}[{piece.part}]"
+        name = matrix_label(own.own(piece), "" if whole else piece.part)
         if name in done:
             continue
         done.add(name)

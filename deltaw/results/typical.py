@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from deltaw.results.rows import Rows, number, quote, text
-from deltaw.types import Row
+from deltaw.types import Row, matrix_label
 
 FEW = 8  # dimensions of a matrix from which its rank says something
 
@@ -61,7 +61,7 @@ def typical(told: Rows) -> Typical:
     rank, energy = quote(row, "rank_90"), quote(row, "energy_at_16")
     assert rank is not None
     return Typical(
-        name=f"{text(row, 'name')}[{part}]" if (part := text(row, "part")) else text(row, "name"),
+        name=matrix_label(text(row, "name"), text(row, "part")),
         dimensions=int(size(row)),
         rank_90=rank.value,
         rank_90_low=rank.low,
