@@ -11,6 +11,7 @@ Sources: Bussgang 1952; Widrow & Kollár 2008, chapter 11.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from deltaw.types import Vector
 FINE, COARSE = 0.2, 64.0  # q/t: below, the sums are their limits to 1e-200; above, nothing moves
 POINTS = 2048  # of the table between them, equidistant in log(q/t)
 TERMS = 48  # of the sums: (j + ½)·FINE reaches beyond 9 standard deviations
-HALVINGS = 40  # to 1e-11 of any t there is
+TRIES, NEAR = 60, 1e-12  # of the search for log t: at most, and how near its ends come
 
 
 class Quantised(NamedTuple):
@@ -56,14 +57,32 @@ def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Quantised
         return Quantised(0.0, 0.0, 0.0, 1.0)
     low, high = math.log(float(steps.min()) / COARSE), math.log(float(steps.max()) + math.sqrt(energy / entries)) + 1
     logs, weights = np.log(steps), counts * steps**2
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if float(weights @ _kept(logs - middle)) > energy else (middle, high)
-    scale = math.exp((low + high) / 2)
+    scale = math.exp(_root(lambda t: float(weights @ _kept(logs - t)) / energy, low, high))
     kept, gains, unchanged = moments(steps / scale)
     gain = float(counts @ gains) / entries
     variance = max(0.0, float(weights @ kept) / entries - (gain * scale) ** 2)
     return Quantised(scale, gain, variance, float(counts @ unchanged) / entries)
+
+
+def _root(share: Callable[[float], float], low: float, high: float) -> float:
+    """Where a rising function is 1: by the chord of its logarithm, which is nearly straight, or else by halves.
+
+    Illinois: an end that stays for a second time counts half its height, so that both ends close in.
+    """
+    left, right, side = -math.inf, math.inf, 0
+    for _ in range(TRIES):
+        known = math.isfinite(left) and math.isfinite(right)
+        at = (low * right - high * left) / (right - left) if known else (low + high) / 2
+        value = share(at)
+        height = math.log(value) if value > 0 else -math.inf
+        if abs(height) < NEAR or high - low < NEAR:
+            return at
+        if height < 0:
+            low, left, right = at, height, right / 2 if side < 0 else right
+        else:
+            high, right, left = at, height, left / 2 if side > 0 else left
+        side = -1 if height < 0 else 1
+    return (low + high) / 2
 
 
 def moments(ratio: Vector) -> tuple[Vector, Vector, Vector]:

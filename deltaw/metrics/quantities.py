@@ -104,11 +104,11 @@ class Quantities:
 
     def known(self) -> Mapping[str, Any]:
         """The quantities that are known, by name; each of the type that its field has."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def __or__(self, other: Quantities) -> Quantities:
         """These, and what `other` knows, which wins."""
-        return replace(self, **other.known())
+        return Quantities(**(vars(self) | other.known()))
 
     def without_noise(self) -> Quantities:
         """These without the rounding: an unchanged matrix has nothing to tell from it."""

@@ -186,6 +186,8 @@ def _few_codes(sample: Floats, size: int) -> tuple[str, Grid] | None:
     known: list[Floats] = []
     for group in sample.reshape(-1, size):
         there = group[group != 0]
+        if _more_than(FEW, there):
+            return None
         codes = np.unique(there)
         if not 1 < len(codes) <= FEW or len(there) < 1.5 * len(codes):
             return None
@@ -216,8 +218,7 @@ def _even_near_zero(groups: Floats) -> bool:
     entries = kinds = 0
     for group in groups:
         low = np.abs(group[(group != 0) & (np.abs(group) <= NEAR * np.abs(group).max())])
-        different = len(np.unique(low))
-        if different > FEW:
+        if _more_than(FEW, low) or (different := len(np.unique(low))) > FEW:
             return False
         entries, kinds = entries + len(low), kinds + different
     return kinds > 0 and entries >= max(64, 1.5 * kinds)
@@ -227,5 +228,12 @@ def _few_magnitudes(piece: Tensor) -> bool:
     """Whether thousands of numbers share no more magnitudes than float8 has."""
     magnitudes = piece.double().abs().numpy()
     there = magnitudes[magnitudes > 0]
-    different = len(np.unique(there)) if there.size >= ENOUGH else 0
+    if there.size < ENOUGH or _more_than(MAGNITUDES, there):
+        return False
+    different = len(np.unique(there))
     return 2 * FEW <= different <= MAGNITUDES and there.size >= 4 * different
+
+
+def _more_than(most: int, values: Floats) -> bool:
+    """Whether the first values alone are too many different ones, as those of native numbers are; False: not known."""
+    return len(set(values[: 2 * most].tolist())) > most
