@@ -35,8 +35,13 @@ WHOLE = "the state of a whole PEFT model is read as the adapter that it is, and 
 Open = Callable[[Path], Checkpoint]
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a local path is an adapter: by its config, its file names, or a single file's tensor names."""
+def is_adapter(path: Path, opened: Checkpoint | None = None) -> bool:
+    """Whether a local path is an adapter: by its config, its file names, or a single file's tensor names.
+
+    Args:
+        path: A directory or file.
+        opened: What a file holds, where it is open already: a header is parsed once.
+    """
     if path.is_dir():
         return any((path / n).is_file() for n in (CONFIG, *WEIGHTS, *SINGLE))
     if path.name in WEIGHTS:
@@ -44,7 +49,7 @@ def is_adapter(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        names = open_checkpoint(path).tensors
+        names = (opened or open_checkpoint(path)).tensors
         return looks_like_lora(names) and not is_wrapped(names)
     except CheckpointError:
         return False  # whoever opens it as a checkpoint says what is wrong with it
@@ -76,14 +81,15 @@ def open_base(source: Any) -> Checkpoint:
         CheckpointError: It cannot be found or opened.
     """
     here = Path(source).expanduser() if isinstance(source, (str, Path)) else None
-    if here is not None and here.exists() and is_adapter(here) and not _holds_model(here):
+    opened = open_checkpoint(source) if here is None or not here.is_dir() else None
+    if here is not None and here.exists() and is_adapter(here, opened) and not _holds_model(here):
         found = open_adapter(here)
         trained = f", trained on {found.base_name}" if found.base_name else ""
         raise AdapterError(
             f"{source}: an adapter{trained}, where the base is expected; the full checkpoint comes first, the adapter "
             "second"
         )
-    return open_checkpoint(source)
+    return opened or open_checkpoint(source)
 
 
 def _holds_model(path: Path) -> bool:

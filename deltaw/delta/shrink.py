@@ -183,17 +183,23 @@ def _values(base: Tensor, ft: Tensor, chosen: Tensor, d: Tensor) -> _Values:
     if now.grid is not None and was.grid is None:
         return _Values(steps, left=0.0)
     w, w0 = w.double(), rounded(base[chosen].cpu(), now.precision)
-    ratios = [_different(w) / _different(w0)]
+    ratios = [_different(_some(w)[None])[0] / _different(_some(w0)[None])[0]]
     for axis in (0, 1):
         lines = torch.linspace(0, w.shape[axis] - 1, min(LINES, w.shape[axis])).long()
-        new, old = ([_different(line) for line in x.index_select(axis, lines).unbind(axis)] for x in (w, w0))
-        ratios.append(float(np.median(new) / np.median(old)))
-    return _Values(steps, was.precision == now.precision, min(ratios))
+        new, old = (_different(_some_of_each(x.index_select(axis, lines).movedim(axis, 0))) for x in (w, w0))
+        ratios.append(np.median(new) / np.median(old))
+    return _Values(steps, was.precision == now.precision, float(min(ratios)))
 
 
-def _different(x: Tensor) -> int:
-    return len(np.unique(_some(x).numpy()))
+def _different(lines: Tensor) -> NDArray[np.int64]:
+    """How many different values every line has, for lines of (k, n)."""
+    ordered = np.sort(lines.numpy(), axis=1)
+    return 1 + np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1)
 
 
 def _some(x: Tensor) -> Tensor:
-    return x.flatten()[:: 1 + x.numel() // COUNTED]
+    return _some_of_each(x.flatten()[None])[0]
+
+
+def _some_of_each(lines: Tensor) -> Tensor:
+    return lines[:, :: 1 + lines.shape[1] // COUNTED]

@@ -72,10 +72,12 @@ def open_sides(base: Any, ft: Any) -> Sides:
         if here is None or not here.exists() or not is_adapter(here):
             raise
         raise CheckpointError(missing_base(e, open_adapter(here))) from e
+    whole = None
     if isinstance(ft, (str, Path)):
         path, revision = locate(ft)
-        if is_adapter(path):
+        whole = open_checkpoint(ft) if path.is_file() else None
+        if is_adapter(path, whole):
             return Sides(opened, replace(open_adapter(path), source=str(ft), revision=revision))
     if opened is None:
         raise OptionError(f"without a base only an adapter can be measured; {not_an_adapter(ft)}")
-    return Sides(opened, open_whole(ft, open_checkpoint(ft)))
+    return Sides(opened, open_whole(ft, whole or open_checkpoint(ft)))
