@@ -18,9 +18,7 @@ from deltaw.metrics.regularisation import decayed_rows
 from deltaw.metrics.shrink_marks import ShrinkMarks
 from deltaw.metrics.uniformity import UNCHANGED, are_witnesses, is_shrink
 from deltaw.tensors.bits import rounded, ulp
-from deltaw.tensors.matrix import matrix
-from deltaw.tensors.numbers import numbers
-from deltaw.types import Pair, is_handle
+from deltaw.tensors.numbers import Numbers
 
 SAMPLE = 1 << 18  # entries
 FEWEST = 16  # rows
@@ -40,7 +38,7 @@ class Shrinks:
     rows: ShrinkMarks | None = None
 
 
-def shrinks(pair: Pair, delta: Delta) -> Shrinks:
+def shrinks(delta: Delta) -> Shrinks:
     """Look at a matrix that seems to have shrunk, or at such rows of it.
 
     Raises:
@@ -60,22 +58,22 @@ def shrinks(pair: Pair, delta: Delta) -> Shrinks:
     witnesses = are_witnesses(len(straight) / sums.rows, sums.rows, sums.cols)
     if not (whole or witnesses):
         return Shrinks()
-    ft = matrix(pair.ft, pair.view) if is_handle(pair.ft) else None
+    stored = None if sums.was is None or sums.now is None else (sums.was, sums.now)
     return Shrinks(
-        shrink_marks(delta.base, delta.value, ft) if whole else None,
-        shrink_marks(delta.base, delta.value, ft, straight) if witnesses else None,
+        shrink_marks(delta.base, delta.value, stored) if whole else None,
+        shrink_marks(delta.base, delta.value, stored, straight) if witnesses else None,
     )
 
 
 def shrink_marks(
-    base: Tensor, delta: Tensor, ft: Tensor | None = None, rows: NDArray[np.intp] | None = None
+    base: Tensor, delta: Tensor, stored: tuple[Numbers, Numbers] | None = None, rows: NDArray[np.intp] | None = None
 ) -> ShrinkMarks:
     """Compare c between small and large entries, rows and columns, and look for a coarser grid.
 
     Args:
         base: W0 as stored, (m, n).
         delta: ΔW, (m, n).
-        ft: W as stored, (m, n); None where it never was.
+        stored: The precision of the numbers of W0 and of W; None where W was never stored.
         rows: Which rows to look at, (≤ m,) indices; default all.
     """
     chosen = _sample(base.shape, rows)
@@ -87,12 +85,13 @@ def shrink_marks(
     rest = d + c * w0
     bulk = _bulk(w0, d, rest) if float(rest.norm()) < OUTWEIGHS * abs(c) * math.sqrt(total) else math.nan
     error = (rest * w0).square_()  # of c, were the rest random: Σ(R·W0)² over (ΣW0²)²
-    quarter = torch.bucketize(w0.abs(), _quartiles(w0.abs()))
+    size = w0.abs()
+    quarter = torch.stack([size > limit for limit in _quartiles(size)]).sum(0)
     sums = [_by_quarter(x, quarter) for x in (product, square, error, rest.square_())]
     with np.errstate(divide="ignore", invalid="ignore"):
         sizes, sd, remains = -sums[0] / sums[1], np.sqrt(sums[2]) / sums[1], sums[3] / (c * c * sums[1])
     known = sums[1] > 0  # a quarter of zeros has no c
-    values = _Values() if ft is None else _values(base, ft, chosen, d)
+    values = _Values() if stored is None else _values(w0, d, *stored)
     return ShrinkMarks(
         c=c,
         bulk=bulk,
@@ -138,9 +137,10 @@ def _bulk(w0: Tensor, d: Tensor, rest: Tensor) -> float:
     return -float((moved * old).sum() / old.square().sum())
 
 
-def _quartiles(magnitudes: Tensor) -> Tensor:
-    ordered = _some(magnitudes).sort().values
-    return ordered[torch.arange(1, QUARTERS) * len(ordered) // QUARTERS]
+def _quartiles(magnitudes: Tensor) -> list[float]:
+    some = _some(magnitudes).numpy()
+    places = [i * some.size // QUARTERS for i in range(1, QUARTERS)]
+    return [float(x) for x in np.partition(some, places)[places]]
 
 
 def _by_quarter(x: Tensor, quarter: Tensor) -> NDArray[np.float64]:
@@ -176,13 +176,12 @@ class _Values:
     left: float = math.nan
 
 
-def _values(base: Tensor, ft: Tensor, chosen: Tensor, d: Tensor) -> _Values:
-    was, now = numbers(base), numbers(ft)
-    w = ft[chosen].cpu()
+def _values(w0: Tensor, d: Tensor, was: Numbers, now: Numbers) -> _Values:
+    w = rounded(w0 + d, now.precision)
     steps = float((d.abs() <= 1.01 * ulp(w, now.precision)).double().mean())
     if now.grid is not None and was.grid is None:
         return _Values(steps, left=0.0)
-    w, w0 = w.double(), rounded(base[chosen].cpu(), now.precision)
+    w0 = rounded(w0, now.precision)
     ratios = [_different(_some(w)[None])[0] / _different(_some(w0)[None])[0]]
     for axis in (0, 1):
         lines = torch.linspace(0, w.shape[axis] - 1, min(LINES, w.shape[axis])).long()

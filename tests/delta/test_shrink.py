@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deltaw.delta.shrink import BLOCK, shrink_marks
+from deltaw.tensors.numbers import numbers
 
 
 def normal(*shape, seed=0):
@@ -12,7 +13,7 @@ def normal(*shape, seed=0):
 
 
 def marks(w0, w, rows=None):
-    return shrink_marks(w0, w.double() - w0.double(), w, rows)
+    return shrink_marks(w0, w.double() - w0.double(), (numbers(w0), numbers(w)), rows)
 
 
 def test_of_a_pure_decay():
