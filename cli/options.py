@@ -49,7 +49,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         """The words."""
         if isinstance(value, tuple):
             return value
-        words = tuple(w.strip() for w in str(value).split(",") if w.strip())
+        words = tuple(dict.fromkeys(w.strip() for w in str(value).split(",") if w.strip()))
         unknown = [w for w in words if w not in self.choices]
         if unknown or not words:
             self.fail(f"{value!r}: expected some of {', '.join(self.choices)}, separated by commas", param, ctx)

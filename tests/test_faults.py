@@ -160,12 +160,14 @@ def test_a_worker_that_fails_names_its_tensor(pair: tuple[Path, Path], error: Ex
     assert len(result.rows) == 59
 
 
-def test_a_defect_is_not_swallowed(pair: tuple[Path, Path]):
+def test_a_defect_costs_its_tensor_and_says_that_it_is_one(pair: tuple[Path, Path]):
     def broken(self, rows=None):
-        raise ZeroDivisionError("a defect")
+        raise ZeroDivisionError("by zero")
 
-    with pytest.raises(ZeroDivisionError):
-        deltaw.analyze(pair[0], with_handle(pair[1], "layers.7.w.weight", read=broken), jobs=2)
+    result = deltaw.analyze(pair[0], with_handle(pair[1], "layers.7.w.weight", read=broken), jobs=2)
+    assert [s.name for s in result.failed] == ["layers.7.w.weight"]
+    assert "unexpected ZeroDivisionError: by zero (a defect of deltaw" in result.failed[0].reason
+    assert len(result.rows) == 59
 
 
 def test_a_matrix_that_does_not_converge(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):

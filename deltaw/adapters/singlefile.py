@@ -193,8 +193,11 @@ def _pair(job: Job, single: Single, names: Mangled | None) -> Pair | Skipped:
 
 
 def _scale(job: Job, single: Single, r: int) -> float:
-    if "alpha" in single.parts:
-        return float(single.parts["alpha"].read().double()) / r
+    alpha = single.parts.get("alpha")
+    if alpha is not None:
+        if prod(alpha.shape) != 1:
+            raise AdapterError(f"{job.source}: α of {single.key} is {_size(alpha)}; expected one number")
+        return float(alpha.read().double()) / r
     component, _, module = single.key.partition(".")
     config = job.config.inner(component)
     return scale(config, module) if "lora_alpha" in config else 1.0

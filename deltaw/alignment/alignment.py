@@ -140,18 +140,23 @@ def basis(x: Tensor) -> Basis:
 
 
 def base_basis(base: Tensor, cache: BaseCache | None, device: torch.device) -> Basis:
-    """W0's basis, from the cache where it is there. Vectors are kept in float32: a cosine needs no more."""
+    """W0's basis, from the cache where it is there.
+
+    Vectors are kept in float32: a cosine needs no more. They are rounded to it where they are computed as well, so that
+    a run gives the same numbers whether it found them or not.
+    """
     key = content_key(base) if cache else ""
     found = cache.get(key) if cache else None
     x = base.to(device, torch.float64)
-    if found is not None:
+    k = min(x.shape)
+    if found is not None and {n: a.shape for n, a in found.items()} == {"s": (k,), "q": (k, k)}:
         s, q = (torch.from_numpy(found[name]).to(device, torch.float64) for name in ("s", "q"))
-        if s.shape == (min(x.shape),) and q.shape == (min(x.shape), min(x.shape)):
-            return Basis(x, s, q)
-    out = basis(x)
+        return Basis(x, s, q)
+    s, q = basis(x)[1:]
+    kept = q.float().contiguous()  # the order in memory decides the last bits of products
     if cache:
-        cache.put(key, {"s": _array(out.s), "q": out.q.float().cpu().numpy()})
-    return out
+        cache.put(key, {"s": _array(s), "q": kept.cpu().numpy()})
+    return Basis(x, s, kept.double())
 
 
 def _subspaces(delta: Tensor | Factors, old: Basis, rank: int) -> Quantities:

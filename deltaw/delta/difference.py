@@ -14,9 +14,13 @@ from torch import Tensor
 from deltaw.checkpoints import why_unread
 from deltaw.delta.cells import coded, with_cells
 from deltaw.delta.sums import EntrySums, sweep, sweep_factors, sweep_update, unchanged_sums
+from deltaw.errors import TensorError
 from deltaw.tensors.bits import same_bits
 from deltaw.tensors.matrix import matrix, outputs
 from deltaw.types import Factors, Handle, Pair, Route, Update, View, is_handle, is_update
+
+# The largest |ΔW| that is measured: the squares of what counts beside it are normal numbers, and their sum is finite.
+SMALLEST, LARGEST = 1e-140, 1e140
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,18 @@ def difference(pair: Pair, device: torch.device) -> Delta:
 
     Raises:
         CheckpointError: The bytes cannot be read.
-        TensorError: An entry is not finite.
+        TensorError: An entry is not finite, or ΔW is beyond what sums of squares in float64 can hold.
     """
+    delta = _difference(pair, device)
+    size = delta.sums.max_abs
+    if size and not SMALLEST <= size <= LARGEST:
+        raise TensorError(
+            f"its largest change is {size:.3g}; expected {SMALLEST:.0e} to {LARGEST:.0e}, whose squares float64 holds"
+        )
+    return delta
+
+
+def _difference(pair: Pair, device: torch.device) -> Delta:
     if is_update(pair.ft):
         return _updated(pair, pair.ft, device)
     assert pair.base is not None

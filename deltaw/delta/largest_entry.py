@@ -68,6 +68,6 @@ def _climb(b: Tensor, a: Tensor) -> float:
         values, columns = (rows @ a.T).abs().max(dim=1)
         found, back = (a[columns] @ b.T).abs().max(dim=1)
         top = max(float(values.max()), float(found.max()))
-        if top <= best:
+        if not top > best:  # also where a sum was not finite
             return best
         best, rows = top, b[back]

@@ -32,6 +32,8 @@ from deltaw.types import Factors, Vector
 CPU_BLOCK = 1 << 18
 GPU_BLOCK = 1 << 22
 
+LARGEST_FACTOR = 1e140  # of the entries of B and A: their squares, and sums of those, stay within float64
+
 
 @dataclass(frozen=True)
 class EntrySums:
@@ -270,6 +272,13 @@ def sweep_factors(
     (m, _), (_, n) = B.shape, A.shape
     if not (torch.isfinite(B).all() and torch.isfinite(A).all()):
         raise TensorError("not finite: the adapter's factors; look for a diverged or damaged adapter")
+    for name, factor in (("B", B), ("A", A)):
+        peak = float(factor.abs().max()) if factor.numel() else 0.0
+        if peak and not 1 / LARGEST_FACTOR <= peak <= LARGEST_FACTOR:
+            raise TensorError(
+                f"the largest entry of the adapter's factor {name} is {peak:.3g} with its scaling; expected at most "
+                f"{LARGEST_FACTOR:.0e} and at least {1 / LARGEST_FACTOR:.0e}: look for a diverged or damaged adapter"
+            )
     sums = _Accumulator((m, n), B.device, has_base=read is not None)
     # ‖b_i A‖² = ‖b_i Rᵀ‖² with Aᵀ = QR: a Gram matrix would square the condition of A
     spread = B @ torch.linalg.qr(A.T, mode="r").R.T

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from deltaw.documents import read_object
 from deltaw.errors import ResultsError
-from deltaw.measurement.journal import NAME, Journal, digest
+from deltaw.measurement.journal import NAME, Journal, digest, inputs_of
 from deltaw.measurement.options import Options
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.sources import Source
+
+UNREADABLE = [["unreadable"], ["unreadable"]]
 
 
 def claim(
@@ -50,6 +52,11 @@ def _names(side: Source | None) -> list[str]:
     return [""] if side is None else side.names
 
 
+def _inputs_of(path: Path) -> list[list[str]]:
+    about = read_object(path, error=ResultsError)
+    return [_names(Source.from_dict(about.inner(side).values)) for side in ("base", "ft")]
+
+
 def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
     found: list[list[str]] | None = None
     for name in ("analysis.json", NAME):
@@ -57,18 +64,15 @@ def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
         if not path.is_file():
             continue
         try:
-            with path.open(encoding="utf-8") as file:
-                about = json.loads(file.read() if name != NAME else file.readline())
-            found = (
-                about["inputs"] if name == NAME else [_names(Source.from_dict(about[side])) for side in ("base", "ft")]
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            found = [["unreadable"], ["unreadable"]]
+            found = inputs_of(path) if name == NAME else _inputs_of(path)
+        except (ResultsError, OSError, KeyError, TypeError):
+            found = None
+        found = found or UNREADABLE
         if found != [base, ft]:
-            what = Path(found[1][0]).name if found[1] else "other inputs"
+            where = str(found[1][0])
             raise ResultsError(
-                f"{out}: holds results of other inputs ({what} in {found[1][0]}); choose another --out, or --force "
-                "to overwrite them"
+                f"{out}: holds results of other inputs ({Path(where).name} in {where}); choose another --out, or "
+                "--force to overwrite them"
             )
     if found is None and any((out / f"layers.{suffix}").exists() for suffix in ("csv", "parquet", "json")):
         raise ResultsError(f"{out}: holds a layers table that is not deltaw's; choose another --out, or --force")

@@ -1,7 +1,8 @@
 """What an unfinished run leaves behind: one line per finished matrix, from which the next run goes on.
 
-The journal lies in the output directory, is only ever appended to, and is removed when the tables are written. A
-line that was cut off by a kill or a full disk is ignored: its matrix is measured again.
+The journal lies in the output directory, is only ever appended to, and is removed when the tables are written. Each
+line carries its checksum. One that was cut off by a kill or a full disk, or damaged since, is ignored: its matrix is
+measured again.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import base64
 import hashlib
 import json
 import os
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,7 @@ from deltaw.types import Interval, IntruderCount, Skipped, Spectrum
 
 NAME = ".deltaw-journal.jsonl"
 LOCK = ".deltaw-lock"
+LINE = re.compile(r'\["(?P<sum>[0-9a-f]{16})", (?P<text>\{.*\})\]\n?')
 FSYNC_SECONDS = 2.0
 
 
@@ -66,9 +69,9 @@ class Journal:
             # Written anew, since a line that was cut off must not swallow the next one; beside the old one, since a
             # kill or a full disk in between must not take what is finished.
             with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.write(json.dumps({"identity": identity, "inputs": inputs}) + "\n")
+                file.write(_line({"identity": identity, "inputs": inputs}))
                 for key, measured in self.done.items():
-                    file.write(json.dumps(_to_json(key, measured)) + "\n")
+                    file.write(_line(_to_json(key, measured)))
             self._file: IO[str] = self.path.open("a", encoding="utf-8")
         except OSError as e:
             self._lock.release()
@@ -94,7 +97,7 @@ class Journal:
         """
         try:
             with self._write:
-                self._line(_to_json(key, measured))
+                self._append(_line(_to_json(key, measured)))
         except OSError as e:
             raise ResultsError(
                 f"{self.path.parent}: cannot be written ({e.strerror or e}); free some space and run again, "
@@ -111,8 +114,8 @@ class Journal:
             self.path.unlink(missing_ok=True)
         self._lock.release()
 
-    def _line(self, value: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(value) + "\n")
+    def _append(self, line: str) -> None:
+        self._file.write(line)
         self._file.flush()
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             os.fsync(self._file.fileno())
@@ -120,24 +123,51 @@ class Journal:
 
 
 def read(path: Path, identity: str) -> dict[str, Measured]:
-    """The finished results of a journal; empty if there is none or it is of another run."""
+    """The finished results of a journal; empty if there is none, it is of another run, or its first line is damaged.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     done: dict[str, Measured] = {}
-    if not path.exists():
+    header, *lines = list(_values(path)) or [None]
+    if header is None or header.get("identity") != identity:
         return done
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file):
-            try:
-                value = json.loads(line)
-                if number == 0:
-                    if value["identity"] != identity:
-                        return {}
-                    continue
-                key, measured = _from_json(value)
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off in the middle: measured again
+    for value in lines:
+        if value is not None and "key" in value:
+            key, measured = _from_json(value)
             if measured.skipped is None:  # what failed may have been a full memory or a lost disk: tried again
                 done[key] = measured
     return done
+
+
+def inputs_of(path: Path) -> list[list[str]] | None:
+    """What the inputs of a journal's run are called; None where its first line does not say.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    header = next(_values(path), None)
+    return None if header is None else header.get("inputs")
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value)
+    return f'["{_checksum(text)}", {text}]\n'
+
+
+def _checksum(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _values(path: Path) -> Iterator[dict[str, Any] | None]:
+    """What each line of a journal holds; None for one that is damaged or cut off."""
+    if not path.is_file():  # nor a pipe, that would be waited for
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            found = LINE.fullmatch(line)
+            intact = found is not None and _checksum(found["text"]) == found["sum"]
+            yield json.loads(found["text"]) if found is not None and intact else None
 
 
 def _lock(out: Path) -> Any:

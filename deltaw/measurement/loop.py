@@ -72,6 +72,7 @@ def measure_all(
     from deltaw.measurement.measure import measure
     from deltaw.spectra.route import BATCHED_UP_TO
 
+    _ = options.vectors  # found before there are threads
     measured = {p.key: journal.done[p.key] for p in pairs if p.key in journal.done} if journal else {}
     together = batches(pairs, BATCHED_UP_TO.get(devices[0].type, 0))
     # A batch is measured whole or not at all: in other company, a matrix would differ in its last digits.

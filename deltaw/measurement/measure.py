@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from deltaw.alignment import alignment
-from deltaw.alignment.cache import default_cache
 from deltaw.checkpoints import why_unread
 from deltaw.delta.difference import Delta, difference
 from deltaw.delta.shrink import shrinks
@@ -33,6 +32,7 @@ log = logging.getLogger("deltaw")
 
 # What can be wrong with one tensor, and says nothing about the others.
 ONE_TENSOR = (DeltaWError, RuntimeError, MemoryError, OSError, np.linalg.LinAlgError)
+DEFECT = "a defect of deltaw; -vv shows where"
 
 # The columns that a spectrum decides, and that fast mode may estimate.
 FROM_SPECTRUM = [m.name for m in REGISTRY.values() if {"s", "s_residual", "s_denoised", "rank_90"} & set(m.parameters)]
@@ -52,10 +52,18 @@ def measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> li
     except ONE_TENSOR as e:
         if len(pairs) > 1:  # one by one tells which
             return _one_by_one(measure, pairs, options, device)
-        what = " ".join(str(e).split()) or type(e).__name__
-        return [Measured(None, skipped=Skipped(pairs[0].label, Reason.FAILED, subject=what))]
+        return [_failed(pairs[0], " ".join(str(e).split()) or type(e).__name__)]
+    except Exception as e:  # a defect costs this tensor, never what was measured of the others
+        if len(pairs) > 1:
+            return _one_by_one(measure, pairs, options, device)
+        log.debug("%s", pairs[0].label, exc_info=True)
+        return [_failed(pairs[0], f"unexpected {type(e).__name__}: {' '.join(str(e).split())} ({DEFECT})")]
     seconds = (time.perf_counter() - started) / len(pairs)
     return [replace(measured, row={**(measured.row or {}), "seconds": seconds}) for measured in found]
+
+
+def _failed(pair: Pair, why: str) -> Measured:
+    return Measured(None, skipped=Skipped(pair.label, Reason.FAILED, subject=why))
 
 
 def _one_by_one(
@@ -230,7 +238,7 @@ def _align(
         rank=0 if math.isnan(rank) else int(rank),
         top_k=options.top_k,
         epsilon=options.epsilon,
-        cache=default_cache() if options.cache else None,
+        cache=options.vectors,
         device=device,
     )
     row |= evaluate(quantities | found.quantities, ("alignment",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from deltaw.errors import OptionError
@@ -11,6 +12,8 @@ from deltaw.types import Setting
 
 if TYPE_CHECKING:
     import torch
+
+    from deltaw.alignment.cache import BaseCache
 
 MODES = ("exact", "fast")
 # Options of `analyze` that decide how fast the numbers come, not what they are.
@@ -43,6 +46,13 @@ class Options:
             raise OptionError(f"epsilon is {self.epsilon}; expected a cosine between 0 and 1")
         if not 0 < self.tolerance <= 1:
             raise OptionError(f"tolerance is {self.tolerance}; expected a relative width between 0 and 1")
+
+    @cached_property
+    def vectors(self) -> BaseCache | None:
+        """Where singular vectors of bases are kept, if they are: one cache for a run, which complains once."""
+        from deltaw.alignment.cache import default_cache
+
+        return default_cache() if self.alignment and self.cache else None
 
     def to_dict(self) -> dict[str, Setting]:
         """As JSON values, by the names that `analyze` has for them."""

@@ -124,7 +124,7 @@ class Analysis:
             OptionError: A format is unknown.
             ResultsError: The directory cannot be written.
         """
-        formats = list(formats)
+        formats = list(dict.fromkeys(formats))
         for name in formats:
             if name not in FORMATS:
                 raise OptionError(f"format {name!r} is unknown; expected one of {', '.join(FORMATS)}")

@@ -6,9 +6,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import save
 
+import deltaw
 from deltaw.alignment import cache as basecache
 from deltaw.alignment.cache import BaseCache, content_key, default_cache
 from deltaw.errors import OptionError
@@ -34,14 +37,24 @@ def test_what_is_put_is_got(tmp_path):
     assert cache.get("b") is None
 
 
-def test_damage_is_recomputed(tmp_path, caplog):
+DAMAGE = {
+    "cut off": lambda whole: whole[:50],
+    "empty": lambda whole: b"",
+    "another file": lambda whole: save({"x": np.zeros(2)}),
+    "one bit": lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_recomputed(tmp_path, caplog, damage):
     cache = BaseCache(tmp_path)
     cache.put("a", arrays())
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:50])
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
     with caplog.at_level(logging.WARNING):
         assert cache.get("a") is None
-    assert "cannot be read" in caplog.text
+    assert "damaged; computing them again" in caplog.text
     assert not file.exists()
     assert cache.put("a", arrays())
     assert cache.get("a") is not None
@@ -70,12 +83,25 @@ def test_what_is_in_use_is_not_evicted(tmp_path):
     assert not cache.put("huge", {"x": np.zeros(10**5)})
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     cache = BaseCache(tmp_path / "file" / "sub")
     with caplog.at_level(logging.WARNING):
         assert not cache.put("a", arrays())
-    assert "cannot be cached" in caplog.text
+        assert cache.get("a") is None
+        assert not cache.put("b", arrays())
+    assert caplog.text.count("going on without a cache") == 1
+
+
+def test_what_cannot_be_read_is_said_once(tmp_path, caplog):
+    cache = BaseCache(tmp_path)
+    for key in "ab":
+        (tmp_path / f"base-{basecache.VERSION}-{key}.safetensors").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert cache.get("a") is None
+        assert not cache.put("a", arrays())
+        assert not cache.put("b", arrays())
+    assert caplog.text.count("going on without a cache") == 1
 
 
 def test_many_writers_and_readers(tmp_path):
@@ -108,6 +134,28 @@ def test_the_environment_decides(tmp_path, monkeypatch):
     monkeypatch.delenv("DELTAW_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache().folder == tmp_path / "deltaw"
+
+
+@pytest.mark.parametrize("wrong", [{"DELTAW_CACHE_SIZE": "much"}, {"DELTAW_CACHE": "~nobody-of-that-name/x"}])
+def test_wrong_settings_are_said_and_cost_no_tensor(tmp_path, monkeypatch, caplog, wrong, pico_pair):
+    monkeypatch.setenv("DELTAW_CACHE", str(tmp_path / "cache"))
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.WARNING):
+        found = deltaw.analyze(*pico_pair, alignment=True, include=[r"layers\.0\.self_attn"])
+    assert not found.failed
+    assert caplog.text.count("going on without it") == 1
+
+
+def test_a_warm_cache_gives_the_bits_of_a_cold_one_and_of_none(tmp_path, monkeypatch, pico_pair):
+    monkeypatch.setenv("DELTAW_CACHE", str(tmp_path / "cache"))
+    cold = deltaw.analyze(*pico_pair, alignment=True, jobs=1)
+    assert len(list((tmp_path / "cache").iterdir())) > 10
+    warm, none = (deltaw.analyze(*pico_pair, alignment=True, jobs=1, cache=c) for c in (True, False))
+    for other in (warm, none):
+        frames = [a.to_pandas().drop(columns="seconds") for a in (cold, other)]
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+        assert cold.intruders == other.intruders
 
 
 @pytest.mark.parametrize(

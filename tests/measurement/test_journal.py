@@ -54,6 +54,33 @@ def test_other_identity_and_fresh_start_over(tmp_path: Path):
         assert fresh.done == {}
 
 
+def test_a_damaged_first_line_is_of_nobody(tmp_path: Path):
+    path = filled(tmp_path)
+    whole = path.read_bytes()
+    for header in (
+        b"\n",
+        b"",
+        b"[]\n",
+        b'{"identity": "id"}\n',
+        whole.split(b"\n")[0].replace(b'"id"', b'"xx"') + b"\n",
+    ):
+        path.write_bytes(header + whole.split(b"\n", 1)[1])
+        assert read(path, "id") == {}, header
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 255))
+def test_a_byte_that_changed_costs_its_line(tmp_path_factory: pytest.TempPathFactory, at: int, by: int):
+    path = filled(tmp_path_factory.mktemp("j"))
+    whole = bytearray(path.read_bytes())
+    at %= len(whole)
+    whole[at] ^= by
+    path.write_bytes(whole)
+    done = read(path, "id")
+    assert all(same(m, measured(int(k[1:]))) for k, m in done.items())
+    assert len(done) >= 3 or (not done and at < whole.index(b"\n") + 1)  # a newline in its middle makes two of a line
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0, 1))
 def test_cut_off_anywhere_keeps_whole_lines(tmp_path_factory: pytest.TempPathFactory, share: float):
