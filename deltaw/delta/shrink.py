@@ -193,7 +193,8 @@ def _values(w0: Tensor, d: Tensor, was: Numbers, now: Numbers) -> _Values:
 def _different(lines: Tensor) -> NDArray[np.int64]:
     """How many different values every line has, for lines of (k, n)."""
     ordered = np.sort(lines.numpy(), axis=1)
-    return 1 + np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1)
+    different: NDArray[np.int64] = 1 + np.count_nonzero(ordered[:, 1:] != ordered[:, :-1], axis=1)
+    return different
 
 
 def _some(x: Tensor) -> Tensor:

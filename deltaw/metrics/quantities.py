@@ -108,7 +108,7 @@ class Quantities:
 
     def __or__(self, other: Quantities) -> Quantities:
         """These, and what `other` knows, which wins."""
-        return Quantities(**(vars(self) | other.known()))
+        return Quantities(**{**vars(self), **other.known()})
 
     def without_noise(self) -> Quantities:
         """These without the rounding: an unchanged matrix has nothing to tell from it."""
