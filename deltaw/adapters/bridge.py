@@ -13,17 +13,19 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters.base import Base
+from deltaw.adapters.foreign import is_target, peft_config, refuse_absurd_sizes
 from deltaw.adapters.keys import TOKENS, TRAINING_ONLY, saved_name
 from deltaw.adapters.lora import Job
 from deltaw.adapters.methods import CHANGES_BIAS, NO_DELTA, installed
 from deltaw.adapters.skeleton import Stand, build, stand_in
 from deltaw.adapters.trained import saved_pairs, token_pairs
 from deltaw.documents import Document
-from deltaw.errors import AdapterError, MissingExtraError
+from deltaw.errors import AdapterError, DeltaWError, MissingExtraError
 from deltaw.tensors.names import unwrap
 from deltaw.types import Handle, Pair, Reason, Skipped, View
 
@@ -58,6 +60,7 @@ class Bridge:
         """Weight and bias of one module after the merge, float64, as stored.
 
         Raises:
+            DeltaWError: The base or the adapter cannot be read.
             AdapterError: PEFT refuses the adapter, or its tensors do not fit the module.
             MissingExtraError: PEFT needs a library for this method that is not installed.
         """
@@ -68,10 +71,12 @@ class Bridge:
             state = torch.get_rng_state()
             try:
                 return self._merged(stand)
+            except DeltaWError:
+                raise
             except ImportError as e:
                 raise MissingExtraError(f"{self.source}: peft needs another library for {self.kind} ({e})") from e
-            except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, NotImplementedError) as e:
-                why = " ".join(str(e).split())
+            except Exception as e:  # what a foreign library makes of foreign values
+                why = " ".join(str(e).split()) or type(e).__name__
                 raise AdapterError(f"{self.source}: peft cannot merge {self.kind} into {stand.path} ({why})") from e
             finally:
                 torch.set_rng_state(state)
@@ -82,8 +87,11 @@ class Bridge:
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import set_peft_model_state_dict
 
+        if "target_modules" in self.config and not is_target(self.config, stand.path):
+            raise ValueError("the config does not target this module; see target_modules")
         skeleton = build(stand, self.siblings, self.base)
-        model = get_peft_model(skeleton, peft_config(self.config, self.source), ADAPTER)
+        paths = [s.path for s in {s.path: s for s in (*self.siblings, stand)}.values()]
+        model = get_peft_model(skeleton, peft_config(self.config, self.source, paths), ADAPTER)
         wanted = {n: h.read() for n, h in self._tensors_of(stand).items()}
         loaded = set_peft_model_state_dict(model, wanted, ADAPTER)
         self._check(loaded, stand)
@@ -174,37 +182,6 @@ def shared_tensor(name: str) -> bool:
     return name.startswith("base_model.") and not name.startswith("base_model.model.")
 
 
-def peft_config(config: Document, source: str) -> Any:
-    """PEFT's config object; what would look for other modules of the model is left out.
-
-    Raises:
-        AdapterError: The config has fields that the installed peft does not know, or values that it refuses.
-    """
-    from peft import PeftType
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config.text("peft_type"))]
-    known = {f.name for f in fields(cls) if f.init}
-    unknown = [k for k, v in config.values.items() if k not in known and k not in {"peft_type", "peft_version"} and v]
-    if unknown:
-        import peft
-
-        raise AdapterError(
-            f"{source}: {unknown[0]} is set in adapter_config.json, and peft {peft.__version__} does not know it; "
-            "upgrade peft"
-        )
-    values = {k: v for k, v in config.values.items() if k in known}
-    values |= {
-        k: None for k in ("modules_to_save", "trainable_token_indices", "auto_mapping", "task_type") if k in known
-    }
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return cls(**values)
-    except (ValueError, TypeError) as e:
-        raise AdapterError(f"{source}: peft refuses adapter_config.json ({str(e).splitlines()[0]})") from e
-
-
 def bridged_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
     """The pairs of an adapter of any method but LoRA's.
 
@@ -229,7 +206,9 @@ def bridged_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skippe
         return [Skipped("all modules", Reason.NEEDS_BASE, f"{kind} is computed from the base's weights")]
     stands, saved, training = _sort(job, job.base, tensors)
     if kind in LARGEST | ORDERED:
-        stands = targeted(job, job.base, stands, known[kind])
+        stands = targeted(job, job.base, stands)
+    sizes = [*(d for s in stands for d in s.shape), sum(prod(h.shape) for h in tensors.values())]
+    refuse_absurd_sizes(job.config, max(sizes))
     siblings = _siblings(job, job.base, kind, stands)
     bridge = Bridge(job.source, job.config, job.base, tensors, siblings)
     out: list[Pair | Skipped] = [Skipped(n, Reason.NOT_A_WEIGHT, "only training needs it") for n in training]
@@ -292,13 +271,12 @@ def _sort(job: Job, base: Base, tensors: Mapping[str, Handle]) -> tuple[list[Sta
     return list(stands.values()), saved, training
 
 
-def targeted(job: Job, base: Base, stands: list[Stand], tuner: Any) -> list[Stand]:
+def targeted(job: Job, base: Base, stands: list[Stand]) -> list[Stand]:
     """All modules that the config targets, in the base's order: the file need not name each of them."""
-    config = peft_config(job.config, job.source)
     found = {s.path: s for s in stands}
     for name in base.checkpoint.tensors:
         path = name.removesuffix(".weight")
-        if name.endswith(".weight") and path not in found and tuner._check_target_module_exists(config, path):
+        if name.endswith(".weight") and path not in found and is_target(job.config, path):
             stand = stand_in(path, base)
             if stand.linear:
                 found[path] = stand

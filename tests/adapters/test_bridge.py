@@ -251,7 +251,7 @@ def test_bad_inputs(oracle, llama, tmp_path):
     assert "peft_type is 'NEW_METHOD', which the installed peft does not know" in message({"peft_type": "NEW_METHOD"})
     assert "brand_new is set in adapter_config.json" in message({"brand_new": True})
     assert "peft cannot merge LOHA into model.layers.0.self_attn.q_proj" in message({"r": 7})
-    assert "Target modules {'k_proj'} not found" in message({"target_modules": ["k_proj"]})
+    assert "does not target this module" in message({"target_modules": ["k_proj"]})
     assert "needs_base" in message({}, on=None)
     other = open_checkpoint({n: t for n, t in llama.state_dict().items() if "layers.1" not in n})
     assert "has no such module" in message({}, on=other)
@@ -278,3 +278,46 @@ def test_the_list_of_methods_is_pefts():
     assert set(listed) == set(CONFIGS) | set(NATIVE)
     assert all(m.reason for m in listed.values() if m.how == "refused")
     assert set(NO_DELTA) | methods.CHANGES_BIAS <= set(CONFIGS)
+
+
+SLOW = "([a-z0-9._]+)+X"  # Python's `re` would not come to an end
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target_modules": SLOW}, "does not target this module"),
+        ({"target_modules": "["}, "is no regular expression"),
+        ({"target_modules": 5}, "expected a text, or a list of texts"),
+        ({"exclude_modules": SLOW}, ""),
+        ({"exclude_modules": "("}, "is no regular expression"),
+        ({"rank_pattern": {SLOW: 4}}, ""),
+        ({"rank_pattern": {"a{99999999999}": 4}}, "is no regular expression"),
+        ({"rank_pattern": {"q_proj": 10**12}}, "expected at most"),
+        ({"r": 10**9}, "expected at most"),
+        ({"r": [4]}, "peft"),
+        ({"r": "4"}, "peft"),
+        ({"layers_to_transform": [0], "layers_pattern": [SLOW]}, "does not target this module"),
+        ({"layers_to_transform": [0], "layers_pattern": ["layers"]}, ""),
+        ({"layers_to_transform": 0}, ""),
+        ({"layers_to_transform": [1]}, "does not target this module"),
+        ({"target_modules": r".*layers\.0\.self_attn\.q_proj"}, ""),
+        ({"init_weights": {"a": 1}}, ""),
+        ({"rank_dropout": "much"}, ""),
+    ],
+    ids=str,
+)
+def test_foreign_values_end_in_a_delta_or_in_one_line(changes, said, oracle, llama, tmp_path):
+    oracle.make(llama, config_of("LOHA", ["q_proj"]), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    base = open_checkpoint(llama)
+    try:
+        first = next(p for p in open_adapter(tmp_path).updates(base).pairs if ".0." in p.name)
+        assert first.ft.delta(None).isfinite().all()
+        message = ""
+    except AdapterError as e:
+        message = str(e)
+    assert said in message
+    assert not said or message
+    assert "\n" not in message
