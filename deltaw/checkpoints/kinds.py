@@ -10,7 +10,7 @@ from typing import Literal
 
 from deltaw.errors import CheckpointError
 
-Kind = Literal["safetensors", "pytorch"]
+Kind = Literal["safetensors", "pytorch", "gguf"]
 HEAD = 512
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = "load it with its own library and save it as safetensors"
@@ -49,7 +49,6 @@ COMPRESSED = _starts(b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z
 ORIGINAL = "give the checkpoint that it was made from"
 FOREIGN = (
     Foreign("a Git LFS pointer and not the file itself", "fetch it: git lfs pull", _starts(b"version https://git-lfs")),
-    Foreign("a GGUF file, which is not read yet", f"{ORIGINAL}, or convert it to safetensors", _starts(b"GGUF")),
     Foreign("a GGML file of before GGUF", ORIGINAL, GGML),
     Foreign("a NumPy array (.npy)", "save it in a safetensors file under its tensor's name", _starts(b"\x93NUMPY")),
     Foreign("an HDF5 file (Keras, TensorFlow)", CONVERT, _starts(b"\x89HDF\r\n\x1a\n")),
@@ -64,7 +63,6 @@ FOREIGN = (
 # What a suffix says where the bytes say nothing.
 BY_SUFFIX = {
     ".msgpack": "msgpack",
-    ".gguf": "a GGUF",
     ".h5": "an HDF5",
     ".onnx": "an ONNX",
     ".tflite": "a TensorFlow Lite",
@@ -112,15 +110,15 @@ def kind_of(path: Path) -> Kind:
     if foreign is not None:
         raise CheckpointError(f"{path}: {foreign.what}; {foreign.remedy}")
     suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        return "safetensors"  # its reader says what is wrong with it
+    if suffix in {".safetensors", ".gguf"}:
+        return "gguf" if suffix == ".gguf" else "safetensors"  # its reader says what is wrong with it
     if suffix in PICKLE_SUFFIXES and head:
         raise CheckpointError(
             f"{path}: not a PyTorch file (it begins with {head[:8]!r}); expected a pickle of tensors, or safetensors"
         )
     found = f"it begins with {head[:16]!r}" if head else "it is empty"
     raise CheckpointError(
-        f"{path}: files of this kind are not read ({found}); expected a .safetensors file, one of torch.save "
+        f"{path}: files of this kind are not read ({found}); expected a .safetensors or .gguf file, one of torch.save "
         f"({', '.join(PICKLE_SUFFIXES)}), or a directory"
     )
 
@@ -136,6 +134,8 @@ def holds_tensors(path: Path) -> Kind | Foreign | None:
 
 
 def _known(head: bytes) -> Kind | None:
+    if head[:4] == b"GGUF":
+        return "gguf"
     # A length of eight bytes, little-endian, then JSON; it may begin as a pickle does, so it is asked first.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
         return "safetensors"

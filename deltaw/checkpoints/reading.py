@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltaw.checkpoints import kinds, pickles, safetensors
+from deltaw.checkpoints.gguf import open_gguf
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
 
@@ -26,7 +27,10 @@ def read_file(path: Path, wanted: str = "") -> tuple[Tensors, tuple[str, ...], k
         if kind == "pytorch":
             return *pickles.read_pickle(path, wanted), kind
         if wanted:
-            raise CheckpointError(f"{path}: ::{wanted[:80]}: a safetensors file has no mappings to choose from")
+            raise CheckpointError(f"{path}: ::{wanted[:80]}: a {kind} file has no mappings to choose from")
+        if kind == "gguf":
+            opened = open_gguf(path)
+            return dict(opened.tensors), opened.notes, kind
         return *safetensors.read_header(path), kind
     except PermissionError as e:
         raise CheckpointError(f"{path}: cannot be read (no permission); ask its owner, or change its mode") from e

@@ -58,6 +58,8 @@ def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySu
         variance = variance + matrix(other, view)
     if variance.ndim < 2:
         return sums
+    if bool(variance.isnan().any()):
+        return _unknown(sums)
     variance = variance * torch.from_numpy(sums.delta_row_sq > 0)[:, None]  # equal rows hold none of it
     every = max(1, variance.numel() // SAMPLE)
     sample = variance.flatten()[::every]
@@ -68,6 +70,21 @@ def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySu
         noise_col=variance.sum(0).numpy(),
         noise_steps=steps,
         noise_counts=counts * (variance.numel() / len(sample)),
+        equal_null=np.nan,
+        base_noise=0.0,
+        within_ulp=False,
+    )
+
+
+def _unknown(sums: EntrySums) -> EntrySums:
+    """The sums where a format does not tell how far its codes may be off: all of ΔW, in any direction, may be noise."""
+    most = float(sums.delta_row_sq.sum())
+    return replace(
+        sums,
+        noise_row=np.full(sums.rows, most),
+        noise_col=np.full(sums.cols, most),
+        noise_steps=np.zeros(0),
+        noise_counts=np.zeros(0),
         equal_null=np.nan,
         base_noise=0.0,
         within_ulp=False,

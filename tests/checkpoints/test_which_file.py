@@ -46,7 +46,7 @@ def test_a_suffix_is_a_hint(tmp_path: Path, pico: State, name: str):
 FOREIGN = {
     "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n", "git lfs pull"),
     "lfs.bin": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n", "Git LFS pointer"),
-    "x.gguf": (b"GGUF\x03\0\0\0" + bytes(32), "GGUF"),
+    "x.gguf": (b"GGUF\x03\0\0\0" + bytes(3), "GGUF"),
     "x.npy": (b"\x93NUMPY\x01\0" + bytes(80), "NumPy"),
     "x.h5": (b"\x89HDF\r\n\x1a\n" + bytes(80), "HDF5"),
     "x.onnx": (b"\x08\x07\x12\x07pytorch" + bytes(80), "ONNX"),
@@ -231,7 +231,7 @@ def test_what_lies_beside_is_noted(tmp_path: Path, pico: State):
     assert "value_head.bin (1 tensors)" in notes
     assert f"pytorch_model.bin ({len(pico)} tensors, all of the same names)" in notes
     assert f"2_Dense{os.sep}model.safetensors (2 tensors)" in notes
-    assert "model.Q4_0.gguf (a GGUF file" in notes
+    assert "model.Q4_0.gguf (cannot be read: not a complete GGUF file" in notes
     assert "tokenizer" not in notes
     assert "optimizer" not in notes
 

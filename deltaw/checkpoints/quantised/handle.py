@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.quantised.module import FORMAT, Codes, Values
 from deltaw.errors import CheckpointError
+from deltaw.types import Handle
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,11 @@ class QuantisedHandle:
             CheckpointError: The bytes cannot be read.
         """
         return self._values(rows).variance()
+
+    def over(self, stored: Handle) -> QuantisedHandle:
+        """The same weight with its codes read from another tensor, such as its rows in another order."""
+        parts = {**self.codes.parts, "codes": stored}
+        return replace(self, codes=replace(self.codes, parts=parts))
 
     @property
     def cells(self) -> Cells:

@@ -19,7 +19,8 @@ INTEGERS = frozenset({"int8", "uint8", "int16", "uint16", "int32", "uint32"})
 CODES = FLOAT8 | INTEGERS
 # The formats that are read, as a dtype column says them.
 FORMAT = re.compile(
-    r"^((fp8|int\d)_(block|tensor|row|g\d+)|mxfp8|mxfp4|nvfp4|nf4|fp4|bnb_int8|(gptq|awq|mlx)_int\d_(row|g\d+))$"
+    r"^((fp8|int\d)_(block|tensor|row|g\d+)|mxfp8|mxfp4|nvfp4|nf4|fp4|bnb_int8|(gptq|awq|mlx)_int\d_(row|g\d+)"
+    r"|q\d_[01k]|iq\d_(xxs|xs|s|m|nl)|tq\d_0)$"
 )
 
 
