@@ -13,6 +13,7 @@ from deltaw.adapters.experts import expert_pairs, leaves, targets
 from deltaw.adapters.keys import Contents, Module, sort_tensors
 from deltaw.adapters.lora import Job, module_pairs
 from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
+from deltaw.adapters.translated import arranged
 from deltaw.checkpoints import Checkpoint
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
@@ -38,13 +39,14 @@ class Adapter:
 
     Attributes:
         source: Its path.
-        format: `peft lora`, `peft loha`, …, `kohya`, `diffusers`.
+        format: `peft lora`, `peft loha`, …, `kohya`, `diffusers`, `mlx lora`, `gguf lora`.
         tensors: Handles as stored.
         config: `adapter_config.json`; empty for a single file.
         base_name: The base that it names, if any.
         notes: What a reader should know.
         files: The files that were read, as they were.
         initial: The modules and config of the stored initial adapter, where the method takes it out of the base.
+        permuted: Names of factors whose rows are heads in ggml's order, and whether of keys (GGUF).
     """
 
     source: str
@@ -56,6 +58,7 @@ class Adapter:
     files: tuple[FileStamp, ...] = ()
     revision: str | None = None
     initial: tuple[Mapping[str, Module], Document] | None = field(default=None, repr=False)
+    permuted: Mapping[str, bool] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -84,19 +87,20 @@ class Adapter:
             AdapterError: It does not fit the base, or nothing of it has a ΔW that can be known.
             MissingExtraError: The method needs the `peft` library, which is not installed.
         """
+        tensors = arranged(self.tensors, self.permuted, base)
         on = Base(base, self._expected()) if base is not None else None
         job = Job(self.source, self.config, on, self.initial)
         kind = self.config.text("peft_type")
         if self.format in {"kohya", "diffusers"}:
             from deltaw.adapters.singlefile import single_file_pairs
 
-            found = single_file_pairs(job, self.tensors)
+            found = single_file_pairs(job, tensors)
         elif kind in {"LORA", "ADALORA"}:
-            found = _lora(job, sort_tensors(self.tensors, self.source))
+            found = _lora(job, sort_tensors(tensors, self.source))
         else:
             from deltaw.adapters.bridge import bridged_pairs
 
-            found = bridged_pairs(job, self.tensors)
+            found = bridged_pairs(job, tensors)
         pairs = tuple(_placed(p, on) for p in found if isinstance(p, Pair))
         skipped = tuple(s for s in found if isinstance(s, Skipped))
         if not pairs:

@@ -13,9 +13,11 @@ from deltaw.adapters import variants
 from deltaw.adapters.adapter import Adapter
 from deltaw.adapters.initial import CONFIG, find_initial, open_initial
 from deltaw.adapters.keys import looks_like_lora
+from deltaw.adapters.translated import MLX_FILE, Translated, gguf_lora, is_gguf_lora, mlx
 from deltaw.adapters.wrapped import as_checkpoint, has_factors, is_wrapped
 from deltaw.checkpoints import Checkpoint, open_checkpoint
 from deltaw.checkpoints.beside import beside
+from deltaw.checkpoints.gguf import open_gguf
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.sources import FileStamp
@@ -44,19 +46,19 @@ def is_adapter(path: Path, opened: Checkpoint | None = None) -> bool:
     """
     if path.is_dir():
         return any((path / n).is_file() for n in (CONFIG, *WEIGHTS, *SINGLE))
-    if path.name in WEIGHTS:
+    if path.name in {*WEIGHTS, MLX_FILE}:
         return True
     if not path.is_file():
         return False
     try:
         names = (opened or open_checkpoint(path)).tensors
-        return looks_like_lora(names) and not is_wrapped(names)
+        return is_gguf_lora(names) or (looks_like_lora(names) and not is_wrapped(names))
     except CheckpointError:
         return False  # whoever opens it as a checkpoint says what is wrong with it
 
 
 def open_adapter(path: Path, open_tensors: Open = open_checkpoint) -> Adapter:
-    """Open an adapter: a PEFT directory (or the weights in it), or a kohya or diffusers file.
+    """Open an adapter: a directory of PEFT or MLX (or the weights in it), or a kohya, diffusers or GGUF file.
 
     Args:
         path: A local path.
@@ -66,8 +68,10 @@ def open_adapter(path: Path, open_tensors: Open = open_checkpoint) -> Adapter:
         AdapterError: It is incomplete, malformed, or of a method that has no ΔW.
         CheckpointError: The tensors cannot be opened.
     """
-    if path.is_file() and path.name in WEIGHTS:
+    if path.is_file() and path.name in {*WEIGHTS, MLX_FILE}:
         path = path.parent
+    if (path / MLX_FILE).is_file() and not any((path / n).is_file() for n in WEIGHTS):
+        return _open_mlx(path, open_tensors)
     if path.is_dir() and any((path / n).is_file() for n in (CONFIG, *WEIGHTS)):
         return _open_peft(path, open_tensors)
     return _open_single(path, open_tensors)
@@ -234,6 +238,40 @@ def _initial(path: Path, config: Document, open_tensors: Open) -> tuple[Any, str
     return initial, note, files
 
 
+def _open_mlx(path: Path, open_tensors: Open) -> Adapter:
+    """An adapter of MLX: its factors in `adapters.safetensors`, its scale in `adapter_config.json`.
+
+    Raises:
+        AdapterError: Its config is missing or does not say its scale.
+    """
+    if not (path / CONFIG).is_file():
+        raise AdapterError(
+            f"{path}: {MLX_FILE} but no {CONFIG}, which says how it is scaled; copy both from the training"
+        )
+    own = read_object(path / CONFIG, error=AdapterError)
+    opened = open_tensors(path / MLX_FILE)
+    others = beside(path, [path / MLX_FILE], opened.tensors)
+    base = own.values.get("model")
+    files = (FileStamp.of(path / CONFIG), *opened.files)
+    return _translated(mlx(path, opened, own), str(path), (*opened.notes, *others), files, base)
+
+
+def _translated(
+    found: Translated, source: str, notes: tuple[str, ...], files: tuple[FileStamp, ...], base: object = None
+) -> Adapter:
+    """An adapter that is told in PEFT's words."""
+    return Adapter(
+        source=source,
+        format=found.format,
+        tensors=found.tensors,
+        config=found.config,
+        base_name=base if isinstance(base, str) else None,
+        notes=notes,
+        files=files,
+        permuted=found.permuted,
+    )
+
+
 def _method(config: Document) -> str:
     if config.says("use_mora"):
         return "mora"
@@ -250,6 +288,8 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
     whole = open_whole(path, opened)
     if isinstance(whole, Adapter):
         return whole
+    if is_gguf_lora(opened.tensors):
+        return _translated(gguf_lora(path, open_gguf(weights)), str(path), opened.notes, opened.files)
     if not looks_like_lora(opened.tensors):
         first = next(iter(opened.tensors), "no tensor")
         raise AdapterError(

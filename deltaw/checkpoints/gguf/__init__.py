@@ -1,5 +1,7 @@
 """GGUF, the format of llama.cpp: read as transformers' tensors (extra `deltaw[gguf]`)."""
 
+from deltaw.checkpoints.gguf.arrangement import unpermuted
+from deltaw.checkpoints.gguf.names import ARCHITECTURES, renamed
 from deltaw.checkpoints.gguf.reading import Opened, open_gguf
 
-__all__ = ["Opened", "open_gguf"]
+__all__ = ["ARCHITECTURES", "Opened", "open_gguf", "renamed", "unpermuted"]
