@@ -36,6 +36,8 @@ UNCHANGED: Mapping[str, Value] = {
     "intruder_energy": 0.0,
     "spectral_shift": 0.0,
     "rotation": 0.0,
+    "update_ratio": 0.0,
+    "sign_flips": 0.0,
 }
 
 
@@ -126,6 +128,8 @@ def align(
         base_s=_array(old.s),
         ft_top_left=_array(left[:, :k]),
         base_top_left=_array(old.top(k)[0]),
+        signed_entries=int(torch.count_nonzero(sides := old.x * new.x)),
+        flipped=int(torch.count_nonzero(sides < 0)),
     )
     quantities |= _subspaces(delta, old, min(rank, RANK_CAP, len(old.s)))
     return Alignment(quantities, _counts(key, max_left, max_right, (base.shape[0], base.shape[1])))

@@ -18,7 +18,7 @@ from deltaw.delta.shrink import shrinks
 from deltaw.errors import DeltaWError
 from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options
-from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage
+from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage, update_ratio
 from deltaw.metrics.deconvolution import ENOUGH, Denoised, Rounded, denoise, interval, without_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
@@ -241,7 +241,13 @@ def _align(
         cache=options.vectors,
         device=device,
     )
-    row |= evaluate(quantities | found.quantities, ("alignment",))
+    row |= evaluate(quantities | found.quantities, ("alignment",), {"spectral_norm": number(row, "spectral_norm")})
+    largest = found.quantities.base_s
+    row |= {
+        f"update_ratio{bound}": update_ratio(number(row, f"spectral_norm{bound}"), largest)
+        for bound in ("_low", "_high")
+        if f"spectral_norm{bound}" in row and largest is not None
+    }
     return found.intruders
 
 

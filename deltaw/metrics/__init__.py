@@ -8,6 +8,7 @@ from deltaw.metrics.size import (
     base_fro_norm,
     fro_norm,
     max_abs,
+    max_over_rms,
     nuclear_norm,
     relative_change,
     spectral_norm,
@@ -91,7 +92,9 @@ from deltaw.metrics.subspaces import (
     principal_angles,
     random_intruder,
     rotation,
+    sign_flips,
     spectral_shift,
+    update_ratio,
 )
 from deltaw.metrics.registry import REGISTRY, SECTIONS, Metric, evaluate, markdown_table
 # isort: on
@@ -143,6 +146,7 @@ __all__ = [
     "marchenko_pastur_rank",
     "markdown_table",
     "max_abs",
+    "max_over_rms",
     "noise_edge",
     "norm_growth",
     "nuclear_norm",
@@ -172,6 +176,7 @@ __all__ = [
     "shrinkage_bulk",
     "shrinkage_kind",
     "shrinkage_z",
+    "sign_flips",
     "signal_energy",
     "signal_rank",
     "spectral_norm",
@@ -179,4 +184,5 @@ __all__ = [
     "stable_rank",
     "unchanged_fraction",
     "unchanged_fraction_null",
+    "update_ratio",
 ]

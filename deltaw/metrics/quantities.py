@@ -58,6 +58,8 @@ class Quantities:
         delta_right: Top-r right ones, (n, r).
         base_left: Top-r left singular vectors of W0 as columns, (m, r).
         base_right: Top-r right ones, (n, r).
+        signed_entries: How many entries are 0 in neither W0 nor W.
+        flipped: How many of them changed their sign.
         base_projection: ‖UᵀW0V‖F, U and V the top-r singular vectors of ΔW.
     """
 
@@ -100,6 +102,8 @@ class Quantities:
     delta_right: Matrix | None = None
     base_left: Matrix | None = None
     base_right: Matrix | None = None
+    signed_entries: int | None = None
+    flipped: int | None = None
     base_projection: float | None = None
 
     def known(self) -> Mapping[str, Any]:
@@ -122,6 +126,7 @@ OF_THE_BASE = frozenset(
         *("s_residual", "equal", "base_sq", "delta_base", "base_row_sq", "delta_base_row", "base_noise", "epsilon"),
         *("shrink_marks", "row_marks"),
         *("max_cos_left", "max_cos_right", "base_s", "base_top_left", "base_left", "base_right", "base_projection"),
+        *("signed_entries", "flipped"),
     )
 )
 assert set(OF_THE_NOISE) | OF_THE_BASE <= NAMES

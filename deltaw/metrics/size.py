@@ -61,3 +61,12 @@ def max_abs(max_abs: float) -> float:
 def unchanged_fraction(equal: float, entries: float) -> float:
     """Share of entries whose stored bits are equal in the base and the fine-tuned matrix, after a common upcast."""
     return equal / entries if entries else math.nan
+
+
+@metric(section="size", formula="max |Δ| / √(‖ΔW‖F² / (m·n))", source="arXiv 2605.10468", hidden_by_noise=True)
+def max_over_rms(max_abs: float, fro_norm: float, entries: float) -> float:
+    """Largest change of an entry, in units of their root mean square.
+
+    Steps of Adam are sign-like, so that all entries move alike and it stays small; steps of SGD and Muon are not.
+    """
+    return max_abs * math.sqrt(entries) / fro_norm if fro_norm else math.nan

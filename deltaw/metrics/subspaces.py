@@ -83,6 +83,19 @@ def rotation(base_top_left: Matrix, ft_top_left: Matrix) -> float:
     return float(np.degrees(angles[-1])) if angles.size else math.nan
 
 
+@metric(section="alignment", formula="σ1(ΔW) / σ1(W0)")
+def update_ratio(spectral_norm: float, base_s: Vector) -> float:
+    """The most that the update stretches an input, against the most that the base does."""
+    largest = float(base_s[0]) if len(base_s) else 0.0
+    return spectral_norm / largest if largest else math.nan
+
+
+@metric(section="alignment", formula="#{sign W ≠ sign W0} / #, over entries that are 0 in neither", unit="share")
+def sign_flips(flipped: int, signed_entries: int) -> float:
+    """Share of the entries, those that are 0 in W0 or in W aside, whose sign changed."""
+    return flipped / signed_entries if signed_entries else math.nan
+
+
 @metric(
     section="alignment",
     formula="k·P(max_j |cos(x, u_j)| < ε), x uniform on the sphere",

@@ -23,7 +23,8 @@ def normal(*shape, seed=0, scale=1.0):
 def row(w0, delta, rank=4, **options):
     found = align(delta, w0, rank=rank, **options)
     _, sums = sweep(w0, w0 + delta)
-    return evaluate(sums.quantities() | found.quantities, ("alignment",)), found
+    given = {"spectral_norm": float(torch.linalg.matrix_norm(delta, 2))}
+    return evaluate(sums.quantities() | found.quantities, ("alignment",), given), found
 
 
 def naive(w0, delta, r, k=10, epsilon=0.5):
@@ -44,6 +45,8 @@ def naive(w0, delta, r, k=10, epsilon=0.5):
         "base_overlap_right": float((vd[:r] @ v0[:r].T).square().sum() / r),
         "spectral_shift": float((s - s0).norm() / s0.norm()),
         "rotation": float(torch.rad2deg(torch.arccos(cos))),
+        "update_ratio": float(torch.linalg.matrix_norm(delta, 2) / s0[0]),
+        "sign_flips": float((torch.sign(w0) != torch.sign(w0 + delta)).double().mean()),
     }
 
 
@@ -87,7 +90,8 @@ def test_factors_and_their_product_are_the_same():
     dense, _ = row(w0, B @ A, 3)
     found = align(Factors(B, A), w0, rank=3)
     sums = sweep_factors(Factors(B, A), lambda rows: w0[rows])
-    factored = evaluate(sums.quantities() | found.quantities, ("alignment",))
+    given = {"spectral_norm": float(torch.linalg.matrix_norm(B @ A, 2))}
+    factored = evaluate(sums.quantities() | found.quantities, ("alignment",), given)
     assert factored == pytest.approx(dense, rel=1e-6, abs=1e-7)
 
 

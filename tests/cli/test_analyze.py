@@ -42,6 +42,7 @@ CONTRACT = [
     "nuclear_norm",
     "max_abs",
     "unchanged_fraction",
+    "max_over_rms",
     "stable_rank",
     "effective_rank",
     "effective_rank_energy",
@@ -89,6 +90,8 @@ CONTRACT = [
     "base_overlap_right",
     "spectral_shift",
     "rotation",
+    "update_ratio",
+    "sign_flips",
 ]
 
 

@@ -13,7 +13,7 @@ from deltaw.metrics.shrink_marks import ShrinkMarks
 
 # the contract's columns, section by section
 COLUMNS = {
-    "size": "fro_norm base_fro_norm relative_change spectral_norm nuclear_norm max_abs unchanged_fraction",
+    "size": "fro_norm base_fro_norm relative_change spectral_norm nuclear_norm max_abs unchanged_fraction max_over_rms",
     "rank": "stable_rank effective_rank effective_rank_energy participation_ratio rank_50 rank_90 rank_95 rank_99 "
     "numerical_rank rank_90_null rank_90_ratio",
     "energy": " ".join(f"energy_at_{r}" for r in (1, 4, 8, 16, 32, 64, 128, 256)),
@@ -23,7 +23,7 @@ COLUMNS = {
     "magnitude_change direction_change decay_rows_fraction decay_estimate",
     "adapter": "factor_balance",
     "alignment": "intruders intruders_right intruder_energy amplification base_overlap_left base_overlap_right "
-    "spectral_shift rotation",
+    "spectral_shift rotation update_ratio sign_flips",
 }
 
 
@@ -100,7 +100,7 @@ def test_a_vector_has_sizes_and_shrinkage_only():
         for k, v in matrix_quantities().items()
         if k in ("entries", "max_abs", "equal", "delta_sq", "base_sq", "delta_base")
     }
-    sizes = {"fro_norm", "base_fro_norm", "relative_change", "max_abs", "unchanged_fraction"}
+    sizes = {"fro_norm", "base_fro_norm", "relative_change", "max_abs", "max_over_rms", "unchanged_fraction"}
     assert set(evaluate(Quantities(**q))) == sizes | {"shrinkage", "shrinkage_z"}
 
 

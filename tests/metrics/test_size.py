@@ -28,6 +28,13 @@ def test_leading_values_have_no_nuclear_norm():
     assert metrics.nuclear_norm(np.array([2.0, 1.0]), 5.0) == 3
 
 
+def test_max_over_rms():
+    assert metrics.max_over_rms(3.0, 5.0, 25) == 3  # one entry of 3, one of 4 … in units of an rms of 1
+    sign = np.full((8, 4), 0.01) * np.where(np.arange(4) % 2, 1, -1)
+    assert metrics.max_over_rms(abs(sign).max(), np.linalg.norm(sign), sign.size) == pytest.approx(1)
+    assert math.isnan(metrics.max_over_rms(0.0, 0.0, 25))
+
+
 def test_unchanged_fraction():
     assert metrics.unchanged_fraction(3, 12) == 0.25
     assert math.isnan(metrics.unchanged_fraction(0, 0))

@@ -84,6 +84,14 @@ def test_amplification_and_shift():
     assert math.isnan(metrics.spectral_shift([1.0], [0.0]))
 
 
+def test_update_ratio_and_sign_flips_at_their_edges():
+    assert metrics.update_ratio(1.0, [4.0, 3.0]) == 0.25
+    assert math.isnan(metrics.update_ratio(1.0, [0.0]))
+    assert math.isnan(metrics.update_ratio(1.0, []))
+    assert metrics.sign_flips(3, 12) == 0.25
+    assert math.isnan(metrics.sign_flips(0, 0))
+
+
 def test_spectral_shift_is_below_the_relative_change():
     g = np.random.default_rng(0)
     w0, d = g.standard_normal((20, 30)), 0.3 * g.standard_normal((20, 30))
