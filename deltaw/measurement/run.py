@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,8 +146,8 @@ def _assemble(
         rows=rows,
         spectra=spectra,
         skipped=skipped,
-        base=base,
-        ft=ft,
+        base=base and base.hashed(),
+        ft=ft.hashed(),
         options=options.to_dict(),
         device=", ".join(map(str, devices)),
         seconds=seconds,
