@@ -18,6 +18,7 @@ from deltaw.cli.printable import say
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
     from deltaw.results.conditions import Condition, Outcome
+    from deltaw.types import JsonValue
 
 SOME_FAILED = 3
 CONDITION_HELD = 5
@@ -136,7 +137,7 @@ def command(
         sys.exit(SOME_FAILED)
 
 
-def document(analysis: Analysis, out: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def document(analysis: Analysis, out: Path, outcomes: Sequence[Outcome]) -> dict[str, JsonValue]:
     """What `--json` prints: `analysis.json` with the rows, the directory and what became of the conditions."""
     from deltaw.results.plain import plain
     from deltaw.results.tables import records

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from deltaw.types import JsonValue
+
 SAFETENSORS_HEADER = 100_000_000  # bytes, the format's limit
 ENDS = 1 << 20  # bytes at both ends of a file that enter its hash: headers, and the directory of a PyTorch file
 SAMPLE, SAMPLES = 1 << 12, 1 << 10  # between them: bytes of a sample, and their number at most
@@ -71,7 +73,7 @@ class Source:
         """The same with the hash of its files."""
         return replace(self, hash=content_hash(self.files))
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """As JSON values: `path`, `revision`, `format`, `tensors`, `bytes`, `files`, `base_name`, `hash`."""
         return {
             "path": self.path,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Cell: TypeAlias = str | int | float | None  # what a row holds in one column
+JsonValue: TypeAlias = (  # what JSON holds
+    "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+)
 Setting: TypeAlias = bool | int | float | str | Sequence[str]  # the value of an option
 Row: TypeAlias = Mapping[str, Cell]  # column to value
 Method = Literal["exact", "low_rank", "estimate"]

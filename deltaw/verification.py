@@ -37,7 +37,7 @@ from deltaw.pairs.counterparts import counterparts
 from deltaw.pairs.views import is_floating, size
 from deltaw.tensors.names import has_vocabulary
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle, Pair, Reason, Update, is_update
+from deltaw.types import Handle, JsonValue, Pair, Reason, Update, is_update
 
 Status = Literal["equal", "rounding", "differs", "missing"]
 WORDS = {"equal": "equal", "rounding": "equal up to storage rounding", "differs": "differs", "missing": "missing"}
@@ -91,7 +91,7 @@ class Verification:
         """Whether every tensor is what it should be."""
         return not (self.counts["differs"] or self.counts["missing"])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """One JSON object."""
         return {
             "base": self.base,

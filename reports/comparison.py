@@ -17,6 +17,7 @@ from deltaw.reports.comparison_points import decided_first
 from deltaw.reports.page import Column, Picture
 from deltaw.reports.text import EMPTY, missing, number, percent, short, unmarked, visible, whole
 from deltaw.results.columns import FINGERPRINT, OF_TWO_GROUPS, is_share, is_signed
+from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -264,7 +265,7 @@ def _plain(name: str, value: Any) -> str:
     return whole(value) if name in {"tokens", "seed", "n_layers"} else _value(name, value)
 
 
-def _embedded(comparison: Comparison) -> dict[str, Any]:
+def _embedded(comparison: Comparison) -> dict[str, JsonValue]:
     """The contrasts for the live table, the largest effects first, floats to six digits."""
     from deltaw.comparison.tables import json_records
 

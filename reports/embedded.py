@@ -11,7 +11,7 @@ from deltaw.reports.curves import POINTS, curve, log_spaced, noise_curve
 from deltaw.reports.layers import HELPERS, Layers
 from deltaw.reports.text import visible
 from deltaw.results.columns import column, is_hidden_by_noise, is_share, is_text, is_whole
-from deltaw.types import matrix_label
+from deltaw.types import JsonValue, matrix_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ def shown(layers: Layers, needed: Iterable[int] = ()) -> pd.DataFrame:
     return frame.loc[sorted([*needed, *size.nlargest(MOST - len(needed)).index])]
 
 
-def embedded(layers: Layers, frame: pd.DataFrame) -> dict[str, Any]:
+def embedded(layers: Layers, frame: pd.DataFrame) -> dict[str, JsonValue]:
     """The data of the page, as plain values, of the rows that it holds."""
     columns = [str(c) for c in frame.columns if c not in HELPERS]
     names = [matrix_label(str(n), str(p)) for n, p in zip(frame["name"], frame["part"], strict=True)]
@@ -43,8 +43,8 @@ def embedded(layers: Layers, frame: pd.DataFrame) -> dict[str, Any]:
         "total": len(layers.frame),
         "shares": [c for c in columns if is_share(c)],
         "hidden_by_noise": [c for c in columns if is_hidden_by_noise(c)],
-        "labels": {i: text for i, name in zip(frame.index, names, strict=True) if (text := visible(name)) != name},
-        "slots": dict(zip(map(int, frame.index), frame["slot"], strict=True)),
+        "labels": {str(i): text for i, name in zip(frame.index, names, strict=True) if (text := visible(name)) != name},
+        "slots": dict(zip(map(str, frame.index), frame["slot"], strict=True)),
         **_curves(layers, frame),
     }
 
@@ -72,21 +72,21 @@ def _compact(value: Any, whole: bool = False, digits: int = 6) -> Any:
     return value
 
 
-def _curves(layers: Layers, frame: pd.DataFrame) -> dict[str, Any]:
+def _curves(layers: Layers, frame: pd.DataFrame) -> dict[str, JsonValue]:
     """σ and cumulative energy by row number; the indices are shared by all spectra with as many values."""
     changed = frame[frame["matrix"] & frame["changed"]]
     points = POINTS if len(changed) <= MANY else POINTS // 2
-    spectra: dict[int, Any] = {}
-    indices: dict[int, list[int]] = {}
-    noise: dict[str, Any] = {}
+    spectra: dict[str, JsonValue] = {}
+    indices: dict[str, list[int]] = {}
+    noise: dict[str, JsonValue] = {}
     for at, key, rows, cols in zip(changed.index, changed["key"], changed["rows"], changed["cols"], strict=True):
         spectrum = layers.analysis.spectra.get(str(key))
         if spectrum is None or not len(spectrum.values):
             continue
         k = len(spectrum.values)
         drawn = curve(spectrum, points)
-        indices.setdefault(k, log_spaced(k, points).tolist())
-        spectra[int(at)] = {"k": k, "s": _short(drawn.sigma), "e": _short(drawn.energy)}
+        indices.setdefault(str(k), log_spaced(k, points).tolist())
+        spectra[str(at)] = {"k": k, "s": _short(drawn.sigma), "e": _short(drawn.energy)}
         if (shape := f"{rows}x{cols}") not in noise:
             null = noise_curve(int(rows), int(cols), points)
             noise[shape] = {"i": null.at.tolist(), "s": _short(null.sigma), "e": _short(null.energy)}

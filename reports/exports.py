@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltaw.reports import tables
 from deltaw.reports.findings import answer, word
@@ -14,6 +14,7 @@ from deltaw.reports.offer import offer
 from deltaw.reports.sides import name_of
 from deltaw.reports.text import CODE, STRONG, missing, visible
 from deltaw.results.columns import BY_KIND
+from deltaw.types import Cell
 
 if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
@@ -99,7 +100,7 @@ def _front_matter(analysis: Analysis) -> list[str]:
     lines = []
     if HUB_ID.fullmatch(base):
         lines += [f"base_model: {json.dumps(base)}", f"base_model_relation: {relation}"]
-    numbers: Mapping[str, Any] = {
+    numbers: Mapping[str, Cell] = {
         "verdict": summary.verdict.value,
         "relative_change": summary.change.median,
         "rank_90": summary.rank.rank_90.median,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,13 +190,22 @@ def drawn_cells(grid: Grid) -> dict[int, tuple[int, int]]:
     return {at * width + c: (r, c) for r, at in enumerate(_rows_of(grid)) for c in range(width)}
 
 
+class Look(TypedDict, total=False):
+    """How cells without a number are drawn: keywords of matplotlib's patches."""
+
+    facecolor: str
+    edgecolor: str
+    hatch: str
+    linewidth: float
+
+
 def _mark_missing(ax: Axes, heatmap: Heatmap, x: NDArray[np.float64], y: NDArray[np.float64]) -> list[Any]:
     """Grey where nothing changed, marked where there is no number; returns what the legend needs."""
     from matplotlib.patches import Patch
 
-    still: dict[str, Any] = {"facecolor": style.PALE, "linewidth": 0}
-    hidden: dict[str, Any] = {"facecolor": style.PALE, "edgecolor": style.MUTED, "hatch": "////", "linewidth": 0}
-    valueless: dict[str, Any] = {"facecolor": "white", "edgecolor": style.INK, "hatch": "xxxx", "linewidth": 0}
+    still: Look = {"facecolor": style.PALE, "linewidth": 0}
+    hidden: Look = {"facecolor": style.PALE, "edgecolor": style.MUTED, "hatch": "////", "linewidth": 0}
+    valueless: Look = {"facecolor": "white", "edgecolor": style.INK, "hatch": "xxxx", "linewidth": 0}
     unchanged = _absent(heatmap) & ~heatmap.hidden & ~heatmap.valueless
     out = []
     for where, gid, label, look in (

@@ -86,7 +86,7 @@ def _list(items: list[str]) -> str:
     return text if len(text) < 80 else "[\n        " + ",\n        ".join(quoted) + ",\n    ]"
 
 
-def _mapping(items: Mapping[str, Any]) -> str:
+def _mapping(items: Mapping[str, int]) -> str:
     lines = ",\n        ".join(f"{json.dumps(k)}: {v}" for k, v in items.items())
     return "{" + f"\n        {lines},\n    " + "}"
 

@@ -25,6 +25,7 @@ from deltaw.files import replacing
 from deltaw.metrics.registry import REGISTRY, SECTIONS, Metric
 from deltaw.reports import style, text
 from deltaw.results.plain import plain
+from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -77,7 +78,7 @@ class Column:
 
 
 def render(
-    template: str, context: Mapping[str, Any], data: Mapping[str, Any], scripts: Sequence[str] = ("report.js",)
+    template: str, context: Mapping[str, object], data: Mapping[str, JsonValue], scripts: Sequence[str] = ("report.js",)
 ) -> str:
     """The HTML of a report.
 

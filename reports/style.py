@@ -72,8 +72,9 @@ KIND_SHADES = {kind: ramp.shades(_text_safe(colour), SHADES, most=0.6) for kind,
 for _kind, _colour in KINDS.items():
     DARK.update(zip(KIND_SHADES[_kind], ramp.shades(DARK[_colour], SHADES, "#ffffff", 0.7), strict=True))
 
-SETTINGS: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
+FAMILY = ["DejaVu Sans"]
+SETTINGS: dict[str, str | float | bool | Sequence[str]] = {
+    "font.family": FAMILY,
     "font.size": 7.5,
     "axes.titlesize": 8,
     "axes.labelsize": 7.5,
@@ -235,7 +236,7 @@ def label(text: str, limit: int = 34) -> str:
 
     from deltaw.reports.text import short
 
-    font = get_font(findfont(FontProperties(family=SETTINGS["font.family"])))
+    font = get_font(findfont(FontProperties(family=FAMILY)))
     return "".join(c if font.get_char_index(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in short(text, limit))
 
 

@@ -26,6 +26,7 @@ from deltaw.comparison.similarity_sources import similarity_of
 from deltaw.comparison.tables import NAMES, About, json_records, layers_frame, write_tables
 from deltaw.comparison.trajectories import trajectories_frame
 from deltaw.errors import ManifestError, OptionError
+from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,7 +181,7 @@ class Comparison:
             self.title, self.reference, self.groups, runs, self.runs_.seed, self.warnings, self.similarity_note
         )
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """Every table but the layers, as JSON values: NaN is null."""
         shown = {name: json_records(getattr(self, name)()) for name in NAMES if name != "layers"}
         return asdict(self.about) | {"runs": shown.pop("runs")} | shown

@@ -18,7 +18,7 @@ from deltaw.comparison.score_differences import at_endpoints, score_endpoints
 from deltaw.comparison.welch import holm_steps, two_sided
 from deltaw.results.columns import FINGERPRINT, is_signed
 from deltaw.results.decay import summarize_decay
-from deltaw.types import Interval
+from deltaw.types import Cell, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,7 @@ def fingerprints_frame(runs: Runs, gaps: Sequence[Compared]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-Row = dict[str, object]
+Row = dict[str, Cell]
 
 
 class Effect(NamedTuple):

@@ -23,6 +23,7 @@ from deltaw.metrics.deconvolution import NEGLIGIBLE
 from deltaw.metrics.registry import REGISTRY
 from deltaw.results.columns import OF_A_RUN
 from deltaw.results.rows import CLEAR, quoted
+from deltaw.types import Cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,7 +266,7 @@ def runs_frame(runs: Runs) -> pd.DataFrame:
     rows = []
     for r in runs.items:
         s = r.spec
-        row: dict[str, Any] = {"run": s.name, "group": s.group, "method": r.method, "seed": s.seed, "tokens": s.tokens}
+        row: dict[str, Cell] = {"run": s.name, "group": s.group, "method": r.method, "seed": s.seed, "tokens": s.tokens}
         row["represents"] = s.name in chosen
         for n in names:
             row[n] = r.score(n)

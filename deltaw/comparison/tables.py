@@ -15,6 +15,7 @@ from deltaw.errors import ResultsError
 from deltaw.files import replacing
 from deltaw.results.columns import columns, is_whole
 from deltaw.results.plain import plain
+from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,13 +54,13 @@ def layers_frame(runs: Runs) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def json_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def json_records(frame: pd.DataFrame) -> list[dict[str, JsonValue]]:
     """Rows as JSON values: NaN and NA are null, whole numbers integers."""
     import pandas as pd
 
     out = []
     for row in frame.to_dict("records"):
-        clean: dict[str, Any] = {}
+        clean: dict[str, JsonValue] = {}
         for k, v in row.items():
             value = None if v is pd.NA else plain(v)
             clean[str(k)] = int(value) if isinstance(value, float) and k in WHOLE else value

@@ -12,7 +12,7 @@ from deltaw.pairs.selection import Names, Selection
 from deltaw.pairs.views import describe
 from deltaw.results.plain import plain
 from deltaw.sources import Source
-from deltaw.types import Cell
+from deltaw.types import Cell, JsonValue
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +42,7 @@ class Inspection:
             {**describe(p), "base_name": p.base.name if p.base else None, "route": p.route} for p in self.plan.pairs
         ]
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """As JSON values: `base`, `ft`, `pairs`, `skipped`, `coverage`, `notes`."""
         return {
             "base": {} if self.base is None else self.base.to_dict(),

@@ -25,7 +25,7 @@ import numpy as np
 from deltaw.errors import ResultsError
 from deltaw.files import remove_left, replacing
 from deltaw.measurement.measured import Measured
-from deltaw.types import Interval, IntruderCount, Skipped, Spectrum
+from deltaw.types import Interval, IntruderCount, JsonValue, Skipped, Spectrum
 
 NAME = ".deltaw-journal.jsonl"
 LOCK = ".deltaw-lock"
@@ -150,7 +150,7 @@ def inputs_of(path: Path) -> list[list[str]] | None:
     return None if header is None else header.get("inputs")
 
 
-def _line(value: Mapping[str, Any]) -> str:
+def _line(value: Mapping[str, JsonValue]) -> str:
     text = json.dumps(value)
     return f'["{_checksum(text)}", {text}]\n'
 
@@ -184,8 +184,11 @@ def _lock(out: Path) -> Any:
     return lock
 
 
-def _to_json(key: str, m: Measured) -> dict[str, Any]:
-    out: dict[str, Any] = {"key": key, "row": None if m.row is None else {k: _scalar(v) for k, v in m.row.items()}}
+def _to_json(key: str, m: Measured) -> dict[str, JsonValue]:
+    out: dict[str, JsonValue] = {
+        "key": key,
+        "row": None if m.row is None else {k: _scalar(v) for k, v in m.row.items()},
+    }
     if m.spectrum is not None:
         spectrum = asdict(m.spectrum)
         values = np.ascontiguousarray(m.spectrum.values, dtype="<f8")

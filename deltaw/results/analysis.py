@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from deltaw.errors import OptionError, ResultsError, UnknownNameError, near
 from deltaw.files import near_path, replacing
@@ -21,7 +21,18 @@ from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summary import Summary, summarize
 from deltaw.results.tables import FORMATS, read_layers, to_frame, write_table
 from deltaw.sources import Source
-from deltaw.types import Coverage, IntruderCount, Reason, Row, Setting, Skipped, Spectrum, matrix_key, matrix_label
+from deltaw.types import (
+    Coverage,
+    IntruderCount,
+    JsonValue,
+    Reason,
+    Row,
+    Setting,
+    Skipped,
+    Spectrum,
+    matrix_key,
+    matrix_label,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,28 +159,23 @@ class Analysis:
             raise ResultsError(f"{out}: results cannot be written ({e.strerror or e}); choose another --out") from e
         return out
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """What `analysis.json` holds: plain JSON values, NaN as null."""
-        return cast(
-            "dict[str, Any]",
-            plain(
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "versions": self.versions,
-                    "base": {} if self.base is None else self.base.to_dict(),
-                    "ft": self.ft.to_dict(),
-                    "options": self.options,
-                    "command": self.command,
-                    "date": self.date,
-                    "device": self.device,
-                    "seconds": self.seconds,
-                    "skipped": [s.to_dict() for s in self.skipped],
-                    "notes": list(self.notes),
-                    "summary": self.summary,
-                    "intruders": self.intruders,
-                }
-            ),
-        )
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "versions": plain(self.versions),
+            "base": {} if self.base is None else self.base.to_dict(),
+            "ft": self.ft.to_dict(),
+            "options": plain(self.options),
+            "command": self.command,
+            "date": self.date,
+            "device": self.device,
+            "seconds": plain(self.seconds),
+            "skipped": [s.to_dict() for s in self.skipped],
+            "notes": list(self.notes),
+            "summary": plain(self.summary),
+            "intruders": plain(self.intruders),
+        }
 
     def report(self, path: str | Path) -> Path:
         """Write the report: one HTML file that opens offline.

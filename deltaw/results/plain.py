@@ -6,13 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from deltaw.types import JsonValue
 
-def plain(value: Any) -> Any:
-    """A value of JSON's types: NaN and infinities as None, mappings and sequences copied, dataclasses as mappings."""
+
+def plain(value: object) -> JsonValue:
+    """A value of JSON's types: NaN and infinities as None, mappings and sequences copied, dataclasses as mappings.
+
+    Raises:
+        TypeError: JSON has nothing for it.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -25,4 +30,6 @@ def plain(value: Any) -> Any:
         return None
     if isinstance(value, Path):
         return str(value)
-    return value
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise TypeError(f"JSON has no {type(value).__name__}")

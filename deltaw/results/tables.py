@@ -13,7 +13,7 @@ import numpy as np
 from deltaw.errors import ResultsError
 from deltaw.results.columns import columns, is_text, is_whole, with_bounds
 from deltaw.results.plain import plain
-from deltaw.types import Cell, Row
+from deltaw.types import JsonValue, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(data, columns=names)
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Cell]]:
+def records(frame: pd.DataFrame) -> list[dict[str, JsonValue]]:
     """The rows of a frame as JSON records: NaN as null, whole-numbered columns as integers."""
     rows = [{str(k): plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
     for row in rows:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -256,7 +256,7 @@ def _leash() -> None:
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """BLAS threads of the processes started inside the block: as many workers as cores must not each take all cores."""
-    before: dict[str, Any] = {name: os.environ.get(name) for name in BLAS}
+    before = {name: os.environ.get(name) for name in BLAS}
     os.environ.update(dict.fromkeys(BLAS, "1"))
     try:
         yield
