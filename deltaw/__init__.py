@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from deltaw.types import Interval as Interval
     from deltaw.types import Skipped as Skipped
     from deltaw.types import Spectrum as Spectrum
+    from deltaw.verification import Prediction as Prediction
     from deltaw.verification import Verification as Verification
+    from deltaw.verification import predict as predict
     from deltaw.verification import verify as verify
 
 _WHERE = {
@@ -39,6 +41,7 @@ _WHERE = {
     "DeltaWError": "errors",
     "Inspection": "measurement.inspection",
     "Interval": "types",
+    "Prediction": "verification",
     "Progress": "measurement.loop",
     "Skipped": "types",
     "Spectrum": "types",
@@ -47,6 +50,7 @@ _WHERE = {
     "compare": "comparison",
     "inspect": "measurement.inspection",
     "load": "results.analysis",
+    "predict": "verification",
     "verify": "verification",
 }
 _MODULES = ("metrics", "study")

@@ -16,8 +16,9 @@ from pathlib import Path
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.results.columns import columns
 from deltaw.results.summary import Summary
+from deltaw.tensors.quantisers import QUANTISERS
 from deltaw.types import Coverage, IntruderCount
-from deltaw.verification import Verdict
+from deltaw.verification import Survival, Verdict
 
 Schema = dict[str, object]
 FOLDER = Path(__file__).parent.parent / "deltaw" / "schemas"
@@ -159,16 +160,29 @@ def schemas() -> dict[str, Schema]:
             {"out": TEXT},
         ),
         "verify": document(
-            "Whether a merged checkpoint is its base plus an adapter (verify --json)",
-            {
-                "base": TEXT,
-                "adapter": TEXT,
-                "merged": TEXT,
-                "passed": {"type": "boolean"},
-                "counts": of(Mapping[str, int]),
-                "tensors": {"type": "array", "items": of(Verdict)},
-            },
-        ),
+            "Whether a merged checkpoint is its base plus an adapter, or what its quantising leaves (verify --json)",
+            {"base": TEXT, "adapter": TEXT, "survival": NUMBER, "tensors": {"type": "array"}},
+        )
+        | {
+            "anyOf": [
+                closed(
+                    {
+                        "merged": TEXT,
+                        "passed": {"type": "boolean"},
+                        "counts": of(Mapping[str, int]),
+                        "tensors": {"type": "array", "items": of(Verdict)},
+                    }
+                ),
+                closed(
+                    {
+                        "format": {"enum": [*QUANTISERS]},
+                        "noise": NUMBER,
+                        "tensors": {"type": "array", "items": of(Survival)},
+                        "skipped": skipped(),
+                    }
+                ),
+            ]
+        },
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ NAMES = [
     "DeltaWError",
     "Inspection",
     "Interval",
+    "Prediction",
     "Progress",
     "Skipped",
     "Spectrum",
@@ -32,6 +33,7 @@ NAMES = [
     "inspect",
     "load",
     "metrics",
+    "predict",
     "study",
     "verify",
 ]
@@ -41,6 +43,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "inspect": lambda at: deltaw.inspect(at / "base", at / "adapter"),
     "load": lambda at: deltaw.load(at / "results"),
     "compare": lambda at: deltaw.compare({"a": at / "results", "b": at / "results"}),
+    "predict": lambda at: deltaw.predict(at / "base", at / "adapter", "int4-g32"),
     "verify": lambda at: deltaw.verify(at / "base", at / "adapter", at / "merged"),
 }
 

@@ -83,6 +83,7 @@ def documents(tmp_path: Path, pico_pair: tuple[Path, Path]) -> list[tuple[str, A
         ("inspect", printed("inspect", "--no-base", adapter, "--json")),
         ("verify", printed("verify", plain, adapter, right, "--json")),
         ("verify", printed("verify", plain, adapter, wrong, "--json", code=4)),
+        ("verify", printed("verify", plain, adapter, "--predict", "int4-g32", "--json")),
         ("compare", printed("compare", runs / "a", runs / "b", "--out", tmp_path / "cmp", *quick)),
     ]
 

@@ -38,8 +38,13 @@ class Expected(NamedTuple):
 Rows = Callable[[slice], tuple["Tensor", "Tensor"]]
 
 
-def expected_blocks(base: Handle, pairs: Sequence[Pair]) -> Iterator[Expected]:
+def expected_blocks(base: Handle, pairs: Sequence[Pair], multiple: int = 1) -> Iterator[Expected]:
     """A tensor of the base with the updates of `pairs` on it, in blocks of rows.
+
+    Args:
+        base: The stored tensor.
+        pairs: Its updates.
+        multiple: Of how many rows a block is, but for the last; 0 for all rows at once.
 
     Raises:
         CheckpointError: The base cannot be read.
@@ -50,7 +55,7 @@ def expected_blocks(base: Handle, pairs: Sequence[Pair]) -> Iterator[Expected]:
         rows = [_rows(p) for p in pairs if _expert(p) == expert]
         length = base.shape[1] if stacked else (base.shape[0] if base.shape else 1)
         width = max(1, _entries(base) // max(1, length * (base.shape[0] if stacked else 1)))
-        step = max(1, BLOCK // width)
+        step = -(-max(1, BLOCK // width) // multiple) * multiple if multiple else max(1, length)
         for start in range(0, length, step):
             yield _block(base, rows, expert, slice(start, min(start + step, length)))
 
