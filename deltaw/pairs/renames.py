@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from deltaw.documents import Document
+from deltaw.documents import Document, Pattern, compile_pattern
 from deltaw.errors import OptionError
 from deltaw.tensors.names import unwrap
 
@@ -21,7 +21,7 @@ Renamed = Callable[[str], str]
 class Rename:
     """One `--rename`: a regular expression and what is put in its place, as in `re.sub`."""
 
-    pattern: re.Pattern[str]
+    pattern: Pattern
     text: str
 
     @staticmethod
@@ -34,11 +34,10 @@ class Rename:
         regex, equals, text = given.rpartition("=")
         if not equals or not regex:
             raise OptionError(rf"--rename {given!r}: expected REGEX=TEXT, such as '^net\.=model.'")
-        try:
-            pattern = re.compile(regex)
-            re.compile(f"{regex}|").sub(text, "")  # an unknown group in TEXT shows only where something is replaced
-        except (re.error, IndexError) as e:
-            raise OptionError(f"--rename {given!r}: {regex!r} with {text!r} is no replacement ({e})") from e
+        where = f"--rename {given!r}"
+        pattern = compile_pattern(regex, where, error=OptionError)
+        # an unknown group in TEXT shows only where something is replaced
+        compile_pattern(f"{regex}|", where, error=OptionError).sub(text, "")
         return Rename(pattern, text)
 
     def __call__(self, name: str) -> str:

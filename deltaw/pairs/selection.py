@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from deltaw.documents import compile_pattern
 from deltaw.errors import OptionError
 
 Names = str | Iterable[str] | Mapping[str, str]
@@ -46,7 +46,10 @@ class Selection:
         Raises:
             OptionError: A regular expression is malformed.
         """
-        keep, drop = _compiled(self.include, "--include"), _compiled(self.exclude, "--exclude")
+        keep, drop = (
+            [compile_pattern(text, option, error=OptionError) for text in given]
+            for option, given in (("--include", self.include), ("--exclude", self.exclude))
+        )
         return lambda name: (not keep or any(p.search(name) for p in keep)) and not any(p.search(name) for p in drop)
 
 
@@ -55,13 +58,3 @@ ALL = Selection()
 
 def _several(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _compiled(patterns: Sequence[str], option: str) -> list[re.Pattern[str]]:
-    out = []
-    for pattern in patterns:
-        try:
-            out.append(re.compile(pattern))
-        except re.error as e:
-            raise OptionError(f"{option} {pattern!r} is no regular expression ({e})") from e
-    return out
