@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,8 @@ from deltaw.errors import CheckpointError, DeltaWError
 LARGEST = 256 << 20  # bytes of a document: the index of a model of 100,000 tensors takes some 10 MB
 LARGEST_WHOLE = 2**63 - 1
 SHOWN = 60  # characters of a foreign value in a message
+HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character
+UNWRITABLE = re.compile("[\ud800-\udfff]")
 MATCHING = 1.0  # seconds that a foreign regular expression may take for one name
 
 
@@ -156,16 +160,52 @@ def parse_object(text: str, where: str, *, error: type[DeltaWError] = Checkpoint
     Raises:
         DeltaWError: It is not JSON, nested too deeply, or no object.
     """
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise error(f"{where}: is not valid JSON ({e.msg} in line {e.lineno}); expected an object") from e
-    except (RecursionError, ValueError) as e:  # ValueError: a number of thousands of digits
-        reason = "nested too deeply" if isinstance(e, RecursionError) else "a number has too many digits"
-        raise error(f"{where}: cannot be read ({reason}); expected an object") from e
+    found = parse_json(text, where, error=error, expected="an object")
     if not isinstance(found, Mapping):
         raise error(f"{where}: holds {shown(found)}; expected an object")
     return Document(found, where, error)
+
+
+def parse_json(text: str, where: str, *, error: type[DeltaWError], expected: str) -> object:
+    """What a JSON text holds, of whatever type.
+
+    Raises:
+        DeltaWError: It is not JSON, nested too deeply, or holds a number or a text that nothing else can.
+    """
+    try:
+        found: object = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise error(f"{where}: is not valid JSON ({e.msg} in line {e.lineno}); expected {expected}") from e
+    except (RecursionError, ValueError) as e:  # ValueError: a number of thousands of digits
+        reason = "nested too deeply" if isinstance(e, RecursionError) else "a number has too many digits"
+        raise error(f"{where}: cannot be read ({reason}); expected {expected}") from e
+    if HALVES.search(text) and UNWRITABLE.search(json.dumps(found, ensure_ascii=False)):
+        raise error(f"{where}: holds half a character (a lone surrogate), which no file can; correct it")
+    return found
+
+
+def parse_toml(text: str, where: str, *, error: type[DeltaWError]) -> dict[str, object]:
+    """The table that a TOML text holds.
+
+    Raises:
+        DeltaWError: It is not TOML, nested too deeply, or a whole number has more than the 64 bits that TOML allows.
+    """
+    try:
+        found = tomllib.loads(text)
+    except RecursionError as e:
+        raise error(f"{where}: not valid TOML: nested too deeply") from e
+    except ValueError as e:
+        raise error(f"{where}: not valid TOML: {e}") from e
+    inside: list[object] = [found]
+    while inside:
+        value = inside.pop()
+        if isinstance(value, Mapping):
+            inside.extend(value.values())
+        elif isinstance(value, list):
+            inside.extend(value)
+        elif isinstance(value, int) and not -LARGEST_WHOLE <= value <= LARGEST_WHOLE:
+            raise error(f"{where}: not valid TOML: a whole number has {value.bit_length()} bits; expected at most 63")
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from deltaw.types import JsonValue
 
@@ -85,26 +85,6 @@ class Source:
             "base_name": self.base_name,
             "hash": self.hash,
         }
-
-    @classmethod
-    def from_dict(cls, written: Mapping[str, Any]) -> Source | None:
-        """Read what `to_dict` wrote; None of the empty mapping that stands for no base.
-
-        Raises:
-            KeyError, TypeError: It is no such mapping.
-        """
-        if not written:
-            return None
-        return cls(
-            path=written["path"],
-            format=written["format"],
-            tensors=written["tensors"],
-            nbytes=written["bytes"],
-            revision=written["revision"],
-            files=tuple(FileStamp(**file) for file in written["files"]),
-            base_name=written["base_name"],
-            hash=written["hash"],
-        )
 
 
 def content_hash(files: Iterable[FileStamp]) -> str:

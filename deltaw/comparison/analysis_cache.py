@@ -11,14 +11,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from deltaw.comparison.manifest import RunSpec
+from deltaw.documents import read_object
 from deltaw.errors import DeltaWError, ManifestError, ResultsError
 from deltaw.files import replacing
 from deltaw.measurement.inspection import Inspection
 from deltaw.measurement.options import SPEED_ONLY
+from deltaw.results.about import texts
 from deltaw.sources import Source
 
 KEY = "inputs.json"
@@ -62,11 +65,10 @@ def _other_bases(specs: Sequence[RunSpec], found: Mapping[str, Inspection]) -> l
         if spec.name not in found or spec.checkpoint is None:
             continue
         try:
-            config = json.loads((Path(spec.checkpoint) / "adapter_config.json").read_text(encoding="utf-8"))
-            base = config.get("base_model_name_or_path")
-        except (OSError, ValueError, AttributeError):
+            base = read_object(Path(spec.checkpoint) / "adapter_config.json").text("base_model_name_or_path")
+        except DeltaWError:
             continue  # no adapter, or one in a single file
-        if isinstance(base, str) and looks_like_id(base) and not Path(base).exists():
+        if looks_like_id(base) and not Path(base).exists():
             named.setdefault(base, spec)
     if len(named) < 2:
         return []
@@ -106,11 +108,8 @@ class Digests:
         self.path = path
         self.known: dict[str, str] = {}
         if path is not None and path.is_file():
-            try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-                self.known = {str(k): str(v) for k, v in stored.items()}
-            except (OSError, ValueError, AttributeError):
-                self.known = {}  # only a cache
+            with suppress(ResultsError):  # only a cache
+                self.known = texts(read_object(path, error=ResultsError))
 
     def of(self, side: Source | None) -> list[str] | None:
         """The digests of one side's files, or None if it has none."""
@@ -148,11 +147,9 @@ class Digests:
 
 def stored_key(folder: Path) -> str | None:
     """The key under which a directory's analysis was computed, if it is complete."""
-    try:
+    with suppress(ResultsError):  # not there, or cut off: compute again
         if (folder / "analysis.json").is_file():
-            return str(json.loads((folder / KEY).read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or cut off: compute again
+            return read_object(folder / KEY, error=ResultsError).text("key") or None
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from deltaw.comparison.manifest import Manifest, RunSpec, lone_groups
 from deltaw.comparison.mean_spectra import mean_spectra
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run
+from deltaw.documents import read_object
 from deltaw.errors import ManifestError, ResultsError
+from deltaw.results import about
 from deltaw.results.analysis import Analysis
 from deltaw.results.spectra_file import read_spectra
 from deltaw.results.tables import read_layers
@@ -87,22 +88,21 @@ def read_run(spec: RunSpec, source: Source) -> Run:
     """
     if isinstance(source, Analysis):
         base = {} if source.base is None else source.base.to_dict()
-        about: dict[str, Any] = {"base": base, "ft": source.ft.to_dict(), "options": source.options}
+        described: dict[str, Any] = {"base": base, "ft": source.ft.to_dict(), "options": source.options}
         layers, spectra = source.to_pandas(), source.spectra
     else:
         folder = Path(source)
-        about = _about(folder / "analysis.json")
+        described = _about(folder / "analysis.json")
         layers, spectra = read_layers(folder), read_spectra(folder / "spectra.safetensors")
     layers = indexed(layers, spec.where)
-    return Run(spec, infer_method(spec, layers), layers, about, mean_spectra(layers, spectra))
+    return Run(spec, infer_method(spec, layers), layers, described, mean_spectra(layers, spectra))
 
 
 def _about(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return {k: document[k] for k in ("base", "ft", "options")}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ResultsError(f"{path}: cannot be read ({e}); run analyze again") from e
+    stored = read_object(path, error=ResultsError)
+    sides = {name: about.source(stored.inner(name)) for name in ("base", "ft")}
+    described = {name: {} if side is None else side.to_dict() for name, side in sides.items()}
+    return {**described, "options": about.options(stored.inner("options"))}
 
 
 def indexed(layers: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -140,5 +140,5 @@ def rank_of(run: Run) -> int | None:
         ranks = run.layers["adapter_rank"].to_numpy(dtype=np.float64)
         if np.isfinite(ranks).any():
             return int(np.nanmedian(ranks))
-    found = re.search(r"\b(?:r|rank)\s*[=_-]?\s*(\d+)\b", f"{run.spec.group} {run.spec.name}", re.IGNORECASE)
+    found = re.search(r"\b(?:r|rank)\s*[=_-]?\s*(\d{1,9})\b", f"{run.spec.group} {run.spec.name}", re.IGNORECASE)
     return int(found.group(1)) if found else None

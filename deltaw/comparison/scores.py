@@ -11,13 +11,13 @@ perplexity) counts with the opposite sign, because scores here are higher for be
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltaw.documents import read_object
 from deltaw.errors import ManifestError
 
 
@@ -30,7 +30,7 @@ class Score:
     source: str = "manifest"
 
 
-def read_lm_eval(path: Path) -> dict[str, Any]:
+def read_lm_eval(path: Path) -> Mapping[str, Any]:
     """Open a results file (or a directory that holds exactly one).
 
     Args:
@@ -41,12 +41,10 @@ def read_lm_eval(path: Path) -> dict[str, Any]:
     """
     path = _results_file(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise ManifestError(f"{path}: cannot be read ({e})") from e
-    except (ValueError, RecursionError) as e:
-        raise ManifestError(f"{path}: not a JSON file ({e}); expected lm-evaluation-harness's results file") from e
-    if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
+        document = read_object(path, error=ManifestError).values
+    except ManifestError as e:
+        raise ManifestError(f"{e}: lm-evaluation-harness's results file (results_*.json, not samples_*.jsonl)") from e
+    if not isinstance(document.get("results"), dict):
         raise ManifestError(
             f'{path}: no "results" object there; expected lm-evaluation-harness\'s results file (results_*.json, '
             "not samples_*.jsonl)"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaw.comparison.runs import Runs
+from deltaw.documents import read_object
 from deltaw.errors import ResultsError
 from deltaw.files import replacing
 from deltaw.results.columns import columns, is_whole
@@ -113,10 +114,10 @@ def refuse_others(out: Path, runs: Sequence[str] | None) -> None:
             raise ResultsError(f"{out}: holds tables that are not deltaw's; choose another --out, or --force")
         return
     try:
-        found = json.loads((out / ABOUT).read_text(encoding="utf-8"))["runs"]
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if found is None or (runs is not None and not set(found) & set(runs)):
+        found = read_object(out / ABOUT, error=ResultsError).texts("runs")
+    except ResultsError:  # cut off, or not ours
+        found = ()
+    if not found or (runs is not None and not set(found) & set(runs)):
         raise ResultsError(
             f"{out}: holds the comparison of other runs; choose another --out, or --force to overwrite it"
         )

@@ -10,6 +10,7 @@ from deltaw.documents import read_object
 from deltaw.errors import ResultsError
 from deltaw.measurement.journal import NAME, Journal, digest, inputs_of
 from deltaw.measurement.options import Options
+from deltaw.results.about import source
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.sources import Source
 
@@ -54,7 +55,7 @@ def _names(side: Source | None) -> list[str]:
 
 def _inputs_of(path: Path) -> list[list[str]]:
     about = read_object(path, error=ResultsError)
-    return [_names(Source.from_dict(about.inner(side).values)) for side in ("base", "ft")]
+    return [_names(source(about.inner(side))) for side in ("base", "ft")]
 
 
 def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
@@ -65,7 +66,7 @@ def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
             continue
         try:
             found = inputs_of(path) if name == NAME else _inputs_of(path)
-        except (ResultsError, OSError, KeyError, TypeError):
+        except (ResultsError, OSError):
             found = None
         found = found or UNREADABLE
         if found != [base, ft]:

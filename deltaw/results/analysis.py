@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltaw.documents import read_object
 from deltaw.errors import OptionError, ResultsError, UnknownNameError, near
 from deltaw.files import near_path, replacing
+from deltaw.results import about
 from deltaw.results.plain import plain
 from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summary import Summary, summarize
@@ -146,8 +148,8 @@ class Analysis:
                 # Contexts end in reverse: nothing is renamed before everything is written, analysis.json comes last.
                 names = ("analysis.json", "spectra.safetensors", *(f"layers.{f}" for f in formats))
                 paths = {name: files.enter_context(replacing(out / name)) for name in names}
-                about = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-                paths["analysis.json"].write_text(about + "\n", encoding="utf-8")
+                text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+                paths["analysis.json"].write_text(text + "\n", encoding="utf-8")
                 write_spectra(self.spectra, paths["spectra.safetensors"])
                 (out / "report.html").unlink(missing_ok=True)  # it told of other numbers
                 frame = self.to_pandas()
@@ -200,22 +202,24 @@ def load(out: str | Path) -> Analysis:
         what = "no analysis.json there" if out.exists() else "no such directory"
         hint = "" if out.exists() else near_path(out)
         raise ResultsError(f"{out}: {what}; expected a directory that analyze wrote (--out){'.' if hint else ''}{hint}")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        version = about["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise ResultsError(f"{path}: schema_version {version}, expected {SCHEMA_VERSION}; run analyze again")
-        skipped = [Skipped.from_dict(s) for s in about["skipped"]]
-        frame = read_layers(out)
-        return Analysis(
-            rows=[{str(k): v for k, v in row.items()} for row in frame.to_dict("records")],
-            spectra=read_spectra(out / "spectra.safetensors"),
-            skipped=skipped,
-            base=Source.from_dict(about["base"]),
-            ft=Source.from_dict(about["ft"]) or Source(),
-            intruders=[IntruderCount(**count) for count in about["intruders"]],
-            coverage=Coverage(**{f.name: about["summary"]["coverage"][f.name] for f in fields(Coverage) if f.init}),
-            **{key: about[key] for key in ("options", "device", "seconds", "versions", "notes", "command", "date")},
-        )
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ResultsError(f"{path}: cannot be read ({e}); run analyze again") from e
+    stored = read_object(path, error=ResultsError)
+    version = stored.whole("schema_version", 0)
+    if version != SCHEMA_VERSION:
+        raise ResultsError(f"{path}: schema_version {version}, expected {SCHEMA_VERSION}; run analyze again")
+    frame = read_layers(out)
+    return Analysis(
+        rows=[{str(k): v for k, v in row.items()} for row in frame.to_dict("records")],
+        spectra=read_spectra(out / "spectra.safetensors"),
+        skipped=[about.skipped(s) for s in stored.inners("skipped")],
+        base=about.source(stored.inner("base")),
+        ft=about.source(stored.inner("ft")) or Source(),
+        options=about.options(stored.inner("options")),
+        device=stored.text("device"),
+        seconds=stored.number("seconds", 0.0),
+        versions=about.texts(stored.inner("versions")),
+        notes=stored.texts("notes"),
+        intruders=[about.intruders(i) for i in stored.inners("intruders")],
+        coverage=about.coverage(stored.inner("summary").inner("coverage")),
+        command=stored.text("command"),
+        date=stored.text("date"),
+    )

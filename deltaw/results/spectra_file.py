@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
+from deltaw.documents import Document, parse_object, shown
 from deltaw.errors import ResultsError
-from deltaw.types import Interval, Spectrum
+from deltaw.types import Interval, Method, Spectrum
 
 
 def write_spectra(spectra: Mapping[str, Spectrum], path: Path) -> None:
@@ -39,16 +42,35 @@ def read_spectra(path: Path) -> dict[str, Spectrum]:
     """
     from safetensors import SafetensorError, safe_open
 
-    out: dict[str, Spectrum] = {}
+    if not path.is_file():
+        raise ResultsError(f"{path}: no such file; run analyze again")
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("spectra", "{}"))
-            for key in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
-                a = about[key]
-                estimates = {k: Interval(*v) for k, v in a["estimates"].items()}
-                out[key] = Spectrum(
-                    file.get_tensor(key), a["rows"], a["cols"], a["method"], a["energy"], estimates, a["note"]
-                )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+            text = (file.metadata() or {}).get("spectra", "{}")
+            values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError, ValueError, TypeError) as e:
         raise ResultsError(f"{path}: spectra cannot be read ({e}); run analyze again") from e
-    return out
+    about = parse_object(text, str(path), error=ResultsError)
+    return {key: _spectrum(values[key], about.inner(key)) for key in values}
+
+
+def _spectrum(values: NDArray[np.generic], about: Document) -> Spectrum:
+    method = cast("Method", about.text("method", None))
+    rows, cols = about.whole("rows"), about.whole("cols")
+    if (
+        method not in get_args(Method)
+        or values.ndim != 1
+        or values.dtype != np.float64
+        or not 0 <= len(values) <= min(rows, cols)
+    ):
+        raise ResultsError(f"{about.where}: is no spectrum of a {rows}×{cols} matrix; run analyze again")
+    estimates = {name: _interval(about.inner("estimates"), name) for name in about.inner("estimates")}
+    energy = about.number("energy") if "energy" in about else None
+    return Spectrum(values.astype(np.float64), rows, cols, method, energy, estimates, about.text("note"))
+
+
+def _interval(about: Document, name: str) -> Interval:
+    found = about.values[name]
+    if not isinstance(found, list) or len(found) != 3 or not all(isinstance(v, (int, float)) for v in found):
+        raise ResultsError(f"{about.where}: {name!r} is {shown(found)}; expected a value, a low and a high")
+    return Interval(*map(float, found))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deltaw.documents import parse_json, read_text, shown
 from deltaw.errors import ResultsError
 from deltaw.results.columns import columns, is_text, is_whole, with_bounds
 from deltaw.results.plain import plain
@@ -69,16 +70,23 @@ def read_layers(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        if (path := folder / "layers.parquet").exists():
-            return pd.read_parquet(path)
-        if (path := folder / "layers.csv").exists():
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-            return _typed(frame)
-        if (path := folder / "layers.json").exists():
-            return _typed(pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError) as e:
-        raise ResultsError(f"{path}: the table cannot be read ({e}); run analyze again") from e
+        if (path := folder / "layers.parquet").is_file():
+            return _typed(pd.read_parquet(path))
+        if (path := folder / "layers.csv").is_file():
+            return _typed(pd.read_csv(path, dtype=str, keep_default_na=False))
+        if (path := folder / "layers.json").is_file():
+            return _typed(pd.DataFrame(_records(path)))
+    except (OSError, ValueError, TypeError, OverflowError) as e:  # of pandas and pyarrow, or a cell of another type
+        why = " ".join(str(e).split()) or type(e).__name__
+        raise ResultsError(f"{path}: the table cannot be read ({why}); run analyze again") from e
     raise ResultsError(f"{folder}: no layers.parquet, layers.csv or layers.json there; is it an --out of analyze?")
+
+
+def _records(path: Path) -> list[dict[str, object]]:
+    found = parse_json(read_text(path, error=ResultsError), str(path), error=ResultsError, expected="a list of rows")
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ResultsError(f"{path}: holds {shown(found)}; expected a list of rows")
+    return found
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

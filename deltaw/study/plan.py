@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from deltaw.documents import parse_toml, read_text
 from deltaw.errors import OptionError
 from deltaw.study.strict import build
 
@@ -266,11 +266,7 @@ def load_plan(source: str | Path) -> Plan:
         OptionError: There is no such preset or file, or it is not a valid plan.
     """
     text, where = _text(source)
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise OptionError(f"{where}: not valid TOML ({e})") from e
-    return build(Plan, table, where)
+    return build(Plan, parse_toml(text, where, error=OptionError), where)
 
 
 def _text(source: str | Path) -> tuple[str, str]:
@@ -278,9 +274,9 @@ def _text(source: str | Path) -> tuple[str, str]:
         name = f"{source}.toml"
         return files("deltaw.study").joinpath(name).read_text(encoding="utf-8"), f"preset {name}"
     try:
-        return Path(source).read_text(encoding="utf-8"), str(source)
-    except (OSError, UnicodeDecodeError) as e:
-        raise OptionError(f"{source}: cannot be read ({e}); expected {', '.join(PRESETS)} or a TOML file") from e
+        return read_text(Path(source), error=OptionError), str(source)
+    except OptionError as e:
+        raise OptionError(f"{e} (expected {', '.join(PRESETS)} or a TOML file)") from e
 
 
 def customised(

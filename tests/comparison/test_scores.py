@@ -85,10 +85,10 @@ def test_what_is_not_there(reference: str, words: list[str]) -> None:
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     for name, text, words in (
-        ("a.json", "{", "not a JSON file"),
-        ("b.json", "[]", 'no "results" object'),
+        ("a.json", "{", "not valid JSON"),
+        ("b.json", "[]", "expected an object"),
         ("c.json", '{"results": []}', 'no "results" object'),
-        ("samples.jsonl", '{"doc_id": 0}\n{"doc_id": 1}\n', "not a JSON file"),
+        ("samples.jsonl", '{"doc_id": 0}\n{"doc_id": 1}\n', "not valid JSON.*not samples_"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ManifestError, match=words):

@@ -6,16 +6,17 @@ the run, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltaw.comparison.manifest.toml_table import Fields, Problems
+from deltaw.comparison.manifest.toml_table import LONGEST_PATH, Fields, Problems
 from deltaw.comparison.scores import Score, lm_eval_score, read_lm_eval
+from deltaw.documents import parse_toml, read_text
 from deltaw.errors import ManifestError
 
+LARGEST = 16 << 20  # bytes of a manifest
 TOP_KEYS = ("title", "base", "reference", "runs")
 RUN_KEYS = (
     *("name", "group", "method", "seed", "tokens"),
@@ -76,15 +77,8 @@ def read_manifest(path: str | Path) -> Manifest:
         ManifestError: It cannot be used; the message has one line per problem.
     """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8")
-        document = tomllib.loads(text)
-    except OSError as e:
-        raise ManifestError(f"{path}: the manifest cannot be read ({e.strerror or e})") from e
-    except UnicodeDecodeError as e:
-        raise ManifestError(f"{path}: not a text in UTF-8 ({e}); a manifest is a TOML file") from e
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
-        raise ManifestError(f"{path}: not valid TOML: {e}") from e
+    text = read_text(path, error=ManifestError, largest=LARGEST)
+    document = parse_toml(text, str(path), error=ManifestError)
     problems = Problems(path, text)
     manifest = _manifest(document, problems)
     problems.stop()
@@ -94,7 +88,7 @@ def read_manifest(path: str | Path) -> Manifest:
 def _manifest(document: Mapping[str, Any], problems: Problems) -> Manifest:
     top = Fields(document, (), problems, "the manifest")
     top.only(TOP_KEYS)
-    title, base, reference = top.text("title") or "", top.text("base"), top.text("reference")
+    title, base, reference = top.text("title") or "", top.text("base", longest=LONGEST_PATH), top.text("reference")
     tables = document.get("runs", [])
     if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
         problems.add(("runs",), 'runs must be tables: write "[[runs]]" above each run')
@@ -139,7 +133,7 @@ def _run(f: Fields) -> RunSpec:
         f.what = f"run {named!r}"  # else it keeps its number
     name = named or f.what
     f.only(RUN_KEYS)
-    checkpoint, results = f.text("checkpoint"), f.text("results")
+    checkpoint, results = f.text("checkpoint", longest=LONGEST_PATH), f.text("results", longest=LONGEST_PATH)
     if checkpoint is not None and results is not None:
         f.problem("results", "both checkpoint and results are given; keep one (results are of an earlier analyze)")
     tokens = f.whole("tokens")
@@ -195,7 +189,7 @@ def _scores(f: Fields) -> dict[str, Score]:
         if old in table and new in table:
             g.problem(old, f"lm_eval has {new} and its old name {old}; keep {new}")
         references[new] = references[new] or g.texts(old)
-    file = g.text("file", required=True)
+    file = g.text("file", required=True, longest=LONGEST_PATH)
     found = f.problems.resolve((*g.path, "file"), f"{f.what}: lm_eval.file", file, hub=False) if file else None
     if not any(references.values()):
         f.problem("lm_eval", 'lm_eval names no scores; add learning = ["task:metric"] or retention = [...]')

@@ -12,10 +12,12 @@ from typing import Any
 from deltaw.checkpoints.hub import looks_like_id
 from deltaw.comparison.manifest.toml_lines import line_of, lines_of
 from deltaw.comparison.scores import near
+from deltaw.documents import shown
 from deltaw.errors import ManifestError
 
 KeyPath = tuple[str | int, ...]
 SHOWN = 25  # problems in one message
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # characters
 
 
 class Problems:
@@ -73,15 +75,18 @@ class Problems:
             value: As written.
             hub: Whether a Hub id is possible.
         """
-        local = self.file.parent / Path(value).expanduser()
         try:
+            local = self.file.parent / Path(value).expanduser()
             os.stat(local)  # noqa: PTH116  (Path.exists is silent about cycles of links)
             return str(local.resolve())
         except OSError as e:
             if e.errno == errno.ELOOP:
                 self.add(path, f"{what} {value!r} is a cycle of links; point to the directory itself")
                 return None
-        except ValueError as e:  # a NUL in the name
+            if e.errno not in {errno.ENOENT, errno.ENOTDIR}:  # no permission, or too long
+                self.add(path, f"{what} {shown(value)} cannot be looked at ({e.strerror})")
+                return None
+        except (ValueError, RuntimeError) as e:  # a NUL in the name; `~` of nobody
             self.add(path, f"{what} {value!r} is no path ({e})")
             return None
         if hub and looks_like_id(value) and not (self.file.parent / value.split("/", 1)[0]).exists():
@@ -109,7 +114,7 @@ class Fields:
                 message = f"{self.what}: unknown key {key!r}"
                 self.problems.unknown((*self.path, key), message, key, known)
 
-    def text(self, key: str, *, required: bool = False) -> str | None:
+    def text(self, key: str, *, required: bool = False, longest: int = LONGEST_NAME) -> str | None:
         """A text without control characters: tables and one-line messages show it."""
         value = self.table.get(key)
         if value is None:
@@ -122,6 +127,8 @@ class Fields:
             self.problem(key, f"{key} is empty")
         elif any(ord(c) < 32 or ord(c) == 127 for c in value):
             self.problem(key, f"{key} is {value!r}; remove the line break or control character")
+        elif len(value) > longest:
+            self.problem(key, f"{key} has {len(value):,} characters; expected at most {longest:,}")
         else:
             return value
         return None
@@ -158,6 +165,9 @@ class Fields:
                 self.problems.add(
                     (*self.path, key, name), f"{self.what}: {key}.{name} is {v}; expected a finite number"
                 )
+            elif not all(isinstance(x, (str, int, float)) for x in (v if isinstance(v, list) else [v])):
+                message = f"{self.what}: {key}.{name} is {shown(v)}; expected a text, a number, or a list of them"
+                self.problems.add((*self.path, key, name), message)
             else:
                 out[name] = tuple(v) if isinstance(v, list) else v
         return out
