@@ -7,12 +7,11 @@ without α means 1, as both loaders read it. LoCon's core (`lora_mid`) makes the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from deltaw.adapters.base import Base, stored_transposed
 from deltaw.adapters.factored import LowRank, Part, Term, matrix, tucker
@@ -56,7 +55,7 @@ class Single:
     parts: dict[str, Handle] = field(default_factory=dict)
 
 
-def dialect(names: Mapping[str, Any]) -> str:
+def dialect(names: Iterable[str]) -> str:
     """`kohya` where modules are written with underscores, else `diffusers`."""
     return "kohya" if any(n.split(".", 1)[0] in _prefixes(n) for n in names) else "diffusers"
 

@@ -19,7 +19,7 @@ from deltaw.errors import AdapterError
 from deltaw.tensors.layout import text_config
 from deltaw.tensors.names import EMBEDDINGS
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle
+from deltaw.types import Handle, JsonValue
 
 MLX_FILE = "adapters.safetensors"
 MLX = re.compile(r"^(?P<module>.+)\.(?P<leaf>lora_a|lora_b|m)$")
@@ -192,7 +192,7 @@ def _config(ranks: Mapping[str, int], scales: Mapping[str, float], path: Path) -
     common = next(iter(ranks.values()), 1)
     same = all(r == common for r in ranks.values())
     scale = next(iter(scales.values()), 1.0)
-    values: dict[str, object] = {"peft_type": "LORA", "r": common, "lora_alpha": scale * common}
+    values: dict[str, JsonValue] = {"peft_type": "LORA", "r": common, "lora_alpha": scale * common}
     if not same:
         values["rank_pattern"] = {re.escape(module): r for module, r in ranks.items()}
         values["alpha_pattern"] = {re.escape(module): scales[module] * r for module, r in ranks.items()}

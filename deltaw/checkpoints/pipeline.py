@@ -35,7 +35,7 @@ def open_pipeline(
     tensors: dict[str, Handle] = {}
     notes: list[str] = []
     files: list[FileStamp] = []
-    parts: dict[str, object] = {}
+    parts: dict[str, Document] = {}
     companions: dict[str, Skipped] = {}
     for component, value in read_object(folder / INDEX).values.items():
         if component.startswith("_") or not isinstance(value, list) or value[:1] == [None]:
@@ -52,14 +52,14 @@ def open_pipeline(
         notes.extend(f"{component}: {note}" for note in found.notes)
         files.extend(found.files)
         companions.update(renamed(found.companions, f"{component}."))
-        parts[component] = found.config.values
+        parts[component] = found.config
     if not tensors:
         raise CheckpointError(f"{folder}: {INDEX} names no component with weights; download the pipeline whole")
     return Checkpoint(
         str(folder),
         "diffusers",
         tensors,
-        Document(parts, str(folder)),
+        Document({name: config.values for name, config in parts.items()}, str(folder)),
         None,
         tuple(notes),
         tuple(files),

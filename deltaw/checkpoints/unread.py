@@ -90,7 +90,7 @@ def _about_codes(found: Detection, config: Document) -> Iterator[str]:
         yield f"{count:,} weights are stored as {form}: read as what they stand for, with its step as their noise"
     if any(form.startswith("gptq") for form in read):
         yield "GPTQ's errors are made to depend on each other: they may stand above the noise that their steps predict"
-    method = Quantisation.of(config.values)
+    method = Quantisation.of(config)
     awq = any(form.startswith("awq") for form in read)
     moved = "AWQ" if awq else "SmoothQuant" if "smooth" in method.method else "a rotation" if method.rotated else ""
     if moved:

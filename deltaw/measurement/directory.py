@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from deltaw.documents import read_object
+from deltaw.documents import Document, read_object
 from deltaw.errors import ResultsError
 from deltaw.measurement.journal import NAME, Journal, digest, inputs_of
 from deltaw.measurement.options import Options
@@ -20,7 +20,7 @@ UNREADABLE = [["unreadable"], ["unreadable"]]
 def claim(
     out: Path,
     sources: tuple[Source | None, Source],
-    configs: Sequence[Mapping[str, object]],
+    configs: Sequence[Document],
     options: Options,
     *,
     resume: bool,
@@ -44,7 +44,9 @@ def claim(
     if not force:
         _refuse_others(out, base, ft)
     files = [[str(file) for file in side.files] for side in sources if side is not None]
-    identity = digest(SCHEMA_VERSION, version("deltaw"), base, ft, files, [*configs], options.numbers())
+    identity = digest(
+        SCHEMA_VERSION, version("deltaw"), base, ft, files, [config.values for config in configs], options.numbers()
+    )
     # Tensors in memory have no files: nothing says that they are still what they were.
     return Journal(out, identity, inputs=[base, ft], resume=resume and all(files))
 

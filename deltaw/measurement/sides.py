@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from deltaw.adapters import Adapter, is_adapter, missing_base, not_an_adapter, open_adapter, open_base, open_whole
 from deltaw.adapters.plan import plan_adapter
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
+from deltaw.documents import Document
 from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.pairs.plan import Plan, plan
 from deltaw.pairs.selection import Selection
@@ -45,9 +45,9 @@ class Sides:
         return (None if self.base is None else self.base.describe()), self.ft.describe()
 
     @property
-    def configs(self) -> list[Mapping[str, object]]:
+    def configs(self) -> list[Document]:
         """The configs of the sides that are made of files; that of a model in memory need not be JSON."""
-        return [side.config.values for side in (self.base, self.ft) if side is not None and side.files]
+        return [side.config for side in (self.base, self.ft) if side is not None and side.files]
 
 
 def open_sides(base: Any, ft: Any) -> Sides:

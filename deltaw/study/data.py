@@ -23,6 +23,7 @@ from deltaw.study.plan import Domain, Plan
 from deltaw.study.splits import Split, split
 from deltaw.study.tokens import Blocks, packed, prompted
 from deltaw.study.workspace import finishing, key, read_json, versions, write_json
+from deltaw.types import JsonValue
 
 KEPT_DOCUMENTS = 200  # held-out documents kept as text
 Report = Callable[[str, int, int], None]
@@ -42,7 +43,7 @@ class Data:
 
     folder: Path
     base: str
-    about: Mapping[str, Mapping[str, Any]]
+    about: Mapping[str, Mapping[str, JsonValue]]
     key: str
 
     def train(self, domain: str) -> Blocks:
@@ -148,7 +149,7 @@ def _corpus(domain: Domain) -> Corpus:
     return PackageCorpus(domain.corpus)
 
 
-def _blocks(domain: Domain, found: Split, tokenizer: Any, plan: Plan, folder: Path) -> dict[str, Any]:
+def _blocks(domain: Domain, found: Split, tokenizer: Any, plan: Plan, folder: Path) -> dict[str, JsonValue]:
     cut = packed if domain.regime == "pretraining" else prompted
     length = plan.training.length
     train = cut(tokenizer, found.train, length)

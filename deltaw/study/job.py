@@ -27,6 +27,7 @@ from deltaw.study.data import Data
 from deltaw.study.plan import Domain, Run, Scoring, Training
 from deltaw.study.training import deterministic, train
 from deltaw.study.workspace import finishing, key, versions, write_json
+from deltaw.types import JsonValue
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,14 @@ class Scorer:
         return found
 
 
-def _score_base(job: Job) -> dict[str, Any]:
+def _score_base(job: Job) -> dict[str, JsonValue]:
     model = arms.open_base(job.data.base).to(job.device).eval()
     with torch.random.fork_rng():
         found = Scorer(job)(model)
-    return {"points": [{"step": 0, "tokens": 0} | finite(found)]}
+    return {"points": [{"step": 0, "tokens": 0, **finite(found)}]}
 
 
-def _train(job: Job, folder: Path) -> dict[str, Any]:
+def _train(job: Job, folder: Path) -> dict[str, JsonValue]:
     import transformers
 
     from deltaw.study.callback import SpectrumCallback

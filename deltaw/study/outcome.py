@@ -20,6 +20,7 @@ from deltaw.files import replacing
 from deltaw.study.job import Job, point_folder
 from deltaw.study.plan import Plan
 from deltaw.study.workspace import read_json, versions
+from deltaw.types import Cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ def points_table(jobs: Sequence[Job]) -> pd.DataFrame:
     """One row per saved point of every finished job, in the order of the plan; a base is a run of 0 tokens."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Cell]] = []
     for job in jobs:
         found = read_json(job.out / "run.json")
         rows += [_identity(job) | {name: point.get(name) for name in POINT} for point in found["points"]]
@@ -41,9 +42,9 @@ def points_table(jobs: Sequence[Job]) -> pd.DataFrame:
     return frame.astype({c: "Float64" for c in POINT if c not in {"step", "tokens"}} | {"seed": "Int64"})
 
 
-def _identity(job: Job) -> dict[str, Any]:
+def _identity(job: Job) -> dict[str, Cell]:
     run = job.run
-    about: dict[str, Any] = {"run": job.name, "target": job.target.name, "training": TRAINING[job.target.regime]}
+    about: dict[str, Cell] = {"run": job.name, "target": job.target.name, "training": TRAINING[job.target.regime]}
     if run is None:
         return about | {"arm": "base", "method": "base", "learning_rate": None, "seed": None}
     return about | {
@@ -100,7 +101,7 @@ def group_of(target: str, arm: str) -> str:
     return f"{target}: {arm}"
 
 
-def _run(job: Job, point: Mapping[str, Any], out: Path) -> Iterable[str]:
+def _run(job: Job, point: Mapping[str, Cell], out: Path) -> Iterable[str]:
     run = job.run
     assert run is not None
     settings = {
@@ -109,7 +110,8 @@ def _run(job: Job, point: Mapping[str, Any], out: Path) -> Iterable[str]:
         "learning_rate": run.learning_rate,
         **run.arm.hyperparameters,
     }
-    tokens = point["tokens"]
+    tokens, step = point["tokens"], point["step"]
+    assert isinstance(step, int)
     known = {name: point[name] for name in SCORES if point.get(name) is not None}
     yield "[[runs]]"
     yield f"name = {_toml(f'{job.name}-t{tokens}')}"
@@ -117,7 +119,7 @@ def _run(job: Job, point: Mapping[str, Any], out: Path) -> Iterable[str]:
     yield f"method = {_toml(run.arm.method)}"
     yield f"seed = {run.seed}"
     yield f"tokens = {tokens}"
-    yield f"results = {_toml(_relative(str(point_folder(job.out, point['step']) / 'results'), out))}"
+    yield f"results = {_toml(_relative(str(point_folder(job.out, step) / 'results'), out))}"
     yield "[runs.hyperparameters]"
     yield from (f"{name} = {_toml(value)}" for name, value in settings.items())
     if known:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from deltaw.documents import parse_toml, read_text
 from deltaw.errors import OptionError
 from deltaw.study.strict import build
+from deltaw.types import Cell
 
 PRESETS = ("quick", "standard", "gpu")
 METHODS = ("full", "lora", "mora", "peft")
@@ -159,7 +159,7 @@ class Arm:
     alpha: float | None = None
     dropout: float = 0.05
     mora_type: int = 6
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # whatever a method of peft takes
 
     def __post_init__(self) -> None:
         _one_of(f"arm {self.name!r}, method", self.method, METHODS)
@@ -171,9 +171,9 @@ class Arm:
             raise OptionError(f'arm {self.name!r}: method "peft" needs options.peft_type, such as "LOHA"')
 
     @property
-    def hyperparameters(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Cell]:
         """What a comparison may group and explain by."""
-        out: dict[str, Any] = {"weight_decay": self.weight_decay, "attention_dropout": self.attention_dropout}
+        out: dict[str, Cell] = {"weight_decay": self.weight_decay, "attention_dropout": self.attention_dropout}
         if self.method != "full":
             out |= {"rank": self.rank, "dropout": self.dropout}
         if self.method == "lora":

@@ -21,7 +21,7 @@ from deltaw.documents import Document
 from deltaw.errors import CheckpointError
 from deltaw.sources import FileStamp
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle, Reason, Skipped
+from deltaw.types import Handle, JsonValue, Reason, Skipped
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 MOST_SHARDS = 10_000
@@ -212,7 +212,7 @@ def _config(header: Header, changed: Architecture, tensors: dict[str, Handle]) -
         return Document()
     architecture = header.text("general.architecture")
     experts = header.whole(f"{architecture}.expert_count")
-    values: dict[str, object] = {
+    values: dict[str, JsonValue] = {
         "model_type": "mixtral" if architecture == "llama" and experts else changed.model_type,
         "num_hidden_layers": header.whole(f"{architecture}.block_count"),
         "hidden_size": header.whole(f"{architecture}.embedding_length"),
@@ -221,7 +221,7 @@ def _config(header: Header, changed: Architecture, tensors: dict[str, Handle]) -
         "head_dim": header.whole(f"{architecture}.attention.key_length"),
         "num_local_experts": experts,
     }
-    known: dict[str, object] = {key: value for key, value in values.items() if value}
+    known = {key: value for key, value in values.items() if value}
     if "model.embed_tokens.weight" in tensors or "transformer.wte.weight" in tensors:
         known["tie_word_embeddings"] = "lm_head.weight" not in tensors
     return Document(known, f"{header.path}: metadata")

@@ -6,13 +6,13 @@ absmax is quantised itself: `weight.nested_absmax`, `weight.nested_quant_map`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.quantised.module import Codes, Module, Values
 from deltaw.checkpoints.quantised.values import cells, nibbles
+from deltaw.documents import Document, parse_object
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, times
 
@@ -49,14 +49,14 @@ def _shape(parts: Mapping[str, Handle]) -> tuple[tuple[int, ...] | None, str]:
     if "state" not in parts:
         return None, "its quant_state is missing, which holds its shape"
     state = quant_state(parts["state"])
-    shape = state.get("shape")
+    shape = state.values.get("shape")
     if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and 0 <= n < 2**48 for n in shape):
         return None, "its quant_state holds no shape"
     numbers, stored = prod(shape), parts["codes"].nbytes
     if -(-numbers // 2) != stored:
         said = times(shape)
         return None, f"its quant_state says {said}, which {stored:,} bytes cannot hold"
-    sizes = [state.get("blocksize"), state.get("nested_blocksize") if "nested_absmax" in parts else 1]
+    sizes = [state.values.get("blocksize"), state.values.get("nested_blocksize") if "nested_absmax" in parts else 1]
     if not all(isinstance(n, int) and n > 0 for n in sizes):
         return tuple(shape), "its quant_state holds no blocksize"
     if "code" not in parts or prod(parts["code"].shape) != 16:
@@ -66,21 +66,19 @@ def _shape(parts: Mapping[str, Handle]) -> tuple[tuple[int, ...] | None, str]:
     return tuple(shape), ""
 
 
-def quant_state(handle: Handle) -> dict[str, object]:
+def quant_state(handle: Handle) -> Document:
     """The JSON that is stored as a tensor of bytes; empty where it is none.
 
     Raises:
         CheckpointError: The bytes cannot be read.
     """
     if handle.dtype not in {"uint8", "int8"} or handle.nbytes > STATE_BYTES:
-        return {}
+        return Document()
+    octets = bytes(handle.read().flatten().tolist())
     try:
-        value = json.loads(bytes(handle.read().flatten().tolist()))
+        return parse_object(octets.decode("utf-8", "replace"), handle.name)
     except CheckpointError:
-        raise
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return Document()
 
 
 def dequantise(codes: Codes, rows: slice) -> Values:
@@ -102,7 +100,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     else:  # stored as another dtype of the same bytes (bnb_4bit_quant_storage)
         octets, skip = stored.read(), first
     picked = nibbles(octets.flatten(), high_first=True)[skip : skip + last - first].int()
-    block = _whole(state, "blocksize")
+    block = state.whole("blocksize")
     index = torch.arange(first, last) // block
     absmax = _absmax(parts, state, first // block, -(-last // block))[index - first // block]
     code = parts["code"].read().float()
@@ -112,7 +110,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     return Values((code[picked] * absmax).reshape(shape), lambda: (own[picked] * absmax.double() ** 2).reshape(shape))
 
 
-def _absmax(parts: Mapping[str, Handle], state: Mapping[str, object], start: int, stop: int) -> torch.Tensor:
+def _absmax(parts: Mapping[str, Handle], state: Document, start: int, stop: int) -> torch.Tensor:
     """The scale of some blocks, float32; where it is quantised itself, by its own code, absmax and offset.
 
     Raises:
@@ -124,13 +122,6 @@ def _absmax(parts: Mapping[str, Handle], state: Mapping[str, object], start: int
     if "nested_absmax" not in parts:
         return stored.float()
     outer = parts["nested_absmax"].read().float().flatten()
-    index = torch.arange(start, stop) // _whole(state, "nested_blocksize")
-    offset = state.get("nested_offset")
+    index = torch.arange(start, stop) // state.whole("nested_blocksize")
     nested = parts["nested_code"].read().float()[stored.view(torch.uint8).int()] * outer[index]
-    return nested + float(offset if isinstance(offset, (int, float)) else 0.0)
-
-
-def _whole(state: Mapping[str, object], key: str) -> int:
-    value = state.get(key)
-    assert isinstance(value, int)  # `_problem` asked for it
-    return value
+    return nested + state.number("nested_offset", 0.0)

@@ -66,7 +66,7 @@ def detect(tensors: Mapping[str, Handle], config: Document) -> Detection:
     Raises:
         CheckpointError: A shape that only a stored tensor tells cannot be read.
     """
-    settings = Quantisation.of(config.values)
+    settings = Quantisation.of(config)
     if not settings and not any(h.dtype in CODES or n.endswith(".absmax") for n, h in tensors.items()):
         return Detection()
     weights: dict[str, Codes] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
+from deltaw.documents import Document
 from deltaw.types import Handle, times
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ class Quantisation:
         return bool(self.method or self.settings)
 
     @staticmethod
-    def of(config: Mapping[str, object]) -> Quantisation:
+    def of(config: Document) -> Quantisation:
         """The quantisation of a model's config.json, wherever that model's library writes it."""
-        inner = config.get("text_config")
-        for place in (config, inner if isinstance(inner, Mapping) else {}):
+        inner = config.values.get("text_config")
+        for place in (config.values, inner if isinstance(inner, Mapping) else {}):
             for key in ("quantization_config", "compression_config", "quantization"):
                 found = place.get(key)
                 if isinstance(found, Mapping):
