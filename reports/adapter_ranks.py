@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.reports.curves import rank_above_noise
 from deltaw.reports.layers import Layers
+from deltaw.reports.order import place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,7 @@ class Need:
 
 
 def needs(layers: Layers) -> list[Need]:
-    """The table, in the order of the checkpoint."""
+    """The table, in the order of the network."""
     out = []
     for module, rows in layers.changed.groupby("slot", sort=False):
         clear = rows[(rows["resolution"] != "below_precision") & rows["key"].isin(layers.analysis.spectra)]
@@ -62,7 +63,7 @@ def needs(layers: Layers) -> list[Need]:
                 most={q: v[-1] if v and len(v) == len(ranks[q]) else math.nan for q, v in known.items()},
             )
         )
-    return out
+    return sorted(out, key=lambda need: place(need.module, need.kind))
 
 
 def _rank(layers: Layers, row: pd.Series, q: float) -> float:

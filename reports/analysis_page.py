@@ -12,7 +12,7 @@ from deltaw.reports.embedded import MOST, embedded, sections, shown
 from deltaw.reports.layers import Layers
 from deltaw.reports.page import Picture
 from deltaw.reports.plots import AnalysisPlots
-from deltaw.reports.sides import name_of
+from deltaw.reports.sides import names_of
 from deltaw.reports.text import EMPTY, count, missing, number, short, visible
 from deltaw.results.columns import BY_KIND, with_nulls
 from deltaw.results.summary import Summary
@@ -55,7 +55,7 @@ def html(analysis: Analysis) -> str:
     offered = offer.offer(layers)
     drawn = pictures(plots, layers, summary)
     rows = shown(layers, (at for picture in drawn.values() for at in picture.rows))
-    base, tuned = name_of(analysis.base, "no base"), name_of(analysis.ft)
+    base, tuned = names_of(analysis.base, analysis.ft)
     context = {
         "title": f"{base} → {tuned}: {findings.word(summary.verdict)}",
         "contents": contents(analysis),

@@ -11,7 +11,7 @@ from deltaw.reports import tables
 from deltaw.reports.findings import answer, word
 from deltaw.reports.layers import Layers
 from deltaw.reports.offer import offer
-from deltaw.reports.sides import name_of
+from deltaw.reports.sides import name_of, names_of
 from deltaw.reports.text import CODE, STRONG, missing, visible
 from deltaw.results.columns import BY_KIND
 from deltaw.types import Cell
@@ -119,8 +119,8 @@ def _front_matter(analysis: Analysis) -> list[str]:
 
 
 def _names(analysis: Analysis) -> str:
-    ft = name_of(analysis.ft)
-    return f"{name_of(analysis.base)} → {ft}" if analysis.base else ft
+    base, ft = names_of(analysis.base, analysis.ft)
+    return f"{base} → {ft}" if analysis.base else ft
 
 
 def _sentences(layers: Layers) -> list[str]:

@@ -29,6 +29,8 @@ KNOWN_WITHOUT_A_ROW = frozenset({"not_floating", "tied_to", "excluded", "not_a_w
 NEGLIGIBLE = 1e-5  # of the energy: rounding that changes no digit that is shown
 ADAPTER = 16  # the rank of the adapter that a sentence speaks of
 AS_NOISE = 0.85  # rank_90 over that of noise, from which an update is as spread as noise
+SMALL = 32  # dimensions from which a rank between those of a low-rank update and of noise says something
+KNOWN_RANK = 0.5  # of the dimensions: the largest rank that a sentence calls one
 RESOLUTION = "resolved, noisy, below_precision: rounding explains up to 1 %, up to 50 %, more than 50 % of ‖ΔW‖²."
 
 
@@ -124,12 +126,31 @@ def _what(s: Summary, kind: Verdict) -> Finding:
         counts = f"{_of_these(s, 'Only')} {kinds} matrices changed ({counted} matrices)"
     else:
         rule = "Counts of rows with ΔW ≠ 0; relative_change of changed matrices."
-    vectors = f"; so did {whole(s.changed_vectors)} of {plural(s.vectors, 'vector')}" if s.changed_vectors else ""
+    vectors = f"; so did {_vectors(s)}" if s.changed_vectors else ""
     if math.isnan(s.change.median):
         return Finding(f"{counts}{vectors}; how far, relative to the base, only the base's weights could tell.", rule)
-    by = f"by {strong(percent(s.change.median))} of its norm"
-    typical = f"{counts} {by}" if s.changed_matrices == 1 else f"{counts}, the typical one {by}{_range(s)}"
-    return Finding(f"{typical}{vectors}.", rule)
+    if s.matrices == 1:
+        counts = f"The {strong('one')} matrix{compared} changed"
+    return Finding(f"{counts}{_by(s)}{vectors}.", rule)
+
+
+def _vectors(s: Summary) -> str:
+    if s.changed_vectors < s.vectors:
+        return f"{whole(s.changed_vectors)} of {plural(s.vectors, 'vector')}"
+    compared = " compared" if s.coverage.partial else ""
+    return f"the one vector{compared}" if s.vectors == 1 else f"all {whole(s.vectors)} vectors{compared}"
+
+
+def _by(s: Summary) -> str:
+    """How far the changed matrices moved: one, all alike, or the typical one with the range."""
+    by = strong(percent(s.change.median))
+    if s.changed_matrices == 1 or s.change.n < 2:
+        return f" by {by} of its norm" if s.changed_matrices == 1 else f", the typical one by {by} of its norm"
+    low, high = percent(s.change.low, 2), percent(s.change.high, 2)
+    if low == high:
+        return f", all by about {by} of their norm"
+    most = code(s.most_changed_matrices[0].key)
+    return f", the typical one by {by} of its norm ({low} to {high}; most in {most})"
 
 
 def _the_matrices(s: Summary) -> str:
@@ -140,15 +161,6 @@ def _the_matrices(s: Summary) -> str:
 
 def _of_these(s: Summary, first: str) -> str:
     return f"Of these {first.lower()}" if s.coverage.partial else first
-
-
-def _range(s: Summary) -> str:
-    if s.change.n < 2:
-        return ""
-    low, high = percent(s.change.low, 2), percent(s.change.high, 2)
-    if low == high:
-        return f" (all about {low})"
-    return f" ({low} to {high}; most in {code(s.most_changed_matrices[0].key)})"
 
 
 def _real(s: Summary, kind: Verdict) -> Finding | None:
@@ -190,6 +202,11 @@ def _real(s: Summary, kind: Verdict) -> Finding | None:
             "warn",
         )
     noisy, below = s.resolution.noisy, s.resolution.below_precision
+    if noisy == known:
+        where = "In the changed matrix" if known == 1 else f"In all {whole(known)} changed matrices"
+        ranks = "its rank is read" if known == 1 else "their ranks are read"
+        text = f"{where} storage rounding ({dtype}) explains 1 to 50 % of the energy; {ranks} without it."
+        return Finding(text, RESOLUTION, "note")
     parts = []
     if noisy:
         parts.append(f"1 to 50 % of the energy in {strong(whole(noisy))}, whose ranks are read without it")
@@ -251,16 +268,10 @@ def _spread(s: Summary, kind: Verdict, offered: Offer | None) -> Finding:
     typical = s.rank.typical
     if typical.dimensions < FEW:
         return _too_few(s, rule=RULES[kind])
-    if kind == Verdict.NOISY:
-        head = "Rounding leaves open whether it is low-rank"
-    elif kind == Verdict.CONCENTRATED:
-        head = "Concentrated in few directions"
-    else:
-        head = "Not low-rank" if typical.ratio < AS_NOISE else "Spread out like noise"
     about = "about " if s.estimated else ""
     parts = [
-        f"{strong(head)}: 90 % of the energy takes {about}{number(typical.rank_90)} of {whole(typical.dimensions)} "
-        f"directions{_open(typical)} (noise: {number(typical.rank_90_null)}){_which(s)}"
+        f"{strong(_head(typical, kind))}: 90 % of the energy takes {about}{number(typical.rank_90)}{_open(typical)} of "
+        f"{whole(typical.dimensions)} directions (noise: {number(typical.rank_90_null, 2)}){_which(s)}"
     ]
     if typical.dimensions > ADAPTER and not math.isnan(typical.energy_at_16):
         parts.append(f"a rank-{ADAPTER} adapter could keep {strong(percent(typical.energy_at_16, 2))}")
@@ -269,9 +280,23 @@ def _spread(s: Summary, kind: Verdict, offered: Offer | None) -> Finding:
     return Finding(
         f"{'; '.join(parts)}.",
         f"{RULES[kind]} “Concentrated” up to {CONCENTRATED} of the rank of noise, “not low-rank” below {AS_NOISE}, "
-        "“like noise” from there. The matrix of the median ratio, of those whose rank may be quoted, with the rounding "
-        "taken out where there is any.",
+        f"“like noise” from there. Of a matrix with fewer than {SMALL} directions no word is said between the two. “Of "
+        f"rank r”: all but r directions, at most half of them, hold no more than rounding leaves. The matrix of the "
+        "median ratio, of those whose rank may be quoted, with the rounding taken out where there is any.",
     )
+
+
+def _head(typical: Typical, kind: Verdict) -> str:
+    """What kind of rank that is, in a word or two."""
+    if kind == Verdict.CONCENTRATED:
+        return "Concentrated in few directions"
+    if typical.rank <= KNOWN_RANK * typical.dimensions:
+        return f"Of rank {number(typical.rank)}"
+    if kind == Verdict.NOISY:
+        return "Rounding leaves open whether it is low-rank"
+    if typical.ratio >= AS_NOISE:
+        return "Spread out like noise"
+    return "Not low-rank" if typical.dimensions >= SMALL else "Too small to call low-rank or not"
 
 
 def _too_few(s: Summary, rule: str) -> Finding:
@@ -290,7 +315,7 @@ def _which(s: Summary) -> str:
 def _open(ranks: Typical) -> str:
     """Between what the typical rank may lie, where it is not exact."""
     low, high = ranks.rank_90_low, ranks.rank_90_high
-    return f", between {number(low)} and {number(high)}" if low < high else ""
+    return f" ({number(low)}–{number(high)})" if low < high else ""
 
 
 def _visible_directions(s: Summary) -> str:
@@ -338,13 +363,13 @@ def five(s: Summary) -> list[Figure]:
         Figure(
             f"{whole(sure)} / {whole(s.changed_matrices)}",
             "of these resolved",
-            "larger than their storage's rounding",
+            "larger than their storage's rounding" if s.precision.rounding.n else "no storage rounds them",
             "resolution",
         ),
         Figure(
             number(typical.ratio, 2) if clear else hidden,
             "rank over noise",
-            f"rank for 90 %: {number(typical.rank_90)}; noise: {number(typical.rank_90_null)}" if clear else no_rank,
+            f"rank for 90 %: {number(typical.rank_90)}; noise: {number(typical.rank_90_null, 2)}" if clear else no_rank,
             "rank_90_ratio",
         ),
         Figure(EMPTY, "kept by rank 16", "nothing here for an adapter", "energy_at_16")
@@ -363,4 +388,4 @@ def _meaning_of_changed(s: Summary) -> str:
         f"and {whole(s.changed_vectors)} of {plural(s.vectors, 'vector')}" if s.vectors else "there are no vectors"
     )
     others = sum(s.skipped.values())
-    return f"{vectors}; {plural(others, 'other')} skipped" if others else vectors
+    return f"{vectors}; {plural(others, 'tensor')} without a row" if others else vectors

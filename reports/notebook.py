@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from deltaw.reports.sides import name_of
+from deltaw.reports.sides import names_of
 from deltaw.reports.text import NARROW, percent, plural, short, unmarked, visible, whole
 from deltaw.results.columns import BY_KIND
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deltaw.measurement.inspection import Inspection
     from deltaw.reports.page import Column
     from deltaw.results.analysis import Analysis
+    from deltaw.sources import Source
 
 LONGEST = 200  # characters of a repr
 NAME = 40  # … of a name in it
@@ -40,12 +41,11 @@ def line(kind: str, parts: Iterable[str]) -> str:
 def analysis_line(analysis: Analysis) -> str:
     """`<deltaw.Analysis: base → tuned, 101 of 103 tensors changed, median relative change 1.32 %>`."""
     summary = analysis.summary
-    base = f"{short(name_of(analysis.base), NAME)} → " if analysis.base else ""
     change = percent(summary.change.median)
     return line(
         "Analysis",
         (
-            f"{base}{short(name_of(analysis.ft), NAME)}",
+            _sides(analysis.base, analysis.ft),
             f"{whole(summary.changed)} of {plural(summary.tensors, 'tensor')} changed",
             f"median relative change {change}" if change[0].isdigit() else "",
             plural(summary.failed, "tensor") + " failed" if summary.failed else "",
@@ -53,11 +53,21 @@ def analysis_line(analysis: Analysis) -> str:
     ).replace(NARROW, " ")
 
 
+def _sides(base: Source | None, ft: Source) -> str:
+    """`base → tuned`."""
+    names = names_of(base, ft)
+    return " → ".join(short(name, NAME) for name in names[0 if base else 1 :])
+
+
 def inspection_line(found: Inspection) -> str:
     """`<deltaw.Inspection: base → tuned, 101 to measure, 3 skipped>`."""
-    sides = " → ".join(short(name_of(side), NAME) for side in (found.base, found.ft) if side)
     return line(
-        "Inspection", (sides, f"{whole(len(found.plan.pairs))} to measure", f"{whole(len(found.plan.skipped))} skipped")
+        "Inspection",
+        (
+            _sides(found.base, found.ft),
+            f"{whole(len(found.plan.pairs))} to measure",
+            f"{whole(len(found.plan.skipped))} skipped",
+        ),
     ).replace(NARROW, " ")
 
 
@@ -87,8 +97,7 @@ def analysis_html(analysis: Analysis) -> str:
         drawn = figures.of(heatmaps.draw(prepared))
         title = f"{heatmaps.metric_label(metric)} by layer and module"
         body.append(svg.inline(drawn, f"deltaw-{next(_numbers)}", title, unmarked(sentences[0].text)))
-    base = f"{short(name_of(analysis.base), NAME)} → " if analysis.base else ""
-    return framed(base + short(name_of(analysis.ft), NAME), body)
+    return framed(_sides(analysis.base, analysis.ft), body)
 
 
 def inspection_html(found: Inspection) -> str:

@@ -35,12 +35,14 @@ class Offer:
         low, high: The least and the largest rank of a module that keeps `SHARE` of the energy in each of its layers.
         size: Parameters of those adapters over those of the matrices that they adapt.
         config: A `LoraConfig(...)` to paste; empty where no module can be named.
+        count: The matrices that they adapt.
     """
 
     low: int
     high: int
     size: float
     config: str
+    count: int
 
     @property
     def ranks(self) -> str:
@@ -58,7 +60,8 @@ def offer(layers: Layers) -> Offer | None:
     ranks = [int(n.most[SHARE]) for n in needs]
     size = adapter_ranks.adapter_size(needs, SHARE)
     named = [n for n in needs if not re.search(r"\[.*expert", n.module)]  # stacked experts are no modules of their own
-    return Offer(min(ranks), max(ranks), size, lora_config(named) if named and size < 1 else "")
+    config = lora_config(named) if named and size < 1 else ""
+    return Offer(min(ranks), max(ranks), size, config, sum(n.count for n in needs))
 
 
 def lora_config(needs: list[Need]) -> str:
@@ -105,7 +108,7 @@ def sentence(found: Offer, percent: Any) -> str:
     """What it would take, as the end of a sentence: `90 % in every layer takes ranks 105–187, adapters 57 % as …`."""
     if math.isnan(found.size):
         return ""
-    size = f"adapters {percent(found.size, 2)} as large as the matrices" if found.size < 1 else (
-        "adapters larger than the matrices"
-    )  # fmt: skip
-    return f"{percent(SHARE)} in every layer takes {found.ranks}, {size}"
+    adapters, matrices = ("an adapter", "the matrix") if found.count == 1 else ("adapters", "the matrices")
+    size = f"{percent(found.size, 2)} as large as {matrices}" if found.size < 1 else f"larger than {matrices}"
+    where = "" if found.count == 1 else " in every layer"
+    return f"{percent(SHARE)}{where} takes {found.ranks}, {adapters} {size}"

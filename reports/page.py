@@ -173,11 +173,16 @@ def colours() -> str:
 
 def prose(sentence: str) -> Markup:
     """A sentence with its marks as elements: names as code, key numbers as strong, *words* as emphasis."""
-    html = str(escape(sentence))
+    html = re.sub(r"(?<=\d) %", f"{text.NARROW}%", str(escape(sentence)))
     for (start, end), tag in ((text.CODE, "code"), (text.STRONG, "strong")):
         inner = "<code><bdi>" if tag == "code" else "<strong>"
         html = html.replace(start, inner).replace(end, "</bdi></code>" if tag == "code" else "</strong>")
     return Markup(re.sub(r"(?<![\w*])\*([a-z][a-z ]*)\*(?![\w*])", r"<em>\1</em>", html))
+
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow page breaks after its dots, slashes and dashes, and not within a word."""
+    return Markup(re.sub(r"([./_-])(?=[^\W_])", r"\1<wbr>", str(escape(name))))
 
 
 @lru_cache(maxsize=1)
@@ -202,6 +207,7 @@ def environment() -> Environment:
         text.short,
         text.plural,
         prose,
+        breakable,
     ):
         env.filters[function.__name__] = function
     env.globals["find_metric"] = find_metric

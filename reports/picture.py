@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deltaw.reports import heatmaps, style
 from deltaw.reports.findings import five, word
 from deltaw.reports.layers import Layers
-from deltaw.reports.sides import name_of
+from deltaw.reports.sides import names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,9 +27,10 @@ def draw(analysis: Analysis) -> Figure:
     summary = analysis.summary
     with style.settings():
         fig = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI))
-        base = f"{style.label(name_of(analysis.base), NAME)} →" if analysis.base else ""
-        fig.text(LEFT, 0.925, base, fontsize=17, color=style.MUTED, va="center")
-        fig.text(LEFT, 0.855, style.label(name_of(analysis.ft), NAME), fontsize=24, weight="bold", va="center")
+        base, ft = names_of(analysis.base, analysis.ft)
+        before = f"{style.label(base, NAME)} →" if analysis.base else ""
+        fig.text(LEFT, 0.925, before, fontsize=17, color=style.MUTED, va="center")
+        fig.text(LEFT, 0.855, style.label(ft, NAME), fontsize=24, weight="bold", va="center")
         fig.text(
             RIGHT, 0.89, word(summary.verdict), fontsize=21, weight="bold", ha="right", va="center",
             color=style.kind_shades("attention", 1)[0],

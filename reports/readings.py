@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.reports.heatmaps import shown
 from deltaw.reports.layers import Layers
-from deltaw.reports.text import code, number, percent, plural, whole
+from deltaw.reports.text import code, listed, number, percent, plural, whole
 from deltaw.results.summary import Summary
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ def _change(s: Summary) -> str:
     if s.change.n < 2:
         return ""
     most = s.most_changed_matrices[0]
+    if percent(s.change.low) == percent(s.change.high):
+        return f"All changed matrices moved by about {percent(s.change.median)}."
     return (
         f"The middle 80 % of the changed matrices moved by {percent(s.change.p10)} to {percent(s.change.p90)}; "
         f"{code(most.key)} moved most, by {percent(most.relative_change)}."
@@ -186,15 +188,25 @@ def _change(s: Summary) -> str:
 
 
 def _precision(s: Summary) -> str:
-    return (
-        f"{plural(s.resolution.resolved, 'matrix', 'matrices')} resolved, {whole(s.resolution.noisy)} noisy, "
-        f"{whole(s.resolution.below_precision)} below precision; in the typical matrix rounding explains "
-        f"{percent(s.precision.rounding.median, 2)} of the energy."
-    )
+    r = s.resolution
+    words = {"resolved": r.resolved, "noisy": r.noisy, "below precision": r.below_precision}
+    counts = [(count, word) for word, count in words.items() if count]
+    if r.known == 1:
+        said, where = f"The changed matrix is {counts[0][1]}", "in it"
+    elif len(counts) == 1:
+        said, where = f"All {whole(r.known)} changed matrices are {counts[0][1]}", "in the typical one"
+    else:
+        parts = listed(f"{whole(n)} {'is' if n == 1 else 'are'} {w}" for n, w in counts)
+        said = f"Of {whole(r.known)} changed matrices, {parts}"
+        where = "in the typical one"
+    return f"{said}; rounding explains {percent(s.precision.rounding.median, 2)} of the energy {where}."
 
 
 def _shrinkage(s: Summary) -> str:
     c = s.against_base.shrinkage
+    if c.n == 1:
+        along = percent(s.against_base.along_base.median, 2)
+        return f"c = {number(c.median)}; the part along the base holds {along} of the update's energy."
     return (
         f"Median c = {number(c.median)} (middle 80 %: {number(c.p10)} to {number(c.p90)}); the part along the base "
         f"holds {percent(s.against_base.along_base.median, 2)} of the "

@@ -59,8 +59,8 @@ def _numbers(s: Summary) -> list[tuple[object, str, str, str]]:
         ),
         (
             s.resolution.noisy,
-            f"In {plural(s.resolution.noisy, 'matrix', 'matrices')} rounding explains 1–50 % of the energy: "
-            f"ranks and spectra there mix the update with rounding.",
+            f"In {plural(s.resolution.noisy, 'matrix', 'matrices')} rounding explains 1–50 % of the energy: spectra "
+            "and plain ranks mix the update with it; the columns *_denoised take it out.",
             "resolution = noisy.",
             "note",
         ),

@@ -192,7 +192,7 @@ class Summary:
         unchanged_share: Share of all entries whose stored bits are equal.
         routes, methods: Counts of rows.
         skipped: Counts of tensors without a row, by reason. `failed`: those that could not be measured.
-        one_sided: Tensors of one side only; empty for an adapter, which leaves tensors alone.
+        one_sided: Tensors of one side only but for integer buffers; empty for an adapter, which leaves tensors alone.
         has_base: Whether W0 is known.
         delta_norm, base_norm, relative_change: Of the model as one vector.
         relative_change_all, relative_change_changed: `relative_change` over all rows, and over those that changed.
@@ -309,7 +309,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         methods=_counts(everything, "method"),
         skipped=dict(reasons),
         failed=reasons["failed"],
-        one_sided=() if adapter.types else tuple(s.name for s in skipped if s.because in ONE_SIDED),
+        one_sided=() if adapter.types else tuple(s.name for s in skipped if _is_missing(s)),
         has_base=bool(np.isfinite(everything.numbers("base_fro_norm")).any()),
         delta_norm=delta,
         base_norm=base,
@@ -330,6 +330,11 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         intruders=_total(moved, "intruders"),
         decay=decay,
     )
+
+
+def _is_missing(s: Skipped) -> bool:
+    """Whether one side lacks a tensor that holds numbers of the model: integers are positions, masks and counters."""
+    return s.because in ONE_SIDED and not s.detail.startswith(("int", "uint", "bool"))
 
 
 def _counts(rows: Rows, column: str) -> dict[str, int]:

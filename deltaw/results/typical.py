@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from deltaw.results.rows import Rows, number, quote, text
+from deltaw.results.verdict import BEYOND
 from deltaw.types import Row, matrix_label
 
 FEW = 8  # dimensions of a matrix from which its rank says something
@@ -25,6 +26,7 @@ class Typical:
         rank_90, rank_90_low, rank_90_high: As it may be quoted, with its bounds.
         rank_90_null: Of noise of its shape.
         energy_at_16: As it may be quoted.
+        rank: Its rank where that is known: directions above rounding, with no more than rounding below them.
     """
 
     name: str = ""
@@ -34,6 +36,7 @@ class Typical:
     rank_90_high: float = math.nan
     rank_90_null: float = math.nan
     energy_at_16: float = math.nan
+    rank: float = math.nan
 
     @property
     def ratio(self) -> float:
@@ -68,4 +71,12 @@ def typical(told: Rows) -> Typical:
         rank_90_high=rank.high,
         rank_90_null=number(row, "rank_90_null"),
         energy_at_16=math.nan if energy is None else energy.value,
+        rank=_rank(row),
     )
+
+
+def _rank(row: Row) -> float:
+    """signal_rank where the energy below it is no more than rounding leaves; NaN where there may be more."""
+    rest = (1 - number(row, "signal_energy")) * number(row, "fro_norm") ** 2
+    known = rest <= BEYOND * number(row, "rounding_noise") ** 2 or number(row, "signal_energy") >= 1 - 1e-6
+    return number(row, "signal_rank") if known else math.nan

@@ -11,7 +11,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.elements, self.open, self.text = [], [], {}
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))  # a place to break is no element of the text
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))

@@ -4,7 +4,9 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
+import deltaw
 from deltaw.reports import findings, remarks
 from deltaw.reports.adapter_ranks import Need
 from deltaw.reports.layers import Layers
@@ -42,9 +44,7 @@ def test_a_full_fine_tune(full_analysis):
     f = full_analysis.summary
     what, real, rank = said(f)
     assert f.verdict == "spread"
-    assert (
-        what == "30 of 30 matrices changed, the typical one by 2 % of its norm (all about 2 %); so did 9 of 9 vectors."
-    )
+    assert what == "30 of 30 matrices changed, all by about 2 % of their norm; so did all 9 vectors."
     assert real == "Storage rounding is negligible (float32)."
     assert rank.startswith("Not low-rank: 90 % of the energy takes ")
     assert "; a rank-16 adapter could keep " in rank
@@ -67,10 +67,10 @@ def test_a_small_merged_lora_in_bf16_is_read_without_its_rounding(kit):
     assert f.resolution.noisy == f.changed_matrices == 28
     assert f.verdict == "low_rank"
     _, real, rank = said(f)
-    assert real.startswith(
-        "Of 28 changed matrices, storage rounding (bfloat16) explains 1 to 50 % of the energy in 28, "
+    assert real == (
+        "In all 28 changed matrices storage rounding (bfloat16) explains 1 to 50 % of the energy; their ranks are read "
+        "without it."
     )
-    assert real.endswith("whose ranks are read without it.")
     assert rank.startswith("Low-rank: 4 directions above rounding")
     assert f.rank.rank_90.median <= 4
     assert f.rank.rank_90_ratio.median < 0.15
@@ -195,9 +195,48 @@ def with_ratio(ratio: float, verdict: Verdict = Verdict.SPREAD) -> Summary:
 )
 def test_words_follow_the_verdict_and_the_ratio_to_noise(ratio: float, verdict: Verdict, words: str):
     assert said(with_ratio(ratio, verdict))[-1] == (
-        f"{words}: 90 % of the energy takes 20 of 400 directions (noise: {number(20 / ratio)}); a rank-16 adapter "
+        f"{words}: 90 % of the energy takes 20 of 400 directions (noise: {number(20 / ratio, 2)}); a rank-16 adapter "
         "could keep 50 %."
     )
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "rank", "ratio", "words"),
+    [
+        (31, math.nan, 0.4, "Too small to call low-rank or not"),
+        (32, math.nan, 0.4, "Not low-rank"),
+        (31, math.nan, 0.85, "Spread out like noise"),
+        (16, 3.0, 0.37, "Of rank 3"),
+        (256, 128.0, 0.7, "Of rank 128"),
+        (256, 129.0, 0.7, "Not low-rank"),
+    ],
+)
+def test_small_matrices_and_known_ranks_are_called_what_they_are(
+    dimensions: int, rank: float, ratio: float, words: str
+):
+    f = with_ratio(ratio)
+    typical = dataclasses.replace(f.rank.typical, dimensions=dimensions, rank=rank)
+    f = dataclasses.replace(f, rank=dataclasses.replace(f.rank, typical=typical))
+    assert said(f)[-1].startswith(f"{words}: 90 % of the energy takes ")
+
+
+def test_a_rank_three_update_of_small_matrices_is_of_rank_three():
+    generator = torch.Generator().manual_seed(0)
+    base = {f"layers.{i}.w.weight": torch.randn(16, 16, generator=generator) for i in range(4)}
+    thin = {n: torch.randn(16, 3, generator=generator) @ torch.randn(3, 16, generator=generator) for n in base}
+    rank = said(deltaw.analyze(base, {n: w + 0.01 * thin[n] for n, w in base.items()}).summary)[-1]
+    assert rank.startswith("Of rank 3: 90 % of the energy takes ")
+    full = {n: w + 0.01 * torch.randn(16, 16, generator=generator) for n, w in base.items()}
+    assert said(deltaw.analyze(base, full).summary)[-1].startswith("Spread out like noise")
+
+
+def test_integer_buffers_of_one_side_are_no_concern():
+    base = {"w": torch.eye(16), "position_ids": torch.arange(4), "mask": torch.ones(4, dtype=torch.bool)}
+    result = deltaw.analyze(base, {"w": 2 * torch.eye(16)})
+    assert {s.name for s in result.skipped} == {"position_ids", "mask"}
+    assert result.summary.one_sided == ()
+    more = deltaw.analyze(base | {"extra": torch.ones(3)}, {"w": 2 * torch.eye(16)})
+    assert more.summary.one_sided == ("extra",)
 
 
 def test_estimates_are_said_to_be_estimates():
@@ -216,7 +255,7 @@ def test_estimates_are_said_to_be_estimates():
     ],
 )
 def test_what_an_adapter_would_take(low: int, high: int, size: float, ending: str):
-    text = unmarked(findings.answer(with_ratio(0.3), Offer(low, high, size, ""))[-1].text).replace(N, " ")
+    text = unmarked(findings.answer(with_ratio(0.3), Offer(low, high, size, "", 10))[-1].text).replace(N, " ")
     assert text.endswith(ending)
 
 
@@ -238,6 +277,10 @@ def test_rounding_that_hides_some_matrices():
         "Of 10 changed matrices, storage rounding (bfloat16) explains 1 to 50 % of the energy in 2, whose ranks are "
         "read without it."
     )
+    assert said(rounded(0.4, noisy=10))[1] == (
+        "In all 10 changed matrices storage rounding (bfloat16) explains 1 to 50 % of the energy; their ranks are read "
+        "without it."
+    )
     assert said(rounded(0.9, resolved=8, noisy=1, below_precision=1))[1] == (
         "Of 10 changed matrices, storage rounding (bfloat16) explains 1 to 50 % of the energy in 1, whose ranks are "
         "read without it and more than half in 1, whose ranks are not read."
@@ -247,10 +290,7 @@ def test_rounding_that_hides_some_matrices():
 def test_a_rank_that_is_not_exact_has_its_bounds():
     rank = with_ratio(0.1).rank
     rank = dataclasses.replace(rank, typical=dataclasses.replace(rank.typical, rank_90_low=18.0, rank_90_high=25.0))
-    assert (
-        "takes 20 of 400 directions, between 18 and 25 (noise: 200)"
-        in said(dataclasses.replace(RESOLVED, rank=rank))[-1]
-    )
+    assert "takes 20 (18–25) of 400 directions (noise: 200)" in said(dataclasses.replace(RESOLVED, rank=rank))[-1]
 
 
 def test_numbers_of_one_sentence_are_of_one_matrix():
@@ -283,13 +323,13 @@ def test_the_range_of_the_change():
         changed(n=1, median=0.01, low=0.01, high=0.01)
         == "10 of 10 matrices changed, the typical one by 1 % of its norm."
     )
-    assert "(all about 1 %)" in changed(n=2, median=0.01, low=0.01, high=0.01004)
+    assert ", all by about 1 % of their norm" in changed(n=2, median=0.01, low=0.01, high=0.01004)
     assert "(1 % to 1.1 %; most in a)" in changed(n=2, median=0.01, low=0.01, high=0.0106)
 
 
 def test_one_matrix_is_singular():
     f = dataclasses.replace(RESOLVED, matrices=1, changed_matrices=1, vectors=1, changed_vectors=1)
-    assert said(f)[0] == "1 of 1 matrix changed by 1 % of its norm; so did 1 of 1 vector."
+    assert said(f)[0] == "The one matrix changed by 1 % of its norm; so did the one vector."
 
 
 @pytest.mark.parametrize(("compared", "first"), [(89, "Only 89 % of the base was compared"), (90, "10 of 10 matrices")])

@@ -38,7 +38,7 @@ def test_sentences_are_escaped_and_marked():
     from deltaw.reports.text import code, strong
 
     html = page.prose(f"{strong('5 %')} in {code('<b>')} of *this* a*b*c")
-    assert html == "<strong>5 %</strong> in <code><bdi>&lt;b&gt;</bdi></code> of <em>this</em> a*b*c"
+    assert html == "<strong>5\u202f%</strong> in <code><bdi>&lt;b&gt;</bdi></code> of <em>this</em> a*b*c"
 
 
 def test_a_report_that_cannot_be_written_says_so(tmp_path):
