@@ -90,10 +90,16 @@ def _records(path: Path) -> list[dict[str, object]]:
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
     known = columns()
-    for name in frame.columns:
-        if name in known and known[name].always:
-            frame[name] = frame[name].astype(np.int64)
-        elif not is_text(name):  # Python's float: exact for what repr wrote, which pandas' parsers need not be
-            frame[name] = [math.nan if v is None or v == "" else float(v) for v in frame[name]]
-    return frame
+    data: dict[str, pd.Series] = {}
+    for name, column in frame.items():
+        if str(name) in known and known[str(name)].always:
+            data[str(name)] = column.astype(np.int64)
+        elif is_text(str(name)) or column.dtype == np.float64:
+            data[str(name)] = column
+        else:  # Python's float: exact for what repr wrote, which pandas' parsers need not be
+            values = [math.nan if v is None or v == "" else float(v) for v in column]
+            data[str(name)] = pd.Series(values, index=frame.index, dtype="float64")
+    return pd.DataFrame(data)
