@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from deltaw.reports.text import visible
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 
 # File names that say nothing of the model.
 GENERIC = re.compile(r"(model|pytorch_model|adapter_model|diffusion_pytorch_model|consolidated|weights)\b.*\.\w+$")

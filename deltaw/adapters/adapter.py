@@ -18,7 +18,7 @@ from deltaw.checkpoints import Checkpoint
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.renames import renamed
-from deltaw.sources import FileStamp, Source
+from deltaw.results.sources import FileStamp, Source
 from deltaw.types import Handle, Pair, Reason, Skipped
 
 

@@ -13,7 +13,7 @@ from deltaw.adapters.keys import Module, sort_tensors
 from deltaw.checkpoints import Checkpoint
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
-from deltaw.sources import FileStamp
+from deltaw.results.sources import FileStamp
 
 CONFIG = "adapter_config.json"
 

@@ -20,7 +20,7 @@ from deltaw.checkpoints.beside import beside
 from deltaw.checkpoints.gguf import open_gguf
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
-from deltaw.sources import FileStamp
+from deltaw.results.sources import FileStamp
 
 WEIGHTS = (
     "adapter_model.safetensors",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deltaw.documents import Document
-from deltaw.sources import FileStamp, Source
+from deltaw.results.sources import FileStamp, Source
 from deltaw.types import Handle, Skipped
 
 

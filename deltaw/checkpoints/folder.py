@@ -14,7 +14,7 @@ from deltaw.checkpoints.pipeline import INDEX, open_pipeline
 from deltaw.checkpoints.reading import Tensors, read_file
 from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
-from deltaw.sources import FileStamp
+from deltaw.results.sources import FileStamp
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 INDEX_FIRST = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")

@@ -13,7 +13,7 @@ from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, renamed, without_codes
 from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
-from deltaw.sources import FileStamp
+from deltaw.results.sources import FileStamp
 from deltaw.types import Handle, Skipped
 
 INDEX = "model_index.json"

@@ -22,7 +22,7 @@ from deltaw.files import replacing
 from deltaw.measurement.inspection import Inspection
 from deltaw.measurement.options import SPEED_ONLY
 from deltaw.results.about import texts
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 
 KEY = "inputs.json"
 DIGESTS = "digests.json"

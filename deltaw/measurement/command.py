@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from deltaw.measurement.options import Options
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 
 
 def command(base: Source | None, ft: Source, options: Options) -> str:

@@ -12,7 +12,7 @@ from deltaw.measurement.journal import NAME, Journal, digest, inputs_of
 from deltaw.measurement.options import Options
 from deltaw.results.about import source
 from deltaw.results.analysis import SCHEMA_VERSION
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 
 UNREADABLE = [["unreadable"], ["unreadable"]]
 

@@ -11,7 +11,7 @@ from deltaw.pairs.plan import Plan
 from deltaw.pairs.selection import Names, Selection
 from deltaw.pairs.views import describe
 from deltaw.results.plain import plain
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 from deltaw.types import Cell, JsonValue
 
 

@@ -21,7 +21,7 @@ from deltaw.pairs.plan import Plan
 from deltaw.pairs.selection import Names, Selection
 from deltaw.results import storage
 from deltaw.results.analysis import Analysis
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 from deltaw.tensors.names import natural
 from deltaw.types import IntruderCount, Row, Skipped, Spectrum
 

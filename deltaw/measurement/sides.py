@@ -13,7 +13,7 @@ from deltaw.documents import Document
 from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.pairs.plan import Plan, plan
 from deltaw.pairs.selection import Selection
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from deltaw.documents import Document
 from deltaw.errors import ResultsError
-from deltaw.sources import FileStamp, Source
+from deltaw.results.sources import FileStamp, Source
 from deltaw.types import Coverage, IntruderCount, Reason, Setting, Skipped
 
 

@@ -19,10 +19,10 @@ from deltaw.errors import OptionError, ResultsError, UnknownNameError, near
 from deltaw.files import near_path, replacing
 from deltaw.results import about
 from deltaw.results.plain import plain
+from deltaw.results.sources import Source
 from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summary import Summary, summarize
 from deltaw.results.tables import FORMATS, read_layers, to_frame, write_table
-from deltaw.sources import Source
 from deltaw.types import (
     Coverage,
     IntruderCount,

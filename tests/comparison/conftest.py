@@ -15,7 +15,7 @@ from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.runs import Run, Runs
 from deltaw.comparison.scores import Score
 from deltaw.results.analysis import Analysis
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 from deltaw.types import Spectrum
 
 MODULES = {

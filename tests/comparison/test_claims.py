@@ -13,7 +13,7 @@ from deltaw.comparison.claims.verdicts import Claim, Evidence
 from deltaw.comparison.fronts import compare_fronts
 from deltaw.comparison.runs import Runs
 from deltaw.comparison.welch import Estimate
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 
 NAN = float("nan")
 # Biderman et al. 2024: HumanEval or GSM8K, and the mean of HellaSwag, WinoGrande and ARC-C, at 20B tokens.

@@ -10,7 +10,7 @@ from deltaw.cli.analyze import command as analyze
 from deltaw.measurement.command import command
 from deltaw.measurement.options import Options
 from deltaw.pairs.selection import Selection
-from deltaw.sources import FileStamp, Source
+from deltaw.results.sources import FileStamp, Source
 
 PARTS = Selection(include=(r"a\d", "b"), split=True)
 STAMP = (FileStamp("model.safetensors", 1, 2),)

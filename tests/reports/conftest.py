@@ -21,7 +21,7 @@ from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import evaluate
 from deltaw.metrics.uniformity import is_shrink
 from deltaw.results.analysis import Analysis
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 from deltaw.types import Reason, Skipped, Spectrum
 
 Change = Callable[[np.random.Generator, np.ndarray, str], np.ndarray]

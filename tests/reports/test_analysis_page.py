@@ -10,7 +10,7 @@ import pytest
 import deltaw
 from deltaw.reports import analysis_page, write_analysis
 from deltaw.results.analysis import Analysis
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 from deltaw.types import Interval, Reason, Skipped, Spectrum
 from tests.reports.elements import Page
 

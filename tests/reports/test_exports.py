@@ -12,7 +12,7 @@ from deltaw.cli import main
 from deltaw.reports import exports
 from deltaw.reports.reasons import why, words
 from deltaw.results.analysis import Analysis
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 from deltaw.types import Reason, Skipped
 
 

@@ -8,7 +8,7 @@ import pytest
 import deltaw
 from deltaw.reports import notebook
 from deltaw.results.analysis import Analysis
-from deltaw.sources import Source
+from deltaw.results.sources import Source
 from tests.conftest import changed, pico_state
 from tests.reports.elements import Page
 

@@ -19,7 +19,7 @@ from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.documents import Document
 from deltaw.errors import CheckpointError
-from deltaw.sources import FileStamp
+from deltaw.results.sources import FileStamp
 from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, JsonValue, Reason, Skipped
 

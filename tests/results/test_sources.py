@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import deltaw
-from deltaw import sources
-from deltaw.sources import ENDS, SAMPLE, FileStamp, content_hash
+from deltaw.results import sources
+from deltaw.results.sources import ENDS, SAMPLE, FileStamp, content_hash
 
 
 def of(*paths: Path) -> str:
