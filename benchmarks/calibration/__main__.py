@@ -40,6 +40,7 @@ TABLES = [
     Table("fronts", 500, 40),
     Table("decay", 5, 1),
     Table("precision", 60, 10),
+    Table("quantised", 20, 2),
 ]
 
 

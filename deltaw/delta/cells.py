@@ -7,6 +7,7 @@ side is quantised, ΔW holds its rounding; where both are, it holds both. A quan
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,18 @@ from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, View
 
 SAMPLE = 1 << 18  # entries whose steps are counted
+CLIPPED = 0.98  # share of ‖ΔW‖² that the cells explain, below which one asks what was clipped
 
 
 def cells(handle: Handle) -> Handle | None:
     """A tensor of the variances of another's rounding; None where that one is not stored as codes."""
+    return _beside(handle, "variance")
+
+
+def _beside(handle: Handle, what: Literal["variance", "ends"]) -> Handle | None:
     if isinstance(handle, QuantisedHandle):
-        return handle.cells
-    if isinstance(handle, Slice) and (inner := cells(handle.handle)) is not None:
+        return handle.beside(what)
+    if isinstance(handle, Slice) and (inner := _beside(handle.handle, what)) is not None:
         return replace(handle, handle=inner)
     return None
 
@@ -39,11 +45,12 @@ def coded(handle: Handle) -> Numbers | None:
     return Numbers(STORED[torch.float32], handle.dtype, Grid("codes", (0, 0)))
 
 
-def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySums:
+def with_cells(sums: EntrySums, delta: torch.Tensor, base: Handle, ft: Handle, view: View) -> EntrySums:
     """The sums with the rounding that the formats of both sides left in ΔW, in place of what was guessed from W.
 
     Args:
         sums: Those of W − W0.
+        delta: W − W0, (m, n).
         base, ft: Both sides.
         view: The matrix that is looked at.
 
@@ -61,6 +68,10 @@ def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySu
     if bool(variance.isnan().any()):
         return _unknown(sums)
     variance = variance * torch.from_numpy(sums.delta_row_sq > 0)[:, None]  # equal rows hold none of it
+    clipped = 0
+    if float(variance.sum()) < CLIPPED * float(sums.delta_row_sq.sum()):
+        where, squares = _clipped(variance, delta, ft, view)
+        clipped, variance = int(where.sum()), torch.where(where, squares, variance)
     every = max(1, variance.numel() // SAMPLE)
     sample = variance.flatten()[::every]
     steps, counts = histogram((sample[sample > 0] * 12).sqrt_().numpy())
@@ -73,7 +84,20 @@ def with_cells(sums: EntrySums, base: Handle, ft: Handle, view: View) -> EntrySu
         equal_null=np.nan,
         base_noise=0.0,
         within_ulp=False,
+        clipped=clipped,
     )
+
+
+def _clipped(variance: torch.Tensor, delta: torch.Tensor, ft: Handle, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where an outermost code lies further inward of W0 than its cell reaches, and Δ².
+
+    There the weight was clipped: all of the change counts as rounding, for nothing tells an update from it.
+    """
+    ends = _beside(ft, "ends")
+    assert ends is not None
+    moved = delta.to("cpu", torch.float64)
+    squares = moved * moved
+    return (matrix(ends, view) * moved < 0) & (squares > 3 * variance), squares
 
 
 def _unknown(sums: EntrySums) -> EntrySums:

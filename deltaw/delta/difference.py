@@ -72,7 +72,8 @@ def _difference(pair: Pair, device: torch.device) -> Delta:
     if w.ndim < 2:
         return Delta("vector", None, sweep(w0, w, device=device, keep=False)[1])
     value, sums = sweep(w0, w, device=device, known=(coded(pair.base), coded(pair.ft)))
-    return Delta("dense", value, with_cells(sums, pair.base, pair.ft, pair.view), w0)
+    assert value is not None
+    return Delta("dense", value, with_cells(sums, value, pair.base, pair.ft, pair.view), w0)
 
 
 def _updated(pair: Pair, update: Update, device: torch.device) -> Delta:

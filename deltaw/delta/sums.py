@@ -55,6 +55,7 @@ class EntrySums:
         equal_null: How many entries one rounding of such an update would leave as they were; NaN where unknown.
         was, now: The precision of the numbers of W0 and W; None where they were not read.
         base_noise: Σ (cast(W0) − W0)², the part of the noise that is the base's own rounding to the precision of W.
+        clipped: How many entries of a quantised W were clipped; None where it is none.
     """
 
     rows: int
@@ -73,6 +74,7 @@ class EntrySums:
     was: Numbers | None = None
     now: Numbers | None = None
     base_noise: float = 0.0
+    clipped: int | None = None
 
     @property
     def base_precision(self) -> str:
@@ -109,6 +111,7 @@ class EntrySums:
             noise_steps=self.noise_steps,
             noise_counts=self.noise_counts,
             base_noise=self.base_noise,
+            clipped=self.clipped,
             equal_null=self.equal_null if math.isfinite(self.equal_null) else None,
         )
 

@@ -46,6 +46,7 @@ from deltaw.metrics.energy import (
 )
 from deltaw.metrics.precision import (
     base_rounding,
+    clipped_fraction,
     effective_rank_denoised,
     energy_at_16_denoised,
     gavish_donoho_lambda,
@@ -111,6 +112,7 @@ __all__ = [
     "base_overlap_right",
     "base_overlap_right_null",
     "base_rounding",
+    "clipped_fraction",
     "cosine_to_base",
     "decay_estimate",
     "decay_rows_fraction",

@@ -136,6 +136,19 @@ def resolution(rounding_noise: float, fro_norm: float) -> str:
     return "noisy" if rounding_noise <= math.sqrt(NOISY) * fro_norm else "below_precision"
 
 
+@metric(section="precision", formula="#{w clipped} / mn", unit="share", source="the outermost codes of W's format")
+def clipped_fraction(clipped: int, entries: int) -> float:
+    """Share of entries that quantising clipped: their code is the outermost, and W0 lies further out than its cell.
+
+    Empty where W is not quantised. What they miss counts as rounding, for nothing tells an update from it.
+
+    Args:
+        clipped: How many there are.
+        entries: m·n.
+    """
+    return clipped / entries
+
+
 @metric(section="precision", formula="√(Σ (cast(W0) − W0)²) where ΔW holds it, else 0", unit="weight")
 def base_rounding(base_noise: float) -> float:
     """The part of rounding_noise that is the base's: training started from W0 cast to the fine-tuned precision."""

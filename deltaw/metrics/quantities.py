@@ -40,6 +40,7 @@ class Quantities:
         noise_steps: The different rounding steps q of the entries, (h,).
         noise_counts: How many entries have each, (h,).
         base_noise: Σ (cast(W0) − W0)² where ΔW holds it.
+        clipped: How many entries of a quantised W have an outermost code and lie further inward than its cell reaches.
         equal_null: How many entries storing such an update once would have left unmoved.
         shrink_marks: What shape the shrink of W0 has, where c is large enough to look at.
         row_marks: The same of the rows that moved straight towards zero, where they are many.
@@ -84,6 +85,7 @@ class Quantities:
     noise_steps: Vector | None = None
     noise_counts: Vector | None = None
     base_noise: float | None = None
+    clipped: int | None = None
     equal_null: float | None = None
     shrink_marks: ShrinkMarks | None = None
     row_marks: ShrinkMarks | None = None
@@ -119,7 +121,7 @@ class Quantities:
         return replace(self, **dict.fromkeys(OF_THE_NOISE))
 
 
-OF_THE_NOISE = ("noise_row", "noise_col", "noise_inflation", "noise_steps", "noise_counts", "base_noise")
+OF_THE_NOISE = ("noise_row", "noise_col", "noise_inflation", "noise_steps", "noise_counts", "base_noise", "clipped")
 NAMES = frozenset(f.name for f in fields(Quantities))
 OF_THE_BASE = frozenset(
     (

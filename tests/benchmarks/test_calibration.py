@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.calibration import claims, contrasts, fronts, precision
+from benchmarks.calibration import claims, contrasts, fronts, precision, quantised
 from benchmarks.calibration.__main__ import entered
 from benchmarks.calibration.rows import Row, markdown
 
@@ -74,3 +74,17 @@ def test_precision_of_files():
     assert {r.measured for r in rows if "signal_rank 8" in r.name} == {1}
     assert {r.measured for r in rows if "above rounding" in r.name} == {0}
     assert {r.measured for r in rows if "below_precision" in r.name} == {1}
+
+
+@pytest.mark.parametrize("scheme", quantised.SCHEMES)
+def test_the_noise_of_quantised_storage(scheme: str) -> None:
+    """The predicted noise is the true one within its bound, never below it, and shows no direction by itself."""
+    for kind in quantised.KINDS:
+        ratio, above = quantised.trial(kind, scheme, seed=3)
+        assert 0.97 <= ratio <= float(quantised.bound(scheme, kind).removeprefix("≤ ")), kind
+        assert above == 0, kind
+
+
+@pytest.mark.parametrize(("scheme", "size", "rank"), [("FP8, rows", 0.03, 16), ("int4 g32", 0.01, 0)])
+def test_an_update_above_quantised_storage(scheme: str, size: float, rank: int) -> None:
+    assert quantised.trial(quantised.KINDS[0], scheme, seed=5, size=size)[1] == rank

@@ -108,3 +108,8 @@ def test_shrinkage_is_the_best_estimate():
     best = min(np.linspace(0.8, 1.2, 81), key=lambda f: loss(f * shrunk))
     assert best == pytest.approx(1, abs=0.02)
     assert loss(shrunk) < loss(s[:3])
+
+
+def test_clipped_fraction():
+    assert metrics.clipped_fraction(6, 24) == 0.25
+    assert metrics.clipped_fraction(0, 24) == 0

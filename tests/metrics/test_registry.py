@@ -65,6 +65,7 @@ def matrix_quantities():
         "equal": 3,
         "equal_null": 2.5,
         "base_noise": 0.0,
+        "clipped": 6,
         "delta_sq": float((d**2).sum()),
         "base_sq": float((w0**2).sum()),
         "delta_base": float((d * w0).sum()),

@@ -108,7 +108,11 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     vector = len(codes.shape) == 1  # one row of blocks: it is read whole
     octets = codes.parts["codes"].read(None if vector else rows).numpy()
     picked = rows if vector else slice(None)
-    return Values(_read(octets, kind)[picked], lambda: _variance(octets, kind)[picked])
+    return Values(
+        _read(octets, kind)[picked],
+        lambda: _variance(octets, kind)[picked],
+        (lambda: _ends(octets, kind)[picked]) if kind in GRIDS and kind != "Q8_0" else None,
+    )
 
 
 def _numbers(octets: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
@@ -141,6 +145,24 @@ def _variance(octets: NDArray[np.uint8], kind: str) -> torch.Tensor:
         code = np.divide(weight, step, out=np.zeros_like(weight), where=step != 0)
         step = step * (1 + (np.rint(code) == grid.top))
     return torch.from_numpy(step**2 / 12)
+
+
+def _ends(octets: NDArray[np.uint8], kind: str) -> torch.Tensor:
+    """−1 where an entry is the lowest that its block can say, 1 where it is the highest, else 0; int8."""
+    import torch
+
+    weight, grid = _numbers(octets, kind).astype(np.float64), GRIDS[kind]
+    if grid.codebook:
+        scale = _coded(octets, kind, grid.one)
+        first, last = scale * grid.codebook[0], scale * grid.codebook[-1]
+    else:
+        zero = _coded(octets, kind, 0)
+        bits = {"Q5_0": 5, "Q5_1": 5, "Q2_K": 2, "Q3_K": 3, "Q5_K": 5, "Q6_K": 6}.get(kind, 4)
+        codes = 3 if kind.startswith("TQ") else 2**bits
+        first, last = zero, zero + (codes - 1) * (_coded(octets, kind, grid.one) - zero)
+    slack = 1e-3 * np.abs(last - first)
+    low, high = (np.abs(weight - end) <= slack / 16 for end in (np.minimum(first, last), np.maximum(first, last)))
+    return torch.from_numpy(high.astype(np.int8) - low.astype(np.int8))
 
 
 def _coded(octets: NDArray[np.uint8], kind: str, byte: int) -> NDArray[np.float64]:

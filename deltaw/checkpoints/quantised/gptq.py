@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
-from deltaw.checkpoints.quantised.values import WORD, even_variance, unpacked
+from deltaw.checkpoints.quantised.values import WORD, ends, even_variance, unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,11 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     each = scale[group]
     weight = (q.float() - zero.float()[group]) * each
     top = 2**bits - 1 if symmetric else None
-    return Values(weight.T.contiguous(), lambda: even_variance(q, each, top).T.contiguous())
+    return Values(
+        weight.T.contiguous(),
+        lambda: even_variance(q, each, top).T.contiguous(),
+        lambda: ends(q, 0, 2**bits - 1).T.contiguous(),
+    )
 
 
 def _awq(words: torch.Tensor, bits: int, rows: slice) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from deltaw.checkpoints.quantised.module import FORMAT, Codes, Values
 from deltaw.errors import CheckpointError
@@ -59,10 +59,20 @@ class QuantisedHandle:
         parts = {**self.codes.parts, "codes": stored}
         return replace(self, codes=replace(self.codes, parts=parts))
 
-    @property
-    def cells(self) -> Cells:
-        """The variances as a tensor of their own, to be looked at as the weight is."""
-        return Cells(self)
+    def ends(self, rows: slice | None = None) -> torch.Tensor:
+        """−1 where a code is the lowest of its grid, 1 where it is the highest, else 0; int8.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+        import torch
+
+        found = self._values(rows)
+        return torch.zeros(found.weight.shape, dtype=torch.int8) if found.ends is None else found.ends()
+
+    def beside(self, what: Literal["variance", "ends"]) -> Beside:
+        """The variances or the ends as a tensor of their own, to be looked at as the weight is."""
+        return Beside(self, what)
 
     def _values(self, rows: slice | None) -> Values:
         start, stop, step = (rows or slice(None)).indices(self.shape[0])
@@ -87,11 +97,16 @@ class QuantisedHandle:
 
 
 @dataclass(frozen=True)
-class Cells:
-    """The variance of the rounding in every entry of a quantised weight; a `Handle` itself."""
+class Beside:
+    """What is known of every entry of a quantised weight beside its value; a `Handle` itself.
+
+    Attributes:
+        of: The weight.
+        what: The variance of its rounding, or which codes are outermost.
+    """
 
     of: QuantisedHandle
-    dtype: str = "float64"
+    what: Literal["variance", "ends"]
 
     @property
     def name(self) -> str:
@@ -104,6 +119,11 @@ class Cells:
         return self.of.shape
 
     @property
+    def dtype(self) -> str:
+        """As it is read."""
+        return "float64" if self.what == "variance" else "int8"
+
+    @property
     def nbytes(self) -> int:
         """The bytes of the codes."""
         return self.of.nbytes
@@ -111,15 +131,15 @@ class Cells:
     @property
     def storage(self) -> Hashable:
         """That of the codes."""
-        return ("cells", self.of.storage)
+        return (self.what, self.of.storage)
 
     def read(self, rows: slice | None = None) -> torch.Tensor:
-        """The variances, or some rows of them, float64.
+        """All, or some rows.
 
         Raises:
             CheckpointError: The bytes cannot be read.
         """
-        return self.of.variance(rows)
+        return self.of.variance(rows) if self.what == "variance" else self.of.ends(rows)
 
 
 def numeric(dtype: str) -> str:

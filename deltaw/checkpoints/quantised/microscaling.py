@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, Values, shown
-from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_table, nibbles, real
+from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, nibbles, real
 from deltaw.types import Handle
 
 
@@ -88,7 +88,12 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         return Values(
             weight.flatten(-2).mT.contiguous(),
             lambda: (e2m1_cells()[picked] * part.double() ** 2).flatten(-2).mT.contiguous(),
+            lambda: e2m1_ends(picked).flatten(-2).mT.contiguous(),
         )
     assert codes.block is not None
     each = scale.repeat_interleave(codes.block[1], dim=-1)
-    return Values(e2m1_table()[picked] * each, lambda: e2m1_cells()[picked] * each.double() ** 2)
+    return Values(
+        e2m1_table()[picked] * each,
+        lambda: e2m1_cells()[picked] * each.double() ** 2,
+        lambda: e2m1_ends(picked),
+    )

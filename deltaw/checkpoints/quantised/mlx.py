@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
-from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_table, even_variance, real, unpacked
+from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, ends, even_variance, real, unpacked
 
 
 def claims(module: Module) -> Iterator[Codes]:
@@ -49,6 +49,11 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     each = real(codes.parts["scale"].read(rows)).repeat_interleave(group, dim=-1)
     if "bias" not in codes.parts:
         picked = q.int()
-        return Values(e2m1_table()[picked] * each, lambda: e2m1_cells()[picked] * each.double() ** 2)
+        return Values(
+            e2m1_table()[picked] * each,
+            lambda: e2m1_cells()[picked] * each.double() ** 2,
+            lambda: e2m1_ends(picked),
+        )
     bias = codes.parts["bias"].read(rows).float().repeat_interleave(group, dim=-1)
-    return Values(q.float() * each + bias, lambda: even_variance(q, each))
+    top = 2**codes.bits - 1
+    return Values(q.float() * each + bias, lambda: even_variance(q, each), lambda: ends(q, 0, top))

@@ -133,10 +133,13 @@ class Values(NamedTuple):
     Attributes:
         weight: W as the codes have it, float32.
         variance: Finds the mean square of the rounding inside every entry's cell, float64.
+        ends: Finds the outermost codes, behind which a clipped weight may lie at any distance: −1 at the lower end, 1
+            at the upper, else 0. None where the format clips nothing.
     """
 
     weight: torch.Tensor
     variance: Callable[[], torch.Tensor]
+    ends: Callable[[], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

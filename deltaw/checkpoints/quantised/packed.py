@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
-from deltaw.checkpoints.quantised.values import WORD, even_variance, fields, real, word_counts
+from deltaw.checkpoints.quantised.values import WORD, ends, even_variance, fields, real, word_counts
 from deltaw.types import Handle
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     if "zero" in codes.parts:
         zero = _zeros(codes, codes.parts["zero"], codes.bits, rows, half).float()
         q = q - (zero[..., group] if zero.shape[-1] > 1 else zero)
-    return Values(q * each, lambda: even_variance(u, each, None if "zero" in codes.parts else half - 1))
+    return Values(
+        q * each,
+        lambda: even_variance(u, each, None if "zero" in codes.parts else half - 1),
+        lambda: ends(u, -half, half - 1),
+    )
 
 
 def _groups(codes: Codes, columns: int) -> torch.Tensor:

@@ -13,7 +13,16 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, Values, count, shown
-from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_table, even_variance, nibbles, real, spread
+from deltaw.checkpoints.quantised.values import (
+    e2m1_cells,
+    e2m1_ends,
+    e2m1_table,
+    ends,
+    even_variance,
+    nibbles,
+    real,
+    spread,
+)
 from deltaw.types import Handle
 
 if TYPE_CHECKING:
@@ -112,18 +121,27 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         scale = (scale.double() / 127).float()
     if codes.format == "mxfp4":  # DeepSeek-V4: two codes a byte
         picked = nibbles(q).int()
-        return Values(e2m1_table()[picked] * scale, lambda: e2m1_cells()[picked] * scale.double() ** 2)
+        return Values(
+            e2m1_table()[picked] * scale,
+            lambda: e2m1_cells()[picked] * scale.double() ** 2,
+            lambda: e2m1_ends(picked),
+        )
     if q.dtype != torch.int8:
         numbers, variances = float8_tables(q.dtype)
         picked = q.reshape(-1).view(torch.uint8).int()
         return Values(
             numbers.index_select(0, picked).view(q.shape).mul_(scale),
             lambda: variances.index_select(0, picked).view(q.shape).mul_(scale.double() ** 2),
+            lambda: ends(q.float(), -torch.finfo(q.dtype).max, torch.finfo(q.dtype).max),
         )
     weight = q.float()
     if "zero" in codes.parts:
         weight = weight - _scale_of(codes, codes.parts["zero"], rows, q.shape)
-    return Values(weight * scale, lambda: even_variance(q, scale))
+    return Values(
+        weight * scale,
+        lambda: even_variance(q, scale),
+        lambda: ends(q.clamp(-127, 127), -127, 127),
+    )
 
 
 def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size) -> torch.Tensor:

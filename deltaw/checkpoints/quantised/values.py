@@ -153,6 +153,20 @@ def spread(values: torch.Tensor, block: tuple[int, int], rows: slice, shape: tup
     return values.repeat_interleave(block[1], dim=-1)[..., :n]
 
 
+def ends(codes: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """−1 where a code is the lowest of its grid, 1 where it is the highest, else 0; int8."""
+    import torch
+
+    return (codes == high).to(torch.int8) - (codes == low).to(torch.int8)
+
+
+def e2m1_ends(codes: torch.Tensor) -> torch.Tensor:
+    """The same for four-bit floats, by code: ±6."""
+    import torch
+
+    return (codes == 7).to(torch.int8) - (codes == 15).to(torch.int8)
+
+
 def even_variance(codes: torch.Tensor, scale: torch.Tensor, top: int | None = None) -> torch.Tensor:
     """step²/12 for every code of an even grid, float64.
 
