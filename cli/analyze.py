@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import Expression, Names, Size, default_out, inputs, matching, verbosity
+from deltaw.cli.options import Expression, FilePath, Names, Size, default_out, inputs, matching, verbosity
 from deltaw.cli.printable import say
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ CONDITION_HELD = 5
 @click.command("analyze")
 @click.argument("base", required=False)
 @click.argument("ft", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Where results go.  [default: deltaw-results/<ft name>]")
+@click.option("--out", type=FilePath(), help="Where results go.  [default: deltaw-results/<ft name>]")
 @click.option(
     "--mode",
     type=click.Choice(["exact", "fast"]),

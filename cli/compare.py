@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import Size, matching, verbosity
+from deltaw.cli.options import FilePath, Size, matching, verbosity
 from deltaw.cli.printable import say
 from deltaw.errors import ManifestError
 
@@ -23,7 +23,7 @@ MOST_CLAIMS = 12
 
 @click.command("compare")
 @click.argument("runs", nargs=-1, required=True, metavar="MANIFEST.toml | RESULT_DIR...")
-@click.option("--out", type=click.Path(path_type=Path), help="Where results go.  [default: deltaw-results/<name>]")
+@click.option("--out", type=FilePath(), help="Where results go.  [default: deltaw-results/<name>]")
 @click.option("--reference", metavar="GROUP", help="Compare the others with this group.  [default: full fine-tuning]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
 @click.option(
@@ -56,12 +56,14 @@ def command(
     Give a manifest (TOML) that lists runs with their groups, checkpoints and scores, or result directories of analyze.
     Writes runs.csv, layers.csv, contrasts.csv, report.html and figures/ to --out. Analyses are kept there and found
     again.
-    """
+    """  # noqa: DOC501  (a help text)
     import deltaw
     from deltaw.cli.progress import reporting
     from deltaw.comparison.tables import refuse_others
     from deltaw.reports.comparison import write_figures
 
+    if not all(run.strip() for run in runs):
+        raise click.UsageError("the path is empty; give . for the working directory")
     out = out or Path("deltaw-results") / _name(runs)
     if runs[0].endswith(".toml"):  # result directories are analysed already
         keeps(f"Finished analyses are kept in {out / 'analyses'} and found again")

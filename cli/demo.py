@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from deltaw.cli.options import verbosity
+from deltaw.cli.options import FilePath, verbosity
 from deltaw.cli.printable import say
 from deltaw.errors import CheckpointError
 
@@ -33,9 +33,7 @@ def find(requirement: str, module: str, file: str) -> Path:
 
 
 @click.command("demo")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("deltaw-demo"), show_default=True, help="Where results go."
-)
+@click.option("--out", type=FilePath(), default=Path("deltaw-demo"), show_default=True, help="Where results go.")
 @verbosity
 @click.pass_context
 def command(ctx: click.Context, out: Path, quiet: bool) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deltaw.cli.printable import say
+from deltaw.cli.printable import printable, say
 from deltaw.errors import OptionError
 from deltaw.files import parse_size
+from deltaw.results.sources import writable
 
 if TYPE_CHECKING:
     from deltaw.results.conditions import Condition
@@ -35,6 +36,24 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
         if size <= 0:
             self.fail(f"{value!r} is no size; expected one like 500MB or 8GB", param, ctx)
         return size
+
+
+class FilePath(click.Path):
+    """A path that can be written in every file of results: not empty, and UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        text = str(value)
+        if not text.strip():
+            self.fail("the path is empty; give . for the working directory", param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{printable(text)!r} is not UTF-8; choose another name", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
@@ -134,4 +153,4 @@ def default_out(ft: str) -> Path:
         name = path.parent.name if generic else path.stem if path.is_file() else path.name
     else:
         name = ft.replace("/", "--")
-    return Path("deltaw-results") / (name or "ft")
+    return Path("deltaw-results") / (writable(name) or "ft")

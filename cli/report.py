@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from deltaw.cli.options import verbosity
+from deltaw.cli.options import FilePath, verbosity
 
 FORMS = ("markdown", "latex", "card")
 
 
 @click.command("report")
-@click.argument("results", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The HTML file.  [default: report.html in RESULT_DIR]")
+@click.argument("results", type=FilePath())
+@click.option("--out", type=FilePath(), help="The HTML file.  [default: report.html in RESULT_DIR]")
 @click.option("--figures/--no-figures", default=True, show_default=True, help="Also write figures/ (SVG, PDF, PNG).")
 @click.option("--markdown", is_flag=True, help="Print the sentences and the table as Markdown instead.")
 @click.option("--latex", is_flag=True, help="Print the table for a paper instead (booktabs).")

@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import verbosity
+from deltaw.cli.options import FilePath, verbosity
 
 if TYPE_CHECKING:
     from deltaw.study.runner import Study
 
 
 @click.command("study")
-@click.option("--out", type=click.Path(path_type=Path), help="Where everything goes; needed unless --dry-run.")
+@click.option("--out", type=FilePath(), help="Where everything goes; needed unless --dry-run.")
 @click.option(
     "--preset", type=click.Choice(["quick", "standard", "gpu"]), default="quick", show_default=True, help="How large."
 )
-@click.option(
-    "--plan", "plan_file", type=click.Path(path_type=Path), help="A plan of your own, in TOML, instead of a preset."
-)
+@click.option("--plan", "plan_file", type=FilePath(), help="A plan of your own, in TOML, instead of a preset.")
 @click.option(
     "--source",
     multiple=True,
@@ -42,9 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Runs at a time.  [default: by cores, and by a GPU's free memory]"
 )
-@click.option(
-    "--cache", type=click.Path(path_type=Path), help="Where trained bases are kept.  [default: ~/.cache/deltaw/study]"
-)
+@click.option("--cache", type=FilePath(), help="Where trained bases are kept.  [default: ~/.cache/deltaw/study]")
 @click.option(
     "--resume/--fresh", default=True, help="Keep or discard what an interrupted study finished.  [default: resume]"
 )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from deltaw.errors import OptionError, near
+from deltaw.errors import OptionError, ResultsError, near
 
 MOST_BESIDE = 2000  # names of a directory that are looked at for a suggestion
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -29,6 +29,24 @@ def remove_left(folder: Path) -> None:
         for path in folder.iterdir():
             if LEFT.fullmatch(path.name) and path.is_file():
                 path.unlink()
+
+
+def refuse_link(folder: Path) -> None:
+    """End where a folder of results is a link: what is written to a directory stays in it.
+
+    Raises:
+        ResultsError: It is one.
+    """
+    if folder.is_symlink():
+        raise ResultsError(f"{folder}: is a link, and links inside of results are not followed; remove it")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the home directory; as it is where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 @contextmanager
@@ -52,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def near_path(path: Path) -> str:
     """A hint that ends a message about a path that is not there: what lies beside it and is spelt nearly so."""
-    path = path.expanduser()
+    path = expanded(path)
     missing = next((p for p in (path, *path.parents) if p.parent.is_dir()), None)
     if missing is None or missing.name in {"", ".."}:
         return ""

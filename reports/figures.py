@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.errors import OptionError, ResultsError
-from deltaw.files import replacing
+from deltaw.files import refuse_link, replacing
 from deltaw.reports import style
 from deltaw.reports.plots import AnalysisPlots
 
@@ -93,6 +93,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         ResultsError: A file cannot be written.
     """
     out = []
+    refuse_link(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with style.settings():

@@ -20,6 +20,7 @@ from deltaw.checkpoints.beside import beside
 from deltaw.checkpoints.gguf import open_gguf
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
+from deltaw.files import expanded
 from deltaw.results.sources import FileStamp
 
 WEIGHTS = (
@@ -84,7 +85,7 @@ def open_base(source: Any) -> Checkpoint:
         AdapterError: It is an adapter, which comes second.
         CheckpointError: It cannot be found or opened.
     """
-    here = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    here = expanded(source) if isinstance(source, (str, Path)) else None
     opened = open_checkpoint(source) if here is None or not here.is_dir() else None
     if here is not None and here.exists() and is_adapter(here, opened) and not _holds_model(here):
         found = open_adapter(here)

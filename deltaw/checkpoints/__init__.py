@@ -18,7 +18,7 @@ from deltaw.checkpoints.quantised import QuantisedHandle, numeric
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, why_unread, without_codes
 from deltaw.errors import CheckpointError
-from deltaw.files import near_path
+from deltaw.files import expanded, near_path
 
 __all__ = [
     "Checkpoint",
@@ -93,10 +93,10 @@ def open_checkpoint(source: Any) -> Checkpoint:
 
 def _file_of(source: str | Path) -> tuple[Path, str]:
     """The path in `FILE::NAME`, and the name; a path that has `::` in it and exists is one."""
-    whole = Path(source).expanduser()
+    whole = expanded(source)
     head, mark, wanted = str(source).rpartition("::")
     try:
         taken = bool(mark and head and wanted) and not whole.exists()
     except OSError:
         taken = False
-    return (Path(head).expanduser(), wanted) if taken else (whole, "")
+    return (expanded(head), wanted) if taken else (whole, "")

@@ -18,7 +18,7 @@ from typing import Any
 from deltaw.comparison.manifest import RunSpec
 from deltaw.documents import read_object
 from deltaw.errors import DeltaWError, ManifestError, ResultsError
-from deltaw.files import replacing
+from deltaw.files import refuse_link, replacing
 from deltaw.measurement.inspection import Inspection
 from deltaw.measurement.options import SPEED_ONLY
 from deltaw.results.about import texts
@@ -188,6 +188,8 @@ def analyses(
     opened = open_checkpoint(base)
     inspections = inspect_all(specs, opened, options)
     digests = Digests(folder / DIGESTS if folder else None)
+    for own in [folder, *(folder / folder_name(spec.name) for spec in specs)] if folder else []:
+        refuse_link(own)
     out: dict[str, Any] = {}
     for i, spec in enumerate(specs):
         place = folder / folder_name(spec.name) if folder else None

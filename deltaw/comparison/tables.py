@@ -85,10 +85,11 @@ def write_tables(tables: Mapping[str, pd.DataFrame], about: About, out: Path, *,
         if not force:
             refuse_others(out, about.runs)
         out.mkdir(parents=True, exist_ok=True)
-        for name, frame in tables.items():
-            _write_csv(frame, out / f"{name}.csv")
+        # First of all, so that a run that is killed here finds its directory again.
         with replacing(out / ABOUT) as temporary:
             temporary.write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
+        for name, frame in tables.items():
+            _write_csv(frame, out / f"{name}.csv")
     except OSError as e:
         raise ResultsError(f"{out}: the comparison cannot be written ({e.strerror or e}); choose another --out") from e
 

@@ -21,7 +21,7 @@ from deltaw.pairs.plan import Plan
 from deltaw.pairs.selection import Names, Selection
 from deltaw.results import storage
 from deltaw.results.analysis import Analysis
-from deltaw.results.sources import Source
+from deltaw.results.sources import Source, writable
 from deltaw.tensors.names import natural
 from deltaw.types import IntruderCount, Row, Skipped, Spectrum
 
@@ -151,7 +151,7 @@ def _assemble(
         device=", ".join(map(str, devices)),
         seconds=seconds,
         versions=versions(),
-        notes=(*planned.notes, *storage.notes(rows)),
+        notes=tuple(map(writable, (*planned.notes, *storage.notes(rows)))),
         intruders=tuple(intruders),
         coverage=planned.coverage(failed=[key for key, found in measured.items() if found.row is None]),
         command=command(base, ft, options),

@@ -11,6 +11,7 @@ from deltaw.adapters.plan import plan_adapter
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.documents import Document
 from deltaw.errors import AdapterError, CheckpointError, OptionError
+from deltaw.files import expanded
 from deltaw.pairs.plan import Plan, plan
 from deltaw.pairs.selection import Selection
 from deltaw.results.sources import Source
@@ -68,7 +69,7 @@ def open_sides(base: Any, ft: Any) -> Sides:
         raise  # the base is one itself
     except CheckpointError as e:
         # Only what lies here: nothing is downloaded for a message.
-        here = Path(ft).expanduser() if isinstance(ft, (str, Path)) else None
+        here = expanded(ft) if isinstance(ft, (str, Path)) else None
         if here is None or not here.exists() or not is_adapter(here):
             raise
         raise CheckpointError(missing_base(e, open_adapter(here))) from e

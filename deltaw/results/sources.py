@@ -15,6 +15,11 @@ ENDS = 1 << 20  # bytes at both ends of a file that enter its hash: headers, and
 SAMPLE, SAMPLES = 1 << 12, 1 << 10  # between them: bytes of a sample, and their number at most
 
 
+def writable(text: str) -> str:
+    """A text that a file of results can hold: bytes of a path that are not UTF-8 as their escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, order=True)
 class FileStamp:
     """A file as it was when it was opened: equal only while nobody has written to it.
@@ -37,7 +42,7 @@ class FileStamp:
             OSError: It cannot be looked at.
         """
         stat = path.stat()
-        return cls(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        return cls(writable(str(path.resolve())), stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class Source:
     files: tuple[FileStamp, ...] = ()
     base_name: str | None = None
     hash: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", writable(self.path))  # frozen
 
     @property
     def names(self) -> list[str]:
