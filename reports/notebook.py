@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deltaw.measurement.inspection import Inspection
     from deltaw.reports.page import Column
     from deltaw.results.analysis import Analysis
-    from deltaw.sources import Source
+    from deltaw.results.sources import Source
 
 LONGEST = 200  # characters of a repr
 NAME = 40  # … of a name in it

@@ -46,6 +46,7 @@ ODD: tuple[Any, ...] = (
     *("a\x00b\ud800\x1b", "9" * 5000, "/dev/zero", [], [None], ["x"], [[1]], [{}], {}, {"x": 1}, {"": {"x": []}}, DEEP),
 )
 FEW = (None, 0, 10**30, math.nan, "x", "9" * 5000, [None], {"x": 1}, DEEP)  # where reading takes longer
+ONE_EACH = (None, 10**30, "x", {"x": 1})
 LONGEST = 300_000  # characters: a hundred lines of a bounded length
 
 
@@ -275,9 +276,9 @@ KINDS = {
     ),
     "state of bitsandbytes": Kind(write_nf4, "about.json", nf4),
     "analysis.json": Kind(cases.write_results, "out/analysis.json", loaded, odd=FEW),
-    "analysis.json in a comparison": Kind(write_two, "out/analysis.json", contrasted, odd=FEW),
-    "layers.csv": Kind(write_table("csv"), "out/layers.csv", loaded, first_row, csv_of, FEW),
-    "layers.json": Kind(write_table("json"), "out/layers.json", loaded, odd=FEW),
+    "analysis.json in a comparison": Kind(write_two, "out/analysis.json", contrasted, odd=ONE_EACH),
+    "layers.csv": Kind(write_table("csv"), "out/layers.csv", loaded, first_row, csv_of, ONE_EACH),
+    "layers.json": Kind(write_table("json"), "out/layers.json", loaded, odd=ONE_EACH),
     "spectra": Kind(write_spectra, "about.json", spectra, odd=FEW),
     "manifest": Kind(write_manifest, "runs.toml", compared, lambda d: tomllib.loads(d.decode()), toml_of),
     "manifest of scores": Kind(write_scores, "runs.toml", scored, lambda d: tomllib.loads(d.decode()), toml_of, FEW),
@@ -307,6 +308,7 @@ def places(node: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(node[key], (*here, key))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers of a table that nobody measured may divide by 0
 @pytest.mark.parametrize("name", KINDS)
 def test_every_wrong_type_at_every_key(name: str, tmp_path: Path):
     kind = KINDS[name]
