@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.errors import OptionError
-from deltaw.reports import exports, figures, findings, heatmaps, offer, page, readings, remarks, svg, tables, text
+from deltaw.reports import (
+    exports,
+    figures,
+    findings,
+    heatmaps,
+    offer,
+    page,
+    quantised,
+    readings,
+    remarks,
+    svg,
+    tables,
+    text,
+)
 from deltaw.reports.embedded import MOST, embedded, sections, shown
 from deltaw.reports.layers import Layers
 from deltaw.reports.page import Picture
@@ -35,6 +48,7 @@ NOTHING = {  # why nothing is said of an adapter
     Verdict.DECAY_ONLY: "a uniform shrink of the base holds nothing that an adapter could learn",
     Verdict.UNRELATED: "the difference of two unrelated models is not what an adapter would learn",
 }
+QUANTISED = ("quantised", "What does the quantised storage add?")  # where a side is quantised
 ALIGNED = ("aligned", "Does it keep the base's own directions?")  # with --alignment, before the table
 
 
@@ -82,6 +96,8 @@ def html(analysis: Analysis) -> str:
         "kinds": tables.by_kind(layers, BY_KIND),
         "alignments": tables.by_kind(layers, with_nulls("alignment")),
         "needs": tables.needs(layers),
+        "quantised": quantised.findings(summary),
+        "formats": quantised.table(summary),
         "patterns": tables.patterns(layers),
         "skipped": tables.skipped(analysis),
         "printed": tables.printed(layers),
@@ -110,8 +126,10 @@ def _may_tell_decay(s: Summary) -> bool:
 def contents(analysis: Analysis) -> list[tuple[str, str]]:
     """The sections of this report: identifier and heading."""
     out = list(CONTENTS)
+    if analysis.summary.quantised:
+        out.insert(3, QUANTISED)
     if analysis.options.get("alignment"):
-        out.insert(6, ALIGNED)
+        out.insert(len(out) - 2, ALIGNED)
     return out
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from deltaw.metrics.energy import RANKS
 from deltaw.results.decay import Decay, summarize_decay
+from deltaw.results.quantised import Quantised, quantised
 from deltaw.results.rows import UNKNOWN, Rows, Spread, is_changed, is_clear, is_matrix, number, quote, text
 from deltaw.results.typical import NO_MATRIX, Typical, typical
 from deltaw.results.verdict import Evidence, Verdict, verdict
@@ -204,6 +205,7 @@ class Summary:
         kinds: By kind of module.
         intruders: Intruder dimensions over all matrices; NaN without `alignment`.
         decay: Whether one weight decay is visible.
+        quantised: The quantised formats of both sides.
     """
 
     verdict: Verdict = Verdict.EMPTY
@@ -241,6 +243,7 @@ class Summary:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     intruders: float = math.nan
     decay: Decay = field(default_factory=Decay)
+    quantised: tuple[Quantised, ...] = ()
 
     def __repr__(self) -> str:
         """One line."""
@@ -329,6 +332,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         kinds=_kinds(changed),
         intruders=_total(moved, "intruders"),
         decay=decay,
+        quantised=quantised(rows),
     )
 
 

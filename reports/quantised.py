@@ -1,0 +1,106 @@
+"""The section on quantised storage: its formats, what their rounding adds, and what may be concluded."""
+
+from __future__ import annotations
+
+from deltaw.reports.findings import Finding
+from deltaw.reports.page import Column
+from deltaw.reports.text import EMPTY, code, missing, number, percent, plural
+from deltaw.results.quantised import Quantised
+from deltaw.results.rows import Spread
+from deltaw.results.summary import Summary
+
+MOST, SOME = 0.5, 0.01  # shares of ‖ΔW‖² that rounding explains: as `resolution` has them
+LIKE_NOISE = 0.9  # rank_90 over that of noise
+WORTH = 0.25  # of the error's energy in 16 directions
+
+
+def table(s: Summary) -> tuple[list[Column], list[dict[str, str]]]:
+    """One line per format and side."""
+    columns = [
+        Column("format", "format", numeric=False),
+        Column("side", "side", numeric=False),
+        Column("matrices", "matrices"),
+        Column("bits", "bits per weight"),
+        Column("noise", "rounding over ‖W0‖"),
+        Column("explained", "share of the change"),
+        Column("clipped", "clipped entries"),
+    ]
+    rows = [
+        {
+            "format": q.format,
+            "side": q.side,
+            "matrices": f"{q.matrices:,}",
+            "bits": EMPTY if missing(q.bits) else number(q.bits),
+            "noise": _spread(q.noise),
+            "explained": _spread(q.explained),
+            "clipped": _spread(q.clipped),
+        }
+        for q in s.quantised
+    ]
+    return columns, rows
+
+
+def _spread(values: Spread) -> str:
+    if not values.n:
+        return EMPTY
+    low, median, high = (percent(v, 2) for v in (values.low, values.median, values.high))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def findings(s: Summary) -> list[Finding]:
+    """What may be concluded, format by format."""
+    out = [f for q in s.quantised if q.side == "fine-tuned" for f in _of(q)]
+    tuned = {q.format for q in s.quantised if q.side == "fine-tuned"}
+    if not tuned and s.quantised:
+        formats = ", ".join(code(q.format) for q in s.quantised)
+        out.append(
+            Finding(
+                f"The base is stored as {formats} and taken for what its codes stand for; its rounding is in no number "
+                "here, for the update was trained on it.",
+                "Only the base is quantised.",
+            )
+        )
+    return out
+
+
+def _of(q: Quantised) -> list[Finding]:
+    if not q.explained.n:
+        return []
+    share, what = q.explained.median, plural(q.matrices, "matrix", "matrices")
+    rule = "rounding_noise² over ‖ΔW‖², in the typical matrix."
+    said = f"In the {what} in {code(q.format)} the format's rounding explains {percent(share, 2)} of the change"
+    if share > MOST:
+        out = [
+            Finding(f"{said}: no update can be told from it, and what is measured is the quantisation.", rule, "warn")
+        ]
+        out.extend(_correction(q))
+    elif share > SOME:
+        out = [Finding(f"{said}; what stands above its edge was not made by it ({code('signal_rank')}).", rule, "note")]
+    else:
+        out = [Finding(f"{said}: it does not matter here.", rule)]
+    if q.noisiest is not None and q.quietest is not None:
+        (most, high), (least, low) = q.noisiest, q.quietest
+        text = (
+            f"It is largest in layer {most} ({percent(high, 2)} of the weights) and least in layer {least} "
+            f"({percent(low, 2)})."
+        )
+        out.append(Finding(text, "Medians of rounding_noise over ‖W0‖ by layer."))
+    return out
+
+
+def _correction(q: Quantised) -> list[Finding]:
+    """Whether the error of a quantisation has few directions."""
+    if not q.energy_at_16.n:
+        return []
+    share = q.energy_at_16.median
+    rule = f"energy_at_16 ≥ {WORTH:g}, and rank_90 below {LIKE_NOISE:g} of noise's."
+    if share >= WORTH and q.rank_90_ratio.median < LIKE_NOISE:
+        text = (
+            f"Its error has few directions: a correction of rank 16 would take out {percent(share, 2)} of its energy."
+        )
+    else:
+        text = (
+            f"A low-rank correction is not worth it: of rank 16 it would take out {percent(share, 2)} of the error's "
+            f"energy, and its rank_90 is {number(q.rank_90_ratio.median)} of that of noise."
+        )
+    return [Finding(text, rule)]
