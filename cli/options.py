@@ -75,6 +75,21 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return words
 
 
+class Counts(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers above 0, separated by commas."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers."""
+        if isinstance(value, tuple):
+            return value
+        words = [w.strip() for w in str(value).split(",") if w.strip()]
+        if not words or not all(w.isdecimal() and w.isascii() and int(w) for w in words):
+            self.fail(f"{value!r}: expected whole numbers above 0, separated by commas", param, ctx)
+        return tuple(map(int, words))
+
+
 class Expression(click.ParamType):  # type: ignore[type-arg]
     """A condition of `--fail-if`, such as `relative_change.max > 0.5`."""
 
@@ -124,6 +139,71 @@ def matching(function: F) -> F:
         click.option("--split-fused", is_flag=True, help="One row per part of a fused tensor (q, k, v; gate, up)."),
         click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors whose name matches."),
         click.option("--include", multiple=True, metavar="REGEX", help="Only tensors whose name matches."),
+    ):
+        function = option(function)
+    return function
+
+
+def choosing(function: F) -> F:
+    """The policies of `extract` and `resize`, and the limits within which they choose ranks."""
+    for option in (
+        click.option(
+            "--dtype",
+            type=click.Choice(["bfloat16", "float16", "float32"]),
+            default="float32",
+            show_default=True,
+            help="Of the factors.",
+        ),
+        click.option("--ranks", type=Counts(), default=(), metavar="N,N,…", help="Only these ranks: 8,16,32,64."),
+        click.option("--max-rank", type=click.IntRange(min=1), help="No more of any matrix."),
+        click.option(
+            "--parameters",
+            type=click.IntRange(min=1),
+            help="A budget for the whole adapter, spent where it keeps most energy.",
+        ),
+        click.option("--above-noise", is_flag=True, help="Keep every direction above the noise edge."),
+        click.option(
+            "--energy",
+            type=click.FloatRange(0, 1, min_open=True),
+            help="Keep this share of each matrix's energy above its noise.",
+        ),
+        click.option("--rank", type=click.IntRange(min=1), help="Keep this many directions of every matrix."),
+    ):
+        function = option(function)
+    return function
+
+
+def matching_names(function: F) -> F:
+    """`--include`, `--exclude` and `--rename`."""
+    for option in (
+        click.option(
+            "--rename", multiple=True, metavar="REGEX=TEXT", help="Applied to FT's names before they are paired."
+        ),
+        click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors whose name matches."),
+        click.option("--include", multiple=True, metavar="REGEX", help="Only tensors whose name matches."),
+    ):
+        function = option(function)
+    return function
+
+
+def executing(function: F) -> F:
+    """Where the matrices of `extract` and `edit` are worked on, and what becomes of what is there."""
+    for option in (
+        click.option("--memory", type=Size(), help="Memory budget, like 8GB.  [default: most of what is free]"),
+        click.option("--jobs", type=click.IntRange(min=1), help="Matrices at a time.  [default: by cores and memory]"),
+        click.option("--force", is_flag=True, help="Overwrite what is in --out."),
+        click.option(
+            "--resume/--fresh",
+            default=True,
+            help="Keep or discard what an interrupted run finished.  [default: resume]",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="auto|cpu|cuda[:N]|mps",
+            help="Where the linear algebra runs.",
+        ),
     ):
         function = option(function)
     return function

@@ -28,6 +28,11 @@ class Reporter:
         count = f"{progress.done:,}/{progress.total:,} matrices"
         self.move("measuring", progress.work_done, progress.work_total, count)
 
+    def extracted(self, progress: Progress) -> None:
+        """What `deltaw.extract` and `deltaw.edit` call after each matrix."""
+        count = f"{progress.done:,}/{progress.total:,} matrices"
+        self.move("solving", progress.work_done, progress.work_total, count)
+
     def verified(self, done: int, total: int, name: str) -> None:
         """What `deltaw.verify` calls before each tensor."""
         self.move("verifying", done, total, f"{done:,}/{total:,} tensors")

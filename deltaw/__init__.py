@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from deltaw import study as study
     from deltaw.comparison import Comparison as Comparison
     from deltaw.comparison import compare as compare
+    from deltaw.edits import Extraction as Extraction
+    from deltaw.edits import extract as extract
     from deltaw.errors import DeltaWError as DeltaWError
     from deltaw.measurement.inspection import Inspection as Inspection
     from deltaw.measurement.inspection import inspect as inspect
@@ -39,6 +41,7 @@ _WHERE = {
     "Analysis": "results.analysis",
     "Comparison": "comparison",
     "DeltaWError": "errors",
+    "Extraction": "edits",
     "Inspection": "measurement.inspection",
     "Interval": "types",
     "Prediction": "verification",
@@ -48,6 +51,7 @@ _WHERE = {
     "Verification": "verification",
     "analyze": "measurement.run",
     "compare": "comparison",
+    "extract": "edits",
     "inspect": "measurement.inspection",
     "load": "results.analysis",
     "predict": "verification",

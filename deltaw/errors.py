@@ -53,6 +53,10 @@ class UnknownNameError(ResultsError, KeyError):
     """Results hold nothing of that name."""
 
 
+class EditError(DeltaWError):
+    """An update cannot be extracted, resized or edited as asked."""
+
+
 class ManifestError(DeltaWError):
     """A manifest of runs cannot be used."""
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from deltaw.edits import ExtractedRow, SavedModule
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.results.columns import columns
 from deltaw.results.summary import Summary
@@ -158,6 +159,25 @@ def schemas() -> dict[str, Schema]:
                 ),
             },
             {"out": TEXT},
+        ),
+        "extract": document(
+            "An adapter that was extracted, and what it keeps (extract --json, resize --json)",
+            {
+                "out": TEXT,
+                "base": side(),
+                "ft": {"type": "array", "items": side()},
+                "policy": {"type": "object"},
+                "dtype": {"enum": ["bfloat16", "float16", "float32"]},
+                "parameters": COUNT,
+                "energy_kept": NUMBER,
+                "relative_error": NUMBER,
+                "gap": NUMBER,
+                "layers": {"type": "array", "items": of(ExtractedRow)},
+                "saved": {"type": "array", "items": of(SavedModule)},
+                "skipped": skipped(),
+                "notes": of(list[str]),
+                "command": TEXT,
+            },
         ),
         "verify": document(
             "Whether a merged checkpoint is its base plus an adapter, or what its quantising leaves (verify --json)",

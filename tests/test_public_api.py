@@ -20,6 +20,7 @@ NAMES = [
     "Analysis",
     "Comparison",
     "DeltaWError",
+    "Extraction",
     "Inspection",
     "Interval",
     "Prediction",
@@ -30,6 +31,7 @@ NAMES = [
     "__version__",
     "analyze",
     "compare",
+    "extract",
     "inspect",
     "load",
     "metrics",
@@ -44,6 +46,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "load": lambda at: deltaw.load(at / "results"),
     "compare": lambda at: deltaw.compare({"a": at / "results", "b": at / "results"}),
     "predict": lambda at: deltaw.predict(at / "base", at / "adapter", "int4-g32"),
+    "extract": lambda at: deltaw.extract(at / "base", at / "merged", at / "extracted", rank=2, force=True),
     "verify": lambda at: deltaw.verify(at / "base", at / "adapter", at / "merged"),
 }
 

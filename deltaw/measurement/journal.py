@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from deltaw.errors import ResultsError
 from deltaw.files import remove_left, replacing
@@ -60,7 +61,7 @@ class Journal:
         self.done: dict[str, Measured] = {}
         self._write = threading.Lock()
         self._synced = time.monotonic()
-        self._lock = _lock(out)
+        self._lock = lock(out)
         try:
             for folder in (out, out / "figures"):
                 remove_left(folder)
@@ -170,18 +171,21 @@ def _values(path: Path) -> Iterator[dict[str, Any] | None]:
             yield json.loads(found["text"]) if found is not None and intact else None
 
 
-def _lock(out: Path) -> Any:
-    from filelock import FileLock, Timeout
+def lock(out: Path) -> FileLock:
+    """Create a directory and lock it for one run.
 
+    Raises:
+        ResultsError: Another run holds it, or it cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / LOCK, timeout=0)
-        lock.acquire()
+        held = FileLock(out / LOCK, timeout=0)
+        held.acquire()
     except Timeout as e:
         raise ResultsError(f"{out}: another run is writing there; wait for it, or choose another --out") from e
     except OSError as e:
         raise ResultsError(f"{out}: cannot be written ({e.strerror or e}); choose another --out") from e
-    return lock
+    return held
 
 
 def _to_json(key: str, m: Measured) -> dict[str, JsonValue]:

@@ -5,6 +5,7 @@ from deltaw.spectra.estimate import estimate_spectrum
 from deltaw.spectra.exact import singular_values, singular_values_batched
 from deltaw.spectra.factored import factored_singular_values, factored_svd
 from deltaw.spectra.krylov import Operator, top_triplets
+from deltaw.spectra.leading import leading_triplets
 from deltaw.spectra.low_rank import Noise, low_rank_spectrum
 from deltaw.spectra.route import spectrum
 from deltaw.spectra.triplets import BoundedTriplets, Triplets
@@ -17,6 +18,7 @@ __all__ = [
     "estimate_spectrum",
     "factored_singular_values",
     "factored_svd",
+    "leading_triplets",
     "low_rank_spectrum",
     "singular_values",
     "singular_values_batched",

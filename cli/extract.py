@@ -1,0 +1,56 @@
+"""`deltaw extract`: a fine-tune as a PEFT adapter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deltaw.cli.interrupt import keeps
+from deltaw.cli.options import choosing, executing, matching_names, verbosity
+from deltaw.cli.printable import say
+
+SOME_FAILED = 3
+
+
+@click.command("extract")
+@click.argument("base")
+@click.argument("ft")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the adapter goes.")
+@choosing
+@click.option(
+    "--save-modules",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="What no pair can hold (norms, biases, resized vocabularies): stored whole, or left out.",
+)
+@matching_names
+@executing
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
+@verbosity
+def command(base: str, ft: str, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write what fine-tuning changed between BASE and FT as a PEFT LoRA, with a certificate of what it keeps.
+
+    FT may be a full checkpoint or an adapter of any method. Give exactly one of --rank, --energy, --above-noise and
+    --parameters. Writes adapter_config.json, adapter_model.safetensors, extraction.csv and README.md to --out.
+    """
+    import deltaw
+    from deltaw.cli.progress import reporting
+
+    keeps(f"What is finished is kept in {out}")
+    with reporting(quiet=quiet) as progress:
+        found = deltaw.extract(base, ft, out, progress=progress.extracted, **options)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    elif not quiet:
+        for line in found.sentences():
+            say(line)
+        say(f"Written to {out}")
+    for s in found.failed:
+        say(f"failed: {s.name}: {s.subject}", err=True)
+    if found.failed:
+        sys.exit(SOME_FAILED)

@@ -1,0 +1,6 @@
+"""A spectrum's directions written as an adapter (`extract`), at other ranks (`resize`), or as a checkpoint (`edit`)."""
+
+from deltaw.edits.extracted import ExtractedRow, Extraction, SavedModule
+from deltaw.edits.extraction import extract
+
+__all__ = ["ExtractedRow", "Extraction", "SavedModule", "extract"]

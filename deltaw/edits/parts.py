@@ -1,0 +1,148 @@
+"""What an unfinished run has made so far: one file per matrix, from which the same command goes on.
+
+They lie in a folder of the output directory that bears the identity of the inputs and options, and are removed when the
+adapter is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltaw.edits.directions import Spread
+from deltaw.errors import ResultsError
+from deltaw.files import replacing
+from deltaw.measurement.journal import lock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER = ".deltaw-parts"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one matrix keeps.
+
+    Attributes:
+        rank: Of the stored pair; 0 where there is none.
+        energy: ‖ΔW‖F².
+        kept: Σσ² of the directions that are stored.
+        error: ‖ΔW − B·A‖F of the factors as stored.
+        signal: How many directions stand above the noise; None where that is not known.
+    """
+
+    rank: int
+    energy: float
+    kept: float
+    error: float
+    signal: int | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is finished of one matrix.
+
+    Attributes:
+        spread: Its spectrum.
+        kept: What its pair keeps; None where the rank is not decided yet.
+    """
+
+    spread: Spread
+    kept: Kept | None = None
+
+
+class Parts:
+    """The folder of one run, locked against a second one.
+
+    Args:
+        out: The output directory, created.
+        identity: A digest of the inputs and of every option that decides the numbers; empty to keep nothing.
+        resume: Whether to take over what an earlier run of the same identity finished.
+
+    Raises:
+        ResultsError: The directory cannot be written, or another run is writing to it.
+    """
+
+    def __init__(self, out: Path, identity: str, *, resume: bool) -> None:
+        self.out = out
+        self._lock = lock(out)
+        self.folder = out / FOLDER / (identity or "memory")
+        if (out / FOLDER).is_dir():
+            for other in (out / FOLDER).iterdir():
+                if not (resume and identity and other == self.folder):
+                    shutil.rmtree(other, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def close(self, *, finished: bool = False) -> None:
+        """Release the directory; `finished` removes the folder."""
+        if finished:
+            shutil.rmtree(self.out / FOLDER, ignore_errors=True)
+        self._lock.release()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+    def get(self, key: str) -> Part | None:
+        """What is finished of a matrix; None where nothing is, or its file is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "np") as file:
+                about = json.loads(file.metadata()["deltaw"])
+                values = np.asarray(file.get_tensor("values"), dtype=np.float64)
+        except (SafetensorError, ValueError, KeyError, OSError):
+            return None  # damaged: made again
+        spread = Spread(values, about["energy"], about["edge"], about["signal"])
+        return Part(spread, None if about["kept"] is None else Kept(**about["kept"]))
+
+    def factors(self, key: str) -> tuple[Tensor, Tensor]:
+        """B (m, r) and A (r, n) of a matrix, as they are stored.
+
+        Raises:
+            ResultsError: They are gone.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path(key), "pt") as file:
+                return file.get_tensor("B"), file.get_tensor("A")
+        except (SafetensorError, OSError) as e:
+            raise ResultsError(f"{self.folder}: a finished matrix is gone ({e}); run again") from e
+
+    def put(self, key: str, part: Part, factors: Mapping[str, Tensor]) -> None:
+        """Keep what is finished of a matrix.
+
+        Raises:
+            ResultsError: It cannot be written.
+        """
+        import torch
+        from safetensors.torch import save_file
+
+        spread = part.spread
+        about = {
+            "energy": spread.energy,
+            "edge": spread.edge,
+            "signal": spread.signal,
+            "kept": None if part.kept is None else asdict(part.kept),
+        }
+        values = torch.from_numpy(np.array(spread.values, dtype=np.float64))
+        tensors = {"values": values, **{n: t.cpu().contiguous() for n, t in factors.items()}}
+        try:
+            with replacing(self._path(key)) as temporary:
+                save_file(tensors, temporary, {"deltaw": json.dumps(about)})
+        except OSError as e:
+            raise ResultsError(
+                f"{self.out}: cannot be written ({e.strerror or e}); free some space and run again, what is "
+                "finished is kept"
+            ) from e
