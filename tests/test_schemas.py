@@ -85,7 +85,6 @@ def documents(tmp_path: Path, pico_pair: tuple[Path, Path]) -> list[tuple[str, A
         ("verify", printed("verify", plain, adapter, wrong, "--json", code=4)),
         ("verify", printed("verify", plain, adapter, "--predict", "int4-g32", "--json")),
         ("extract", printed("extract", base, ft, "--rank", 2, "--out", tmp_path / "extracted", "--json")),
-        ("extract", printed("extract", base, bad, "--rank", 2, "--out", tmp_path / "some", "--json", code=3)),
         ("compare", printed("compare", runs / "a", runs / "b", "--out", tmp_path / "cmp", *quick)),
     ]
 

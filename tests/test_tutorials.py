@@ -20,6 +20,7 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path for folder in ("tutorials", "recipes") for path in (DOCS / folder).glob("*.md"))
+PAGES.append(DOCS / "act.md")
 PAGES.append(DOCS / "quantised.md")
 BLOCK = re.compile(
     r"^```(?P<language>\w+)\n(?P<code>.*?)^```$"

@@ -108,9 +108,12 @@ class Extraction:
         ]
         if self.saved:
             whole = sum(s.parameters for s in self.saved)
-            out.append(f"Stored whole: {len(self.saved):,} modules and biases with {whole:,} numbers.")
+            what = "one module or bias" if len(self.saved) == 1 else f"{len(self.saved):,} modules and biases"
+            out.append(f"Stored whole: {what} with {whole:,} numbers.")
         if self.skipped:
-            out.append(f"Left out: {len(self.skipped):,} tensors; README.md names each with its reason.")
+            out.append(
+                f"Left out: {len(self.skipped):,} {'tensor' if len(self.skipped) == 1 else 'tensors'}; README.md says why."
+            )
         if self.gap > 0:
             out.append(f"No choice within the budget keeps more than {percent(self.gap)} more.")
         return out
