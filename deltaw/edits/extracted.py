@@ -111,9 +111,8 @@ class Extraction:
             what = "one module or bias" if len(self.saved) == 1 else f"{len(self.saved):,} modules and biases"
             out.append(f"Stored whole: {what} with {whole:,} numbers.")
         if self.skipped:
-            out.append(
-                f"Left out: {len(self.skipped):,} {'tensor' if len(self.skipped) == 1 else 'tensors'}; README.md says why."
-            )
+            what = "one tensor" if len(self.skipped) == 1 else f"{len(self.skipped):,} tensors"
+            out.append(f"Left out: {what}; README.md says why.")
         if self.gap > 0:
             out.append(f"No choice within the budget keeps more than {percent(self.gap)} more.")
         return out
