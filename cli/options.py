@@ -90,6 +90,21 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
         return tuple(map(int, words))
 
 
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(w) for w in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers separated by commas", param, ctx)
+
+
 class Expression(click.ParamType):  # type: ignore[type-arg]
     """A condition of `--fail-if`, such as `relative_change.max > 0.5`."""
 

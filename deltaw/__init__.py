@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deltaw.comparison import compare as compare
     from deltaw.edits import Extraction as Extraction
     from deltaw.edits import extract as extract
+    from deltaw.edits import resize as resize
     from deltaw.errors import DeltaWError as DeltaWError
     from deltaw.measurement.inspection import Inspection as Inspection
     from deltaw.measurement.inspection import inspect as inspect
@@ -55,6 +56,7 @@ _WHERE = {
     "inspect": "measurement.inspection",
     "load": "results.analysis",
     "predict": "verification",
+    "resize": "edits",
     "verify": "verification",
 }
 _MODULES = ("metrics", "study")

@@ -36,6 +36,7 @@ NAMES = [
     "load",
     "metrics",
     "predict",
+    "resize",
     "study",
     "verify",
 ]
@@ -47,6 +48,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "compare": lambda at: deltaw.compare({"a": at / "results", "b": at / "results"}),
     "predict": lambda at: deltaw.predict(at / "base", at / "adapter", "int4-g32"),
     "extract": lambda at: deltaw.extract(at / "base", at / "merged", at / "extracted", rank=2, force=True),
+    "resize": lambda at: deltaw.resize(at / "adapter", at / "resized", rank=1, force=True),
     "verify": lambda at: deltaw.verify(at / "base", at / "adapter", at / "merged"),
 }
 

@@ -85,6 +85,7 @@ def documents(tmp_path: Path, pico_pair: tuple[Path, Path]) -> list[tuple[str, A
         ("verify", printed("verify", plain, adapter, wrong, "--json", code=4)),
         ("verify", printed("verify", plain, adapter, "--predict", "int4-g32", "--json")),
         ("extract", printed("extract", base, ft, "--rank", 2, "--out", tmp_path / "extracted", "--json")),
+        ("extract", printed("resize", adapter, "--rank", 1, "--out", tmp_path / "resized", "--json")),
         ("compare", printed("compare", runs / "a", runs / "b", "--out", tmp_path / "cmp", *quick)),
     ]
 

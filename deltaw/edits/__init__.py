@@ -2,5 +2,6 @@
 
 from deltaw.edits.extracted import ExtractedRow, Extraction, SavedModule
 from deltaw.edits.extraction import extract
+from deltaw.edits.resizing import resize
 
-__all__ = ["ExtractedRow", "Extraction", "SavedModule", "extract"]
+__all__ = ["ExtractedRow", "Extraction", "SavedModule", "extract", "resize"]

@@ -6,40 +6,33 @@ read, solved and put away before the next, and what is finished survives a kill.
 
 from __future__ import annotations
 
-import json
-import math
-import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.adapters import open_adapter
-from deltaw.edits.card import card
 from deltaw.edits.config import adapter_config
-from deltaw.edits.extracted import ExtractedRow, Extraction, SavedModule, write_table
-from deltaw.edits.layout import factor_entries, whole_entries
+from deltaw.edits.extracted import Extraction
 from deltaw.edits.making import Made, Maker
 from deltaw.edits.opened import Opened, open_model
 from deltaw.edits.parts import Parts
 from deltaw.edits.placement import place
 from deltaw.edits.policies import Policy
-from deltaw.edits.tensorfile import write_tensors
 from deltaw.edits.units import Show, Workers
-from deltaw.errors import EditError, OptionError, ResultsError
-from deltaw.files import replacing
+from deltaw.edits.writing import CONFIG, Told, command, write_adapter
+from deltaw.errors import OptionError, ResultsError
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
 from deltaw.pairs.selection import Names, Selection
-from deltaw.results.sources import Source
-from deltaw.types import Factors, is_update
+from deltaw.types import Pair, is_update
 
 if TYPE_CHECKING:
     pass
 
 DTYPES = ("bfloat16", "float16", "float32")
 SAVING = ("auto", "none")
-CONFIG, WEIGHTS, TABLE, CARD = "adapter_config.json", "adapter_model.safetensors", "extraction.csv", "README.md"
 
 
 def extract(
@@ -114,7 +107,7 @@ def extract(
     parts = Parts(folder, _identity(opened, policy, dtype, selection), resume=resume)
     try:
         made = Maker(parts, policy, dtype, workers).make(placed)
-        found = _written(opened, made, folder, policy, dtype)
+        found = _written(opened, made, folder, policy, dtype, _options(selection, save_modules))
         parts.close(finished=True)
     finally:
         parts.close()
@@ -149,106 +142,40 @@ def _identity(opened: Opened, policy: Policy, dtype: str, selection: Selection) 
     return digest(version("deltaw"), files, configs, options, opened.model is not None)
 
 
-def _written(opened: Opened, made: Made, out: Path, policy: Policy, dtype: str) -> Extraction:
-    """Write the adapter, read it back, and sum up.
+def _options(selection: Selection, save_modules: str) -> list[str]:
+    """What else decides the adapter, as the command line has it."""
+    named = {"--include": selection.include, "--exclude": selection.exclude, "--rename": selection.rename}
+    flags = [text for flag, values in named.items() for value in values for text in (flag, value)]
+    return flags if save_modules == "auto" else [*flags, "--save-modules", save_modules]
 
-    Raises:
-        ResultsError: It cannot be written.
-    """
-    targets, whole = made.placed.targets, made.placed.whole
-    entries = [e for t in targets for e in factor_entries(t, made.ranks[t.name], dtype, made.read)]
+
+def _written(opened: Opened, made: Made, out: Path, policy: Policy, dtype: str, options: Sequence[str]) -> Extraction:
+    """Write the adapter, read it back, and sum up."""
     base, ft = opened.sides.sources
     assert base is not None
     paths = {".".join(p[:i]) for n in opened.values for p in [n.split(".")[:-1]] for i in range(1, len(p) + 1)}
     about = adapter_config(
-        targets,
+        made.placed.targets,
         made.ranks,
-        whole,
+        made.placed.whole,
         base=("" if not base.files else base.path.partition("@")[0] if base.revision else base.path, base.revision),
         config=opened.config,
         model=opened.model,
         modules=paths if opened.model is None else {*opened.model.kinds},
     )
-    try:
-        write_tensors(out / WEIGHTS, [*entries, *whole_entries(whole, targets)])
-        with replacing(out / CONFIG) as temporary:
-            temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        _proofread(opened, made, out)
-        found = _certificate(opened, made, out, policy, dtype, (base, ft))
-        write_table(found.layers, out / TABLE)
-        grown = [w.name for w in whole if "vocabulary" in w.why]
-        with replacing(out / CARD) as temporary:
-            temporary.write_text(card(found, base.path if base.files else "", grown), encoding="utf-8")
-    except OSError as e:
-        raise ResultsError(f"{out}: cannot be written ({e.strerror or e}); free some space and run again") from e
-    return found
-
-
-def _proofread(opened: Opened, made: Made, out: Path) -> None:
-    """Read what was written as `deltaw verify` would: it must be these factors, on these tensors.
-
-    Raises:
-        EditError: It is not.
-    """
-    import torch
-
-    updates = open_adapter(out).updates(opened.base)
-    read = {(p.name, p.view.expert): p for p in updates.pairs if is_update(p.ft)}
-    for target in made.placed.targets:
-        for pair in target.pairs:
-            again = read.get((pair.name, pair.view.expert))
-            value = again.ft.delta(None) if again is not None and is_update(again.ft) else None
-            B, A = (f.double() for f in made.read(pair.key))
-            same = isinstance(value, Factors) and torch.equal(value.B, B) and torch.equal(value.A, A)
-            if isinstance(value, Factors) and not same and B.shape[0] == value.B.shape[0]:
-                same = bool(torch.equal(value.B @ value.A, B @ A))
-            if not same:
-                raise EditError(
-                    f"{out}: {pair.label} reads back as another update than was written (a defect of deltaw)"
-                )
-
-
-def _certificate(
-    opened: Opened, made: Made, out: Path, policy: Policy, dtype: str, sources: tuple[Source, Source]
-) -> Extraction:
-    rows = []
-    for target in made.placed.targets:
-        for pair in target.pairs:
-            kept = made.found[pair.key].kept
-            assert kept is not None
-            m, n = pair.shape
-            share = kept.kept / kept.energy if kept.energy else math.nan
-            error = kept.error / math.sqrt(kept.energy) if kept.energy else math.nan
-            rank = made.ranks[target.name]
-            rows.append(ExtractedRow(pair.label, m, n, rank, rank * (m + n), share, error, kept.signal))
-    energy = sum(part.spread.energy for part in made.found.values())
-    held = [part.kept for part in made.found.values() if part.kept is not None and part.kept.rank]
-    lost = energy - sum(k.energy for k in held) + sum(k.error**2 for k in held)
-    return Extraction(
-        out=str(out),
-        base=sources[0].hashed(),
-        ft=(sources[1].hashed(),),
-        policy=policy.to_dict(),
+    told = Told(
+        base=base,
+        ft=(ft,),
+        policy=policy,
         dtype=dtype,
-        layers=tuple(rows),
-        saved=tuple(SavedModule(w.name, w.parameters, w.why) for w in made.placed.whole),
-        skipped=made.skipped,
-        energy_kept=sum(k.kept for k in held) / energy,
-        relative_error=math.sqrt(max(0.0, lost) / energy),
-        gap=made.gap,
         notes=opened.plan.notes,
-        command=_command(sources, policy, dtype, out),
+        command=command("extract", (base, ft), policy, dtype, out, options),
     )
+    return write_adapter(out, made, about, told, partial(_read_back, opened, out))
 
 
-def _command(sources: tuple[Source, Source], policy: Policy, dtype: str, out: Path) -> str:
-    if not all(s.files for s in sources):
-        return ""
-    flags: list[str] = []
-    for name, value in policy.to_dict().items():
-        flag = f"--{name.replace('_', '-')}"
-        flags += (
-            [flag] if value is True else [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-        )
-    named = [f"{s.path.partition('@')[0]}@{s.revision}" if s.revision else s.path for s in sources]
-    return shlex.join(["deltaw", "extract", *named, *flags, "--dtype", dtype, "--out", str(out)])
+def _read_back(opened: Opened, out: Path) -> dict[str, Pair]:
+    """The pairs of the adapter that was written, as `deltaw verify` lays it on the base."""
+    names = {(p.name, p.view.expert): p.key for p in opened.plan.pairs}
+    found = open_adapter(out).updates(opened.base)
+    return {key: p for p in found.pairs if is_update(p.ft) and (key := names.get((p.name, p.view.expert)))}

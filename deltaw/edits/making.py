@@ -198,6 +198,7 @@ def _pair(delta: Delta, top: Triplets, keep: int, rank: int, dtype: str) -> tupl
         TensorError: An entry does not fit into the dtype.
     """
     stored: torch.dtype = getattr(torch, dtype)
+    keep = min(keep, len(top.S))  # thin factors have no more directions
     root = top.S[:keep].clamp(min=0).sqrt()
     B, A = top.U[:, :keep] * root, root[:, None] * top.Vh[:keep]
     B, A = (f.to(stored).cpu() for f in (B, A))

@@ -1,0 +1,49 @@
+"""`deltaw resize`: a LoRA at other ranks, or several as one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deltaw.cli.interrupt import keeps
+from deltaw.cli.options import Numbers, choosing, executing, verbosity
+from deltaw.cli.printable import say
+
+
+@click.command("resize")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the adapter goes.")
+@click.option("--weights", type=Numbers(), metavar="X,X,…", help="One per adapter: .5,.5.  [default: 1 each]")
+@choosing
+@click.option(
+    "--save-modules",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="What one adapter stores whole: kept, or left out.",
+)
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out weights whose name matches.")
+@click.option("--include", multiple=True, metavar="REGEX", help="Only weights whose name matches.")
+@executing
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
+@verbosity
+def command(adapters: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write a LoRA at other ranks, or the weighted sum of several as one, from the factors alone: no base is needed.
+
+    Give exactly one of --rank, --energy, --above-noise and --parameters.
+    """
+    import deltaw
+    from deltaw.cli.progress import reporting
+
+    keeps(f"What is finished is kept in {out}")
+    with reporting(quiet=quiet) as progress:
+        found = deltaw.resize(adapters, out, progress=progress.extracted, **options)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    elif not quiet:
+        for line in found.sentences():
+            say(line)
+        say(f"Written to {out}")
