@@ -15,7 +15,19 @@ from deltaw.cli import interrupt
 from deltaw.cli.printable import one_line
 from deltaw.errors import DeltaWError, OptionError, near
 
-COMMANDS = ("analyze", "inspect", "compare", "extract", "resize", "study", "report", "verify", "metrics", "demo")
+COMMANDS = (
+    "analyze",
+    "inspect",
+    "compare",
+    "extract",
+    "resize",
+    "edit",
+    "study",
+    "report",
+    "verify",
+    "metrics",
+    "demo",
+)
 
 
 class Commands(click.Group):

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from deltaw import study as study
     from deltaw.comparison import Comparison as Comparison
     from deltaw.comparison import compare as compare
+    from deltaw.edits import Edited as Edited
     from deltaw.edits import Extraction as Extraction
+    from deltaw.edits import edit as edit
     from deltaw.edits import extract as extract
     from deltaw.edits import resize as resize
     from deltaw.errors import DeltaWError as DeltaWError
@@ -42,6 +44,7 @@ _WHERE = {
     "Analysis": "results.analysis",
     "Comparison": "comparison",
     "DeltaWError": "errors",
+    "Edited": "edits",
     "Extraction": "edits",
     "Inspection": "measurement.inspection",
     "Interval": "types",
@@ -52,6 +55,7 @@ _WHERE = {
     "Verification": "verification",
     "analyze": "measurement.run",
     "compare": "comparison",
+    "edit": "edits",
     "extract": "edits",
     "inspect": "measurement.inspection",
     "load": "results.analysis",

@@ -20,6 +20,7 @@ NAMES = [
     "Analysis",
     "Comparison",
     "DeltaWError",
+    "Edited",
     "Extraction",
     "Inspection",
     "Interval",
@@ -31,6 +32,7 @@ NAMES = [
     "__version__",
     "analyze",
     "compare",
+    "edit",
     "extract",
     "inspect",
     "load",
@@ -48,6 +50,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "compare": lambda at: deltaw.compare({"a": at / "results", "b": at / "results"}),
     "predict": lambda at: deltaw.predict(at / "base", at / "adapter", "int4-g32"),
     "extract": lambda at: deltaw.extract(at / "base", at / "merged", at / "extracted", rank=2, force=True),
+    "edit": lambda at: deltaw.edit(at / "base", at / "merged", at / "edited", scale=0.5, force=True),
     "resize": lambda at: deltaw.resize(at / "adapter", at / "resized", rank=1, force=True),
     "verify": lambda at: deltaw.verify(at / "base", at / "adapter", at / "merged"),
 }

@@ -75,11 +75,11 @@ def spread(delta: Delta, rank: int | None = None) -> tuple[Spread, Triplets | No
     assert x is not None
     noise = Noise(float(delta.sums.noise_row.sum()), delta.sums.noise_row, delta.sums.noise_col)
     if rank is None or min(rows, cols) <= EXACT_UP_TO:
-        return known(spectrum(x, energy=energy, noise=noise, generator=_generator(x)).values, complete=True), None
-    low = low_rank_spectrum(x, noise, energy=energy, generator=_generator(x))
+        return known(spectrum(x, energy=energy, noise=noise, generator=generator(x)).values, complete=True), None
+    low = low_rank_spectrum(x, noise, energy=energy, generator=generator(x))
     if low is not None:
         return known(low.values, complete=True), None
-    found = leading_triplets(x, rank, generator=_generator(x))
+    found = leading_triplets(x, rank, generator=generator(x))
     return known(_array(found.S), complete=False), found
 
 
@@ -93,7 +93,7 @@ def triplets(delta: Delta, rank: int) -> Triplets:
         found = factored_svd(delta.value)
         return Triplets(found.U[:, :rank], found.S[:rank], found.Vh[:rank])
     assert delta.value is not None
-    return leading_triplets(delta.value, rank, generator=_generator(delta.value))
+    return leading_triplets(delta.value, rank, generator=generator(delta.value))
 
 
 def residual(delta: Delta, B: Tensor, A: Tensor) -> float:
@@ -117,7 +117,8 @@ def residual(delta: Delta, B: Tensor, A: Tensor) -> float:
     return math.sqrt(total)
 
 
-def _generator(x: Tensor) -> torch.Generator:
+def generator(x: Tensor) -> torch.Generator:
+    """The source of a solver's random start."""
     # One seed per matrix: a result does not depend on the order in which the threads come by.
     return torch.Generator(device=x.device).manual_seed(0)
 

@@ -87,14 +87,15 @@ class Parts:
             shutil.rmtree(self.out / FOLDER, ignore_errors=True)
         self._lock.release()
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """The file of a matrix."""
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
     def get(self, key: str) -> Part | None:
         """What is finished of a matrix; None where nothing is, or its file is damaged."""
         from safetensors import SafetensorError, safe_open
 
-        path = self._path(key)
+        path = self.path(key)
         if not path.is_file():
             return None
         try:
@@ -115,7 +116,7 @@ class Parts:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self._path(key), "pt") as file:
+            with safe_open(self.path(key), "pt") as file:
                 return file.get_tensor("B"), file.get_tensor("A")
         except (SafetensorError, OSError) as e:
             raise ResultsError(f"{self.folder}: a finished matrix is gone ({e}); run again") from e
@@ -139,7 +140,7 @@ class Parts:
         values = torch.from_numpy(np.array(spread.values, dtype=np.float64))
         tensors = {"values": values, **{n: t.cpu().contiguous() for n, t in factors.items()}}
         try:
-            with replacing(self._path(key)) as temporary:
+            with replacing(self.path(key)) as temporary:
                 save_file(tensors, temporary, {"deltaw": json.dumps(about)})
         except OSError as e:
             raise ResultsError(

@@ -195,6 +195,19 @@ def summarize_decay(rows: Sequence[Row]) -> Decay:
     )
 
 
+def sharing(rows: Sequence[Row], decay: Decay) -> frozenset[str]:
+    """The tensors that share a visible decay: those that show it, and those that learnt too much to tell but fit it.
+
+    Args:
+        rows: Of the analysis that `decay` sums up.
+        decay: A visible one.
+    """
+    changed = [row for row in rows if is_matrix(row) and number(row, "relative_change") > 0]
+    seen, c = _shrinks(changed), decay.value
+    fits = (np.abs(seen.c - c) <= seen.reach + SLACK * c) & (seen.c > c / 2) & ~seen.exempt(c)
+    return frozenset(seen.names[i] for i in np.flatnonzero(seen.agree(c) | fits))
+
+
 def _shrinks(changed: Sequence[Row]) -> Shrinks:
     def column(name: str) -> Vector:
         return np.array([number(row, name) for row in changed], dtype=np.float64)
