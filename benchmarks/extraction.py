@@ -1,7 +1,7 @@
 """`deltaw extract` beside the plain loop over `svd`, on one Llama-shaped bf16 pair: `python -m benchmarks.extraction`.
 
-The loop is what other extractors do: subtract, SVD in float32, keep r. It is run twice: subtracting after the upcast, and
-in the stored dtype. Rounds are interleaved, and processor time is compared, as ratios. Errors are ‖ΔW − BA‖F/‖ΔW‖F
+The loop is what other extractors do: subtract, SVD in float32, keep r. It is run twice: subtracting after the upcast,
+and in the stored dtype. Rounds are interleaved, and processor time is compared, as ratios. Errors are ‖ΔW − BA‖F/‖ΔW‖F
 against the float64 ΔW, the largest of all matrices.
 
     --layers N       of the pair; default 1

@@ -18,7 +18,7 @@ from deltaw.metrics import noise_edge, numerical_rank
 from deltaw.spectra import Noise, Triplets, factored_svd, leading_triplets, low_rank_spectrum, spectrum
 from deltaw.types import Factors, Vector
 
-EXACT_UP_TO = 1024  # k up to which all singular values are found, whatever is asked for
+EXACT_UP_TO = 512  # k up to which all singular values are found, whatever is asked for
 
 
 @dataclass(frozen=True)
