@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ FORMS = ("markdown", "latex", "card")
 
 
 @click.command("report")
-@click.argument("results", type=FilePath())
+@click.argument("results", type=FilePath(), metavar="RESULT_DIR")
 @click.option("--out", type=FilePath(), help="The HTML file.  [default: report.html in RESULT_DIR]")
 @click.option("--figures/--no-figures", default=True, show_default=True, help="Also write figures/ (SVG, PDF, PNG).")
 @click.option("--markdown", is_flag=True, help="Print the sentences and the table as Markdown instead.")
@@ -20,27 +21,45 @@ FORMS = ("markdown", "latex", "card")
 @click.option("--card", is_flag=True, help="Print a model card for the Hugging Face Hub instead.")
 @verbosity
 def command(results: Path, out: Path | None, figures: bool, quiet: bool, **forms: bool) -> None:
-    """Render the report of RESULT_DIR again, without measuring anything.
+    """Render the report of RESULT_DIR again, without measuring anything: what analyze or compare wrote.
 
-    With --markdown, --latex or --card nothing is written: the text goes to stdout.
+    With --markdown, --latex or --card (not of a comparison) nothing is written: the text goes to stdout.
     """  # noqa: DOC501  (a help text)
-    import deltaw
-
     asked = [form for form in FORMS if forms[form]]
     if len(asked) > 1:
         raise click.UsageError(f"--{asked[0]} and --{asked[1]}: give one of them")
-    analysis = deltaw.load(results)
-    if asked:
-        from deltaw.reports import exports
-
-        click.echo(getattr(exports, asked[0])(analysis), nl=False)
+    form = asked[0] if asked else ""
+    compared = (results / "comparison.json").exists() and not (results / "analysis.json").exists()
+    if compared and form == "card":
+        raise click.UsageError(f"--card: {results} holds a comparison, which has no model card; try --markdown")
+    printed, report, write = _comparison(results, form) if compared else _analysis(results, form)
+    if form:
+        click.echo(printed(), nl=False)
         return
-    from deltaw.reports import write_figures
-
-    path = analysis.report(out or results / "report.html")
+    path = report(out or results / "report.html")
     if figures:
-        write_figures(analysis, path.parent / "figures")
+        write(path.parent / "figures")
     if not quiet:
         from deltaw.cli.screen import console, file_link
 
         console().print(file_link(path), soft_wrap=True)
+
+
+Actions = tuple[Callable[[], str], Callable[[Path], Path], Callable[[Path], object]]  # print a form, report, figures
+
+
+def _analysis(results: Path, form: str) -> Actions:
+    import deltaw
+    from deltaw.reports import exports, write_figures
+
+    analysis = deltaw.load(results)
+    return lambda: getattr(exports, form)(analysis), analysis.report, lambda folder: write_figures(analysis, folder)
+
+
+def _comparison(results: Path, form: str) -> Actions:
+    from deltaw.comparison import Comparison
+    from deltaw.reports import comparison_exports
+    from deltaw.reports.comparison import write_figures
+
+    found = Comparison.load(results)
+    return lambda: getattr(comparison_exports, form)(found), found.report, lambda folder: write_figures(found, folder)

@@ -58,21 +58,22 @@ def power_law(w: Tensor, seed: int, size: float, exponent: float = 0.7) -> Tenso
     return size * w.norm() * delta / delta.norm()
 
 
-def tuned(base: State, size: float = 0.01, exponent: float = 0.7, grows: float = 0.06) -> State:
+def tuned(base: State, size: float = 0.01, exponent: float = 0.7, grows: float = 0.06, seed: int = 0) -> State:
     """Every tensor moved, later layers a little more."""
     out = {}
     for i, (name, w) in enumerate(base.items()):
         depth = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else 0
-        out[name] = w + power_law(w, 5000 + i, size * (1 + grows * depth), exponent)
+        out[name] = w + power_law(w, 5000 + i + 100_000 * seed, size * (1 + grows * depth), exponent)
     return out
 
 
-def low_rank(base: State, rank: int = 8, size: float = 0.02) -> State:
+def low_rank(base: State, rank: int = 8, size: float = 0.02, seed: int = 0) -> State:
     """A merged LoRA of all projections."""
     out = dict(base)
     for i, (name, w) in enumerate(base.items()):
         if "_proj" in name:
-            delta = normal(7000 + i, w.shape[0], rank) @ normal(8000 + i, rank, w.shape[1])
+            at = i + 100_000 * seed
+            delta = normal(7000 + at, w.shape[0], rank) @ normal(8000 + at, rank, w.shape[1])
             out[name] = w + size * w.norm() * delta / delta.norm()
     return out
 
@@ -96,9 +97,9 @@ def adapter(folder: Path, base: State, dora: bool = False, rank: int = 8) -> Pat
     return folder
 
 
-def saved(folder: Path, base: State, ft: State) -> tuple[Path, Path]:
+def saved(folder: Path, base: State, ft: State, name: str = "llama") -> tuple[Path, Path]:
     """Both sides as checkpoints."""
-    paths = folder / "llama-base", folder / "llama-tuned"
+    paths = folder / f"{name}-base", folder / f"{name}-tuned"
     for path, state in zip(paths, (base, ft), strict=True):
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in state.items()}, path / "model.safetensors")
@@ -172,7 +173,7 @@ def gpt2(folder: Path) -> Analysis:
         for name in ("ln_1", "ln_2"):
             base[f"{at}.{name}.weight"], base[f"{at}.{name}.bias"] = torch.ones(HIDDEN), normal(3 + i, HIDDEN)
     base["transformer.ln_f.weight"] = torch.ones(HIDDEN)
-    return deltaw.analyze(*saved(folder, base, tuned(base, 0.03, 1.2)))
+    return deltaw.analyze(*saved(folder, base, tuned(base, 0.03, 1.2), "gpt2"))
 
 
 def cnn(folder: Path) -> Analysis:
@@ -185,7 +186,7 @@ def cnn(folder: Path) -> Analysis:
                 base[f"layer{stage}.{block}.conv{c}.weight"] = normal(100 * stage + 10 * block + c, width, inner, 3, 3)
                 base[f"layer{stage}.{block}.bn{c}.weight"] = torch.ones(width)
     base["fc.weight"] = normal(9, 100, 256)
-    return deltaw.analyze(*saved(folder, base, tuned(base, 0.05, 1.0)))
+    return deltaw.analyze(*saved(folder, base, tuned(base, 0.05, 1.0), "resnet"))
 
 
 def one_matrix(folder: Path) -> Analysis:
@@ -200,17 +201,29 @@ def eighty_layers(folder: Path) -> Analysis:
     return deltaw.analyze(*saved(folder, base, tuned(base, grows=0.01)))
 
 
+def gptq(w: Tensor, group: int = 32) -> State:
+    """A matrix as GPTQ's int4 codes: eight to an int32 along the inputs, a scale and a zero point for each group."""
+    grid = w.T.reshape(w.shape[1] // group, group, w.shape[0])  # groups of inputs, inputs, outputs
+    low, high = grid.amin(1).clamp(max=0), grid.amax(1).clamp(min=0)
+    scales = ((high - low) / 15).half()
+    zeros = (-low / scales.float()).round().clamp(1, 16).long()
+    codes = (grid / scales[:, None].float()).round().long().add(zeros[:, None]).clamp(0, 15).reshape(w.shape[1], -1)
+    shifts = 4 * torch.arange(8)
+    return {
+        "qweight": (codes.reshape(-1, 8, w.shape[0]) << shifts[None, :, None]).sum(1).to(torch.int32),
+        "qzeros": ((zeros - 1).reshape(len(scales), -1, 8) << shifts).sum(2).to(torch.int32),
+        "scales": scales,
+        "g_idx": (torch.arange(w.shape[1]) // group).to(torch.int32),
+    }
+
+
 def quantised(folder: Path) -> Analysis:
-    """A fine-tune of which most matrices are stored as codes."""
+    """A fine-tune of which most matrices are stored as GPTQ's codes."""
     base = llama(6)
     ft = tuned(base)
     for name in [n for n in base if ".mlp." in n]:
-        rows, cols = ft.pop(name).shape
         module = name.removesuffix(".weight")
-        ft |= {f"{module}.qweight": torch.zeros(cols // 8, rows, dtype=torch.int32)}
-        ft |= {f"{module}.qzeros": torch.zeros(cols // 32, rows // 8, dtype=torch.int32)}
-        ft |= {f"{module}.scales": torch.ones(cols // 32, rows, dtype=torch.float16)}
-        ft |= {f"{module}.g_idx": torch.arange(cols, dtype=torch.int32) // 32}
+        ft |= {f"{module}.{part}": codes for part, codes in gptq(ft.pop(name)).items()}
     return deltaw.analyze(*saved(folder, base, ft))
 
 
@@ -231,19 +244,27 @@ ANALYSES: dict[str, Callable[[Path], Analysis]] = {
 }
 
 
-def compared(folder: Path, groups: Mapping[str, tuple[str, float, float]], seeds: int) -> Comparison:
-    """Runs of some groups: method, learning and retention by name, each with as many seeds."""
+def compared(folder: Path, groups: Mapping[str, tuple[str, float, float]], seeds: int, points: int = 1) -> Comparison:
+    """Runs of some groups: method, learning and retention by name, each with as many seeds and numbers of tokens."""
     base = llama(4, 48, 96)
-    lines = ['title = "Example runs"']
+    save_file(base, folder / "base.safetensors")
+    lines = ['title = "Example runs"', 'base = "base.safetensors"']
     for g, (name, (method, learning, retention)) in enumerate(groups.items()):
         for seed in range(seeds):
-            ft = low_rank(base, 8, 0.01 + 0.002 * seed) if method == "lora" else tuned(base, 0.02 + 0.001 * seed)
-            out = folder / f"{g}-{seed}"
-            deltaw.analyze(base, ft, out=out)
-            shift = 0.01 * (seed - (seeds - 1) / 2) + 0.002 * g
-            lines.append(f'[[runs]]\nname = "{name} s{seed}"\nresults = "{out.name}"\ngroup = "{name}"')
-            lines.append(f'method = "{method}"\nseed = {seed}\n[runs.scores]')
-            lines.append(f"learning = {learning + shift}\nretention = {retention - shift / 2}")
+            for point in range(1, points + 1):
+                size = (0.02 + 0.001 * seed) * point / points
+                drawn = 97 * g + seed
+                rank = int(name.partition("r=")[2] or 8)
+                ft = low_rank(base, min(rank, 40), size, drawn) if method == "lora" else tuned(base, size, seed=drawn)
+                file = f"{g}-{seed}-{point}.safetensors"
+                save_file({k: v.contiguous() for k, v in ft.items()}, folder / file)
+                spread = 0.004 * float(
+                    torch.randn((), generator=torch.Generator().manual_seed(31 * g + 7 * seed + point))
+                )
+                gained, lost = learning * (point / points) ** 0.5, (0.7 - retention) * point / points
+                lines.append(f'[[runs]]\nname = "{name} s{seed} {point} M"\ncheckpoint = "{file}"\ngroup = "{name}"')
+                lines.append(f'method = "{method}"\nseed = {seed}\ntokens = {point}_000_000\n[runs.scores]')
+                lines.append(f"learning = {gained + spread}\nretention = {0.7 - lost - spread / 2}")
     (folder / "runs.toml").write_text("\n".join(lines))
     return deltaw.compare(folder / "runs.toml")
 
@@ -257,16 +278,14 @@ def eight_runs(folder: Path) -> Comparison:
     """Four groups with two seeds each."""
     groups = {"full": ("full", 0.29, 0.55), "full, decay": ("full", 0.29, 0.56)}
     groups |= {"LoRA r=8": ("lora", 0.22, 0.62), "LoRA r=64": ("lora", 0.25, 0.6)}
-    return compared(folder, groups, 2)
+    return compared(folder, groups, 2, 1)
 
 
 def forty_runs(folder: Path) -> Comparison:
-    """Eight groups with five seeds each."""
+    """Four groups with five seeds at two numbers of tokens each."""
     groups = {"full": ("full", 0.29, 0.55)}
-    groups |= {
-        f"LoRA r={r}": ("lora", 0.2 + 0.001 * r**0.5, 0.63 - 0.001 * r**0.5) for r in (4, 8, 16, 32, 64, 128, 256)
-    }
-    return compared(folder, groups, 5)
+    groups |= {f"LoRA r={r}": ("lora", 0.2 + 0.01 * r**0.5, 0.63 - 0.006 * r**0.5) for r in (4, 16, 36)}
+    return compared(folder, groups, 5, 2)
 
 
 COMPARISONS: dict[str, Callable[[Path], Comparison]] = {f.__name__: f for f in (two_runs, eight_runs, forty_runs)}

@@ -1,5 +1,5 @@
 "use strict";
-// The report of a comparison: the table of contrasts.
+// The report of a comparison: the tables of contrasts and of runs.
 (() => {
   const { data, byId } = deltaw;
   const text = new Set(["metric", "group_a", "group_b", "interval_covers"]);
@@ -18,6 +18,20 @@
     "p_adjusted",
     "interval_covers",
   ]);
+  const runs = byId("runs-table");
+  if (runs) {
+    const { columns, numeric, rows } = data.runs;
+    const width = { run: 190, group: 150, method: 100 };
+    const known = columns.map((field) => ({
+      field,
+      title: field.replace(/^hp_/, ""),
+      numeric: numeric.includes(field),
+      frozen: field === "run" && innerWidth > 900,
+      width: width[field],
+    }));
+    const records = rows.map((values, i) => Object.fromEntries([["_i", i], ...columns.map((c, j) => [c, values[j]])]));
+    deltaw.table(runs, known, records, { file: "runs.csv", toolbar: byId("runs-tools") });
+  }
   const element = byId("contrasts-table");
   if (element && data.rows.length) {
     const rows = data.rows.map((values, i) =>

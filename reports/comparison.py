@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,9 @@ from deltaw.reports import comparison_findings as findings
 from deltaw.reports import figures, page, svg
 from deltaw.reports.comparison_plots import ComparisonPlots
 from deltaw.reports.comparison_points import decided_first
+from deltaw.reports.exports import BIBTEX
 from deltaw.reports.page import Column, Picture
-from deltaw.reports.text import EMPTY, missing, number, percent, short, unmarked, visible, whole
+from deltaw.reports.text import EMPTY, NARROW, aligned, missing, number, percent, short, unmarked, visible, whole
 from deltaw.results.columns import FINGERPRINT, OF_TWO_GROUPS, is_share, is_signed
 from deltaw.types import JsonValue
 
@@ -74,7 +74,7 @@ def html(comparison: Comparison) -> str:
         "answer": findings.answer(comparison),
         "five": findings.five(comparison),
         "pictures": pictures(comparison),
-        "fingerprints": _fingerprints(comparison),
+        "fingerprints": fingerprints(comparison),
         "effects": _effects(comparison),
         "fronts": _fronts(comparison),
         "claims": _claims(comparison),
@@ -84,23 +84,26 @@ def html(comparison: Comparison) -> str:
         "warnings": [visible(w) for w in comparison.warnings],
         "similarity_note": visible(comparison.similarity_note),
         "n_contrasts": len(comparison.contrasts()),
-        "versions": {"deltaw": metadata.version("deltaw")},
         "chance": findings.CHANCE,
         "alone": findings.one_seed(comparison),
+        "versions": {"deltaw": "", **comparison.origin.versions},
         "provenance": _provenance(comparison),
+        "command": visible(comparison.origin.command),
+        "bibtex": BIBTEX,
     }
     return page.render("comparison.html", context, _embedded(comparison), scripts=("shell.js", "comparison.js"))
 
 
 def _provenance(comparison: Comparison) -> list[tuple[str, str]]:
     """What made the numbers: versions, the base, and the seed of the bootstrap."""
-    sides = [r.about["base"] for r in comparison.runs_.items if r.about.get("base")]
-    bases = {f"{b.get('path')}{' at ' + str(b['revision']) if b.get('revision') else ''}" for b in sides}
+    origin = comparison.origin
+    made = [("Date", origin.date)] if origin.date else []
     return [
-        ("Made by", f"deltaw {metadata.version('deltaw')}"),
-        ("Base", visible("; ".join(sorted(bases)) or "not known: there are scores only")),
+        ("Base", visible("; ".join(comparison.bases) or "not known: there are scores only")),
         ("Runs", f"{whole(len(comparison.runs_.items))}, listed above and in runs.csv"),
         ("Seed of the bootstrap", whole(comparison.runs_.seed)),
+        *made,
+        *((visible(name), visible(version)) for name, version in origin.versions.items()),
     ]
 
 
@@ -118,7 +121,8 @@ def _picture(name: str, title: str, how: str, reading: str, draw: Callable[[], A
     try:
         axes = draw()
     except OptionError as e:
-        return Picture(f"f-{name}", title, None, reason=str(e))
+        reason = str(e).removesuffix(".")
+        return Picture(f"f-{name}", title, None, reason=reason[:1].lower() + reason[1:])
     drawn = svg.inline(figures.of(axes), name, title, page.plain_text(reading))
     return Picture(f"f-{name}", title, drawn, reading, how)
 
@@ -128,13 +132,18 @@ def _value(name: str, value: Any) -> str:
 
 
 def _interval(name: str, row: Any) -> str:
-    """`0.031 (0.028 – 0.034)`."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    value = _value(name, row[name])
-    return value if missing(row[name]) or missing(low) else f"{value} ({_value(name, low)} – {_value(name, high)})"
+    """`0.0310 (0.0278 – 0.0342)`."""
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if missing(value) or missing(low):
+        return _value(name, value)
+    if low == value == high:
+        return f"{_value(name, value)} (no spread)"
+    scale, unit = (100, f"{NARROW}%") if is_share(name) else (1, "")
+    value, low, high = aligned((scale * value, scale * low, scale * high))
+    return f"{value}{unit} ({low} – {high})"
 
 
-def _fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+def fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
     """One row per group, the quantities that some group has."""
     frame = comparison.fingerprints()
     shown = [q for q in (*FINGERPRINT, "learning", "retention") if frame[q].notna().any()]
@@ -165,9 +174,10 @@ def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]
             value, low, high = (r[f"{q}_effect{e}"] for e in ("", "_low", "_high"))
             plain = q in {"learning", "retention"} or is_signed(q)  # a difference, not a ratio
             sign = "×\u202f" if not plain else "+" if value > 0 else ""
-            bounds = "" if missing(low) else f" ({number(low)} – {number(high)})"
+            told = [number(value)] if missing(low) else aligned((value, low, high))
+            bounds = "" if missing(low) else f" ({told[1]} – {told[2]})"
             clear = r[f"{q}_p"] < findings.ALPHA and (low > (0 if plain else 1) or high < (0 if plain else 1))
-            row[q] = EMPTY if missing(value) else f"{sign}{number(value)}{bounds}{' *' if clear else ''}"
+            row[q] = EMPTY if missing(value) else f"{sign}{told[0]}{bounds}{' *' if clear else ''}"
         rows.append(row)
     return columns, rows
 
@@ -186,9 +196,10 @@ def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]
             continue
         empty = dict.fromkeys((c.key for c in columns), EMPTY)
         row = rows.setdefault(r["group"], empty | {"group": short(r["group"], 48)})
-        bounds = "" if missing(r["low"]) else f" ({number(r['low'])} – {number(r['high'])})"
+        value, low, high = aligned((r["difference"], r["low"], r["high"]), signed=True)
+        bounds = "" if missing(r["low"]) else f" ({low} – {high})"
         known = not missing(r["difference"])
-        row[r["matched"]] = f"{number(r['difference'])}{bounds}" if known else "unknown: no overlap"
+        row[r["matched"]] = f"{value}{bounds}" if known else "unknown: no overlap"
         row[f"{r['matched']}_at"] = number(r["at"])
     return columns, list(rows.values())
 
@@ -201,9 +212,8 @@ def _claims(comparison: Comparison) -> tuple[list[dict[str, str]], list[dict[str
             k: visible(getattr(c, k))
             for k in ("text", "about", "verdict", "says", "rule", "source", "basis", "decides")
         }
-        grade = c.grade if c.basis == "intervals" else ""
         p = "" if missing(c.p_claim) else number(c.p_claim, 2)
-        rows.append(row | {"grade": grade, "p": p, "level": c.verdict.replace(" ", "-")})
+        rows.append(row | {"p": p, "level": c.verdict.replace(" ", "-")})
     return [r for r in rows if r["basis"]], [r for r in rows if not r["basis"]]
 
 
@@ -222,11 +232,13 @@ def _contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str
     for _, r in frame.iterrows():
         kind = "difference" if missing(r["median_ratio"]) else "ratio"
         low, high = r[f"{kind}_low"], r[f"{kind}_high"]
-        bounds = "" if missing(low) else f" ({number(low)} – {number(high)})"
+        effect = r[f"median_{kind}"]
+        value, low_, high_ = aligned((effect, low, high)) if not missing(low) else (number(effect), "", "")
+        bounds = f" ({low_} – {high_})" if low_ else ""
         rows.append(
             {
                 **{"metric": r["metric"], "a": short(r["group_a"], 40), "b": short(r["group_b"], 40)},
-                **{"effect": f"{number(r[f'median_{kind}'])}{bounds}", "delta": number(r["cliffs_delta"], 2)},
+                **{"effect": f"{value}{bounds}", "delta": number(r["cliffs_delta"], 2)},
                 **{"seeds": number(r["p_seeds"], 2), "p": number(r["p_adjusted"], 2), "covers": r["interval_covers"]},
             }
         )
@@ -266,24 +278,43 @@ def _plain(name: str, value: Any) -> str:
 
 
 def _embedded(comparison: Comparison) -> dict[str, JsonValue]:
-    """The contrasts for the live table, the largest effects first, floats to six digits."""
+    """The contrasts (the largest effects first) and the runs for the live tables, floats to six digits."""
     from deltaw.comparison.tables import json_records
 
     frame = largest_first(comparison.contrasts())
     columns = list(frame.columns)
     records = json_records(frame.head(EMBEDDED))
-    return {"columns": columns, "rows": [[_compact(v) for v in r.values()] for r in records]}
+    runs = comparison.runs()
+    known = [c for c in runs.columns if runs[c].notna().any()]
+    return {
+        "columns": columns,
+        "rows": [[_compact(v) for v in r.values()] for r in records],
+        "runs": {
+            "columns": known,
+            "numeric": [c for c in known if not _is_text(runs[c]) and runs[c].dtype != bool],
+            "rows": [[_told(c, r[c]) for c in known] for r in json_records(runs)],
+        },
+        "shares": [c for c in (*known, *frame["metric"].unique()) if is_share(str(c))],
+    }
+
+
+def _told(name: str, value: Any) -> Any:
+    """A cell of the live table of runs: truths as words, lists as texts."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _compact(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)
 
 
 def largest_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """Contrasts by the size of their effect: |ln ratio|; of signed metrics the difference by the larger median."""
+    """Contrasts by the size of their effect: |ln ratio|; where that is none, the difference by the larger median."""
     import numpy as np
 
     ratio, difference = (frame[c].to_numpy(dtype=np.float64) for c in ("median_ratio", "median_difference"))
     level = np.fmax(frame["median_a"].abs().to_numpy(), frame["median_b"].abs().to_numpy())
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.where(np.isnan(ratio), np.abs(difference) / level, np.abs(np.log(ratio)))
-    order = np.argsort(-np.nan_to_num(size, nan=-1.0, posinf=np.inf), kind="stable")
+        logs = np.abs(np.log(ratio))
+        size = np.where(np.isfinite(logs), logs, np.abs(difference) / level)
+    order = np.argsort(-np.nan_to_num(size, nan=-1.0), kind="stable")
     return frame.iloc[order]
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from deltaw.reports.comparison_points import cut_off
 from deltaw.reports.findings import Figure, Finding
-from deltaw.reports.text import EMPTY, code, listed, missing, number, percent, plural, strong, whole
+from deltaw.reports.text import EMPTY, aligned, code, listed, missing, number, percent, plural, short, strong, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,7 @@ AXES = {"learning": ("learned more", "learned less"), "retention": ("kept more",
 EQUAL = "equal_learning"
 TOLD = 3  # groups that the first sentence tells of
 ALPHA = 0.05
+ENOUGH_SEEDS = 4  # from which an interval over seeds is seldom several times as wide as the effect
 # Measured by `python -m benchmarks.calibration`; the table stands in docs/validity.md.
 CHANCE = (
     "Where nothing differs, a claim gets a verdict in at most 5 % of tables, and some claim of a table in up to 13 % "
@@ -74,8 +76,6 @@ def _best(prints: pd.DataFrame, axis: str) -> tuple[str, str]:
     if not len(known):
         return EMPTY, f"{label}: no scores"
     row = known.sort_values(axis).iloc[-1]
-    from deltaw.reports.text import short
-
     return number(row[axis]), f"{label}: {short(row['group'], 24)}"
 
 
@@ -100,9 +100,7 @@ def _what(c: Comparison) -> Finding:
         text += " There is one seed per group: nothing here says what other seeds would give"
         text += ", intervals cover layers only." if analysed else "."
     elif len(alone):
-        text += (
-            f" {plural(len(alone), 'group')} have one seed only." if len(alone) > 1 else " One group has a single seed."
-        )
+        text += f" {plural(len(alone), 'group has', 'groups have')} one seed only."
     return Finding(text, "Groups with one seed have no spread between seeds.", "note" if len(alone) else "info")
 
 
@@ -133,8 +131,10 @@ def _lead(c: Comparison) -> Finding | None:
 def _rest(rest: pd.DataFrame) -> str:
     n, clear = len(rest), int((rest["decided"] > 0).sum())
     if not clear:
-        return f"{plural(n, 'other group')} cannot be told apart"
-    return f"{whole(clear)} of {plural(n, 'other group')} {'differs' if clear == 1 else 'differ'} on some axis"
+        return f"{plural(n, 'other group')} cannot be told apart from it"
+    if clear == n:
+        return "the other group differs, too" if n == 1 else f"all {whole(n)} other groups differ, too"
+    return f"{whole(clear)} of {plural(n, 'other group')} {'differs' if clear == 1 else 'differ'}, too"
 
 
 def _who(row: pd.Series[Any], several: bool) -> str:
@@ -174,8 +174,10 @@ def _axis(row: pd.Series[Any], axis: str, more: str, less: str) -> str:
 def _span(row: pd.Series[Any], axis: str) -> str:
     """`−0.07 [−0.09, −0.05]`."""
     value, low, high = (row[f"{axis}_effect{e}"] for e in ("", "_low", "_high"))
-    bounds = "" if missing(low) else f" [{_signed(low)}, {_signed(high)}]"
-    return f"{strong(_signed(value))}{bounds}"
+    if missing(low):
+        return strong(_signed(value))
+    value, low, high = aligned((value, low, high), signed=True)
+    return f"{strong(value)} [{low}, {high}]"
 
 
 def _signed(value: float) -> str:
@@ -225,14 +227,14 @@ def _update(c: Comparison) -> Finding | None:
 
 
 def _times(ratio: float) -> str:
-    return f"{number(ratio, 2)} times"
+    return "about" if 0.995 <= ratio < 1.005 else f"{number(ratio, 2)} times"
 
 
 def _sure(row: Any) -> str:
     if missing(row["rank_90_p"]):
         return " (one seed on a side: nothing is known of others)"
     clear = row["rank_90_p"] < ALPHA and (row["rank_90_effect_low"] > 1 or row["rank_90_effect_high"] < 1)
-    return "" if clear else " (within the interval of no difference)"
+    return "" if clear else " (no difference is decided)"
 
 
 def _verdicts(c: Comparison) -> Finding | None:
@@ -241,15 +243,12 @@ def _verdicts(c: Comparison) -> Finding | None:
     if not len(told):
         return None
     counts = {v: int((told["verdict"] == v).sum()) for v in ("agrees", "disagrees", "cannot tell")}
-    words = [
-        f"{n} {'agree' if v == 'agrees' else 'disagree' if v == 'disagrees' else 'cannot tell'}"
-        for v, n in counts.items()
-        if n
-    ]
-    text = f"Of {plural(len(told), 'published claim')} that these runs can be checked against, {listed(words)}."
+    verbs = {"agrees": "agree with", "disagrees": "disagree with", "cannot tell": "cannot tell on"}
+    words = [f"{verbs[v]} {whole(n)}" for v, n in counts.items() if n]
+    text = f"Checked against {plural(len(told), 'published claim')}, these runs {listed(words)}."
     against = told[told["verdict"] == "disagrees"]
     if len(against):
-        text += f" Against them: {listed([f'“{t}”' for t in against['text']], 2)}."
+        text += f" They disagree with {listed([f'“{t}”' for t in against['text']], 2)}."
     return Finding(text, "Each claim's rule stands beside its verdict below.")
 
 
@@ -339,8 +338,14 @@ def _read_fingerprints(c: Comparison) -> str:
     prints = c.fingerprints()
     common = [code(g) for g in prints[prints["common_shrinkage"].eq(True)]["group"]]
     if common:
-        return f"In {listed(common)} all matrices that can tell shrank by one factor, as weight decay leaves them."
-    return "In no group did all matrices shrink by one factor, which is what decoupled weight decay would leave."
+        text = f"In {listed(common)} all matrices that can tell shrank by one factor, as weight decay leaves them."
+    else:
+        text = "In no group did all matrices shrink by one factor, which is what decoupled weight decay would leave."
+    if cut := cut_off(prints):
+        seeds = int(prints["n_seeds"].min())
+        why = f": {plural(seeds, 'seed leaves', 'seeds leave')} that much open" if seeds < ENOUGH_SEEDS else ""
+        text += f" {plural(cut, 'interval is', 'intervals are')} too wide to draw and cut off at the panel{why}."
+    return text
 
 
 def _read_ranks(c: Comparison) -> str:

@@ -17,15 +17,19 @@ from deltaw.reports import style
 from deltaw.reports.comparison_forest import forest
 from deltaw.reports.comparison_overlap import overlaps
 from deltaw.reports.comparison_points import (
+    FINGERPRINT,
     by_block,
     decided_first,
+    keyed,
     mean_curves,
     mean_of,
+    reach,
     seed_average,
     setting_columns,
     tokens_label,
 )
 from deltaw.reports.curves import noise_curve
+from deltaw.reports.order import place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,16 +41,6 @@ if TYPE_CHECKING:
 MARKERS = "osD^vPX"
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 FEW = 8  # groups that can be named in the figure itself
-FINGERPRINT: dict[str, tuple[str, bool, bool]] = {  # column: label, logarithmic, a share
-    "relative_change": ("relative change", True, True),
-    "rank_90": ("rank_90", True, False),
-    "rank_90_ratio": ("rank_90 / noise", False, False),
-    "energy_at_16": ("energy at rank 16", False, True),
-    "shrinkage": ("shrinkage c", False, False),
-    "direction_change": ("direction change", True, False),
-    "learning": ("learning", False, False),
-    "retention": ("retention", False, False),
-}
 CURVES = {
     "learning": "learning",
     "retention": "retention",
@@ -111,7 +105,7 @@ class ComparisonPlots:
         Raises:
             OptionError: No run has both scores.
         """
-        frame = self._comparison.runs()
+        frame = keyed(self._comparison.runs())
         scored = frame[frame["learning"].notna() & frame["retention"].notna()]
         if not len(scored):
             raise OptionError("no run has scores of both learning and retention")
@@ -239,23 +233,18 @@ class ComparisonPlots:
         low, high = (frame.loc[groups, f"{quantity}_{e}"].to_numpy(dtype=float) for e in ("low", "high"))
         log = log and bool(np.nanmin(values) > 0)
         known = values[np.isfinite(values)]
-        margin = max(float(np.ptp(known)), 0.05 * float(np.abs(known).max()), 1e-12)
         for y, group in enumerate(groups):
             look = self.looks[group]
             if math.isfinite(low[y]):
                 ax.plot([low[y], high[y]], [y, y], color=look.colour, linewidth=1.1, solid_capstyle="butt")
             ax.plot(values[y], y, color=look.colour, marker=look.marker, markersize=3.5, linestyle="")
         ax.axvline(values[0], color=style.LINE, linewidth=0.8, zorder=0)
-        # Intervals of two seeds may be wider than everything else: they are cut off rather than hide the values.
+        ax.set_xlim(*reach(quantity, values, low, high, log=log))
         if log:
-            ax.set_xlim(known.min() / 4, known.max() * 4)
             style.log_scale(ax.xaxis, share)
             wide = known.max() > 30 * known.min()
             ax.xaxis.set_major_locator(LogLocator(10, subs=(1,) if wide else (1, 3), numticks=5))
         else:
-            widths = (high - low)[np.isfinite(high - low)]
-            beside = max(0.6 * margin, 0.6 * float(np.median(widths)) if widths.size else 0.0)
-            ax.set_xlim(known.min() - beside, known.max() + beside)
             ax.xaxis.set_major_locator(MaxNLocator(4))
             style.ticks(ax.xaxis, share)
         ax.set_title(label)
@@ -279,7 +268,8 @@ class ComparisonPlots:
         ]
         if not shown:
             raise OptionError(f"no resolved matrix inside a layer has a {metric}")
-        shown = shown[:12]
+        kinds = dict(zip(modules, table.kind, strict=True))
+        shown = sorted(shown, key=lambda m: place(str(m), kinds[m]))[:12]
         wide = min(4, len(shown))
         rows = math.ceil(len(shown) / wide)
         with style.settings():

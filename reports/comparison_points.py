@@ -15,10 +15,51 @@ if TYPE_CHECKING:
 
     from deltaw.comparison.claims.verdicts import Claim
 
+FINGERPRINT: dict[str, tuple[str, bool, bool]] = {  # column: label, logarithmic, a share
+    "relative_change": ("relative change", True, True),
+    "rank_90": ("rank_90", True, False),
+    "rank_90_ratio": ("rank_90 / noise", False, False),
+    "energy_at_16": ("energy at rank 16", False, True),
+    "shrinkage": ("shrinkage c", False, False),
+    "direction_change": ("direction change", True, False),
+    "learning": ("learning", False, False),
+    "retention": ("retention", False, False),
+}
+ALL = 1.02  # the end of an axis of shares, with room for a dot at 1
+
+
+def reach(quantity: str, values: np.ndarray, low: np.ndarray, high: np.ndarray, *, log: bool) -> tuple[float, float]:
+    """The ends of a fingerprint's panel: every value, and intervals as far as they do not hide the values."""
+    known = values[np.isfinite(values)]
+    if log:
+        return float(known.min() / 4), float(known.max() * 4)
+    widths = (high - low)[np.isfinite(high - low)]
+    margin = max(float(np.ptp(known)), 0.05 * float(np.abs(known).max()), 1e-12)
+    beside = max(0.6 * margin, 0.6 * float(np.median(widths)) if widths.size else 0.0)
+    top = ALL if quantity == "energy_at_16" else math.inf
+    return float(known.min() - beside), float(min(known.max() + beside, top))
+
+
+def cut_off(prints: pd.DataFrame) -> int:
+    """How many intervals of the fingerprints leave their panel."""
+    out = 0
+    for quantity, (_, log, _) in FINGERPRINT.items():
+        values, low, high = (prints[f"{quantity}{e}"].to_numpy(dtype=np.float64) for e in ("", "_low", "_high"))
+        if np.isfinite(values).any():
+            left, right = reach(quantity, values, low, high, log=log and bool(np.nanmin(values) > 0))
+            out += int(((low < left) | (np.minimum(high, 1) > right if right == ALL else high > right)).sum())
+    return out
+
 
 def setting_columns(frame: pd.DataFrame) -> list[str]:
     """What tells settings apart: tokens and hyperparameters."""
     return ["tokens", *(str(c) for c in frame.columns if str(c).startswith("hp_"))]
+
+
+def keyed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs with hyperparameters that are lists as texts: pandas cannot group by a list beside a missing one."""
+    listed = [c for c in setting_columns(frame) if frame[c].map(lambda v: isinstance(v, (tuple, list))).any()]
+    return frame.assign(**{c: frame[c].map(lambda v: str(v) if isinstance(v, (tuple, list)) else v) for c in listed})
 
 
 def mean_curves(points: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:

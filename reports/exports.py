@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from deltaw.reports import tables
@@ -17,6 +17,7 @@ from deltaw.results.columns import BY_KIND
 from deltaw.types import Cell
 
 if TYPE_CHECKING:
+    from deltaw.reports.page import Column
     from deltaw.results.analysis import Analysis
 
 BIBTEX = """@software{deltaw,
@@ -38,22 +39,27 @@ MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|])")
 def markdown(analysis: Analysis) -> str:
     """The sentences and the table by kind of module, for an issue or a README."""
     layers = Layers(analysis)
-    title = f"{_md(_names(analysis))}: {word(analysis.summary.verdict)}"
+    title = f"{markdown_text(_names(analysis))}: {word(analysis.summary.verdict)}"
     return "\n\n".join([f"## {title}", *_sentences(layers), *_markdown_table(layers), _footer(analysis)]) + "\n"
 
 
 def latex(analysis: Analysis) -> str:
     """The table by kind of module, for a paper: needs the package booktabs."""
     columns, rows = tables.by_kind(Layers(analysis), BY_KIND)
+    caption = f"{_names(analysis)}: {word(analysis.summary.verdict)}. Medians over the matrices that changed."
+    return latex_table(columns, rows, caption, "tab:deltaw")
+
+
+def latex_table(columns: Sequence[Column], rows: Sequence[Mapping[str, str]], caption: str, label: str) -> str:
+    """A table as LaTeX; the first column is text."""
     head = " & ".join(_tex(c.title) for c in columns)
     body = [" & ".join(_tex(row[c.key]) for c in columns) + r" \\" for row in rows]
-    verdict = word(analysis.summary.verdict)
     return "\n".join(
         [
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{_tex(_names(analysis))}: {_tex(verdict)}. Medians over the matrices that changed.}}",
-            r"  \label{tab:deltaw}",
+            rf"  \caption{{{_tex(caption)}}}",
+            rf"  \label{{{label}}}",
             rf"  \begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
             r"    \toprule",
             rf"    {head} \\",
@@ -77,7 +83,7 @@ def card(analysis: Analysis) -> str:
     if layers.changed["relative_change"].notna().any():
         body.append("![Relative change by layer and module](figures/relative_change.png)")
     front = "\n".join(["---", *_front_matter(analysis), "---"])
-    heading = f"# {_md(name_of(analysis.ft))}\n\n## What fine-tuning changed"
+    heading = f"# {markdown_text(name_of(analysis.ft))}\n\n## What fine-tuning changed"
     return "\n\n".join([front, heading, *body, _footer(analysis)]) + "\n"
 
 
@@ -124,15 +130,19 @@ def _names(analysis: Analysis) -> str:
 
 
 def _sentences(layers: Layers) -> list[str]:
-    return [_md(f.text) for f in answer(layers.analysis.summary, offer(layers))]
+    return [markdown_text(f.text) for f in answer(layers.analysis.summary, offer(layers))]
 
 
 def _markdown_table(layers: Layers) -> list[str]:
-    columns, rows = tables.by_kind(layers, BY_KIND)
+    return markdown_table(*tables.by_kind(layers, BY_KIND))
+
+
+def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """A table as Markdown; empty where it has no row."""
     if not rows:
         return []
-    lines = [[_md(c.title) for c in columns], ["---:" if c.numeric else "---" for c in columns]]
-    lines += [[_md(row[c.key]) for c in columns] for row in rows]
+    lines = [[markdown_text(c.title) for c in columns], ["---:" if c.numeric else "---" for c in columns]]
+    lines += [[markdown_text(row[c.key]) for c in columns] for row in rows]
     return ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
 
 
@@ -142,7 +152,7 @@ def _footer(analysis: Analysis) -> str:
     return f"Measured with deltaw {version}{f', {analysis.date[:10]}' if analysis.date else ''}{command}".rstrip()
 
 
-def _md(sentence: str) -> str:
+def markdown_text(sentence: str) -> str:
     """A sentence as Markdown: names as code, key numbers bold, and nothing else that Markdown would read."""
     out = []
     for piece in re.split(f"({CODE[0]}[^{CODE[1]}]*{CODE[1]})", sentence):

@@ -173,7 +173,7 @@ def colours() -> str:
 
 def prose(sentence: str) -> Markup:
     """A sentence with its marks as elements: names as code, key numbers as strong, *words* as emphasis."""
-    html = re.sub(r"(?<=\d) %", f"{text.NARROW}%", str(escape(sentence)))
+    html = str(escape(text.glued(sentence)))
     for (start, end), tag in ((text.CODE, "code"), (text.STRONG, "strong")):
         inner = "<code><bdi>" if tag == "code" else "<strong>"
         html = html.replace(start, inner).replace(end, "</bdi></code>" if tag == "code" else "</strong>")
@@ -208,6 +208,7 @@ def environment() -> Environment:
         text.plural,
         prose,
         breakable,
+        text.glued,
     ):
         env.filters[function.__name__] = function
     env.globals["find_metric"] = find_metric

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 EMPTY = "–"
@@ -59,6 +60,29 @@ def percent(value: Any, digits: int = 3) -> str:
     if written == "100" and value < 1:
         return f">{NARROW}99{NARROW}%"
     return f"{written}{NARROW}%"
+
+
+def aligned(values: Sequence[float], signed: bool = False) -> list[str]:
+    """A value and the ends of its interval with the same decimals: two significant digits of half the width.
+
+    Where the width says nothing each is written by itself.
+    """
+    known = [v for v in values if not missing(v)]
+    half = (max(known) - min(known)) / 2 if known else 0.0
+    places = 1 - math.floor(math.log10(half)) if half > 0 and math.isfinite(half) else -1
+    largest = max(map(abs, known), default=0.0)
+    if not 0 <= places <= 6 or largest >= 1e6:
+        return [("+" if signed and v > 0 else "") + number(v) for v in values]
+    out = []
+    for v in values:
+        text = EMPTY if missing(v) else f"{v:{'+' if signed else ''},.{places}f}".replace(",", NARROW)
+        out.append(text.replace("-", MINUS))
+    return out
+
+
+def glued(sentence: str) -> str:
+    """A sentence in which no line breaks between a number and its percent or times sign."""
+    return re.sub(r"(?<=\d) %", f"{NARROW}%", re.sub(r"× (?=\d)", f"×{NARROW}", sentence))
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw.comparison import analysis_cache, loading, same_base
+from deltaw.comparison import analysis_cache, loading, same_base, saved
 from deltaw.comparison.claims import all_claims, claims_frame
 from deltaw.comparison.claims.verdicts import Claim
+from deltaw.comparison.command import command
 from deltaw.comparison.contrasts import contrasts_frame
 from deltaw.comparison.copies import without_copies
 from deltaw.comparison.fingerprint import fingerprints_frame
@@ -23,9 +25,10 @@ from deltaw.comparison.roles import arenas
 from deltaw.comparison.runs import Run, Runs, runs_frame
 from deltaw.comparison.scores import near
 from deltaw.comparison.similarity_sources import similarity_of
-from deltaw.comparison.tables import NAMES, About, json_records, layers_frame, write_tables
+from deltaw.comparison.tables import NAMES, About, Origin, json_records, layers_frame, write_tables
 from deltaw.comparison.trajectories import trajectories_frame
 from deltaw.errors import ManifestError, OptionError
+from deltaw.measurement.versions import versions
 from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class Comparison:
         title: As the manifest says.
         warnings: What a reader should know about the runs.
         runs_: The runs themselves.
+        origin: The command, the date and the versions that made it.
     """
 
     def __init__(
@@ -53,13 +57,29 @@ class Comparison:
         warnings: Sequence[str] = (),
         base: Any = None,
         similarity: bool | None = None,
+        origin: Origin | None = None,
     ):
         items, copies = without_copies(runs.items)
         self.title = title
-        self.warnings = [*warnings, *copies]
+        self.warnings = list(dict.fromkeys([*warnings, *copies]))
+        self.origin = origin or Origin()
         self.runs_ = replace(runs, items=items)
         self._base = base
         self._wanted = similarity
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Read what `save` wrote; the weights of the runs are not needed.
+
+        Raises:
+            ResultsError: The directory holds no comparison, or it cannot be read.
+        """
+        about, runs, similar = saved.read(Path(folder))
+        out = cls(
+            Runs(runs, about.reference, about.seed), title=about.title, warnings=about.warnings, origin=about.origin
+        )
+        out._similar = similar, about.similarity_note
+        return out
 
     def __repr__(self) -> str:
         """One line."""
@@ -178,8 +198,23 @@ class Comparison:
         """What is written beside the tables."""
         runs = [r.spec.name for r in self.runs_.items]
         return About(
-            self.title, self.reference, self.groups, runs, self.runs_.seed, self.warnings, self.similarity_note
+            title=self.title,
+            reference=self.reference,
+            groups=self.groups,
+            runs=runs,
+            seed=self.runs_.seed,
+            warnings=self.warnings,
+            similarity_note=self.similarity_note,
+            base=self.bases,
+            origin=self.origin,
         )
+
+    @property
+    def bases(self) -> list[str]:
+        """What the runs were measured against: path or id, revision and content hash; empty with scores only."""
+        sides = [r.about["base"] for r in self.runs_.items if r.about.get("base")]
+        named = [" ".join(str(b[k]) for k in ("path", "revision", "hash") if b.get(k)) for b in sides]
+        return sorted(set(named))
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Every table but the layers, as JSON values: NaN is null."""
@@ -198,7 +233,10 @@ class Comparison:
             ResultsError: The directory holds something else, or cannot be written.
         """
         out = Path(out)
-        write_tables({name: getattr(self, name)() for name in NAMES}, self.about, out, force=force)
+        tables = {name: getattr(self, name)() for name in NAMES}
+        tables["spectra"] = saved.spectra_frame(self.runs_.items)
+        texts = {saved.RUNS: saved.runs_text(self.runs_.items)}
+        write_tables(tables, self.about, out, force=force, texts=texts)
         if report:
             self.report(out / "report.html")
         return out
@@ -268,6 +306,9 @@ def compare(
         warnings=warnings,
         base=manifest.base,
         similarity=similarity,
+        origin=Origin(
+            command(runs, reference, seed, options), datetime.now(UTC).isoformat(timespec="seconds"), versions()
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from deltaw.comparison.manifest import Manifest, RunSpec, lone_groups
 from deltaw.comparison.mean_spectra import mean_spectra
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run
-from deltaw.documents import read_object
+from deltaw.documents import Document, read_object
 from deltaw.errors import ManifestError, ResultsError
 from deltaw.results import about
 from deltaw.results.analysis import Analysis
@@ -88,21 +88,27 @@ def read_run(spec: RunSpec, source: Source) -> Run:
     """
     if isinstance(source, Analysis):
         base = {} if source.base is None else source.base.to_dict()
-        described: dict[str, Any] = {"base": base, "ft": source.ft.to_dict(), "options": source.options}
+        known: Mapping[str, Any] = {"base": base, "ft": source.ft.to_dict(), "options": source.options}
         layers, spectra = source.to_pandas(), source.spectra
     else:
         folder = Path(source)
-        described = _about(folder / "analysis.json")
+        known = described(read_object(folder / "analysis.json", error=ResultsError))
         layers, spectra = read_layers(folder), read_spectra(folder / "spectra.safetensors")
     layers = indexed(layers, spec.where)
-    return Run(spec, infer_method(spec, layers), layers, described, mean_spectra(layers, spectra))
+    return Run(spec, infer_method(spec, layers), layers, known, mean_spectra(layers, spectra))
 
 
-def _about(path: Path) -> dict[str, Any]:
-    stored = read_object(path, error=ResultsError)
+def described(stored: Document) -> Mapping[str, Any]:
+    """`base`, `ft` and `options` of a saved analysis; empty where there was none.
+
+    Raises:
+        ResultsError: A value is of another type.
+    """
+    if not stored:
+        return {}
     sides = {name: about.source(stored.inner(name)) for name in ("base", "ft")}
-    described = {name: {} if side is None else side.to_dict() for name, side in sides.items()}
-    return {**described, "options": about.options(stored.inner("options"))}
+    known = {name: {} if side is None else side.to_dict() for name, side in sides.items()}
+    return {**known, "options": about.options(stored.inner("options"))}
 
 
 def indexed(layers: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,21 @@ WHOLE = frozenset({"n_layers", "n_seeds", "n_seeds_a", "n_seeds_b", "n_matrices"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a comparison was made: the command that repeats it if one can, when (UTC, ISO 8601), by what versions."""
+
+    command: str = ""
+    date: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class About:
-    """What is written beside the tables: which runs they are of, and what a reader should know."""
+    """What is written beside the tables: which runs they are of, where they come from, what a reader should know.
+
+    Attributes:
+        base: What the runs were measured against: path or id, revision, content hash.
+    """
 
     title: str
     reference: str
@@ -37,6 +50,8 @@ class About:
     seed: int
     warnings: Sequence[str]
     similarity_note: str
+    base: Sequence[str]
+    origin: Origin
 
 
 def layers_frame(runs: Runs) -> pd.DataFrame:
@@ -69,7 +84,9 @@ def json_records(frame: pd.DataFrame) -> list[dict[str, JsonValue]]:
     return out
 
 
-def write_tables(tables: Mapping[str, pd.DataFrame], about: About, out: Path, *, force: bool) -> None:
+def write_tables(
+    tables: Mapping[str, pd.DataFrame], about: About, out: Path, *, force: bool, texts: Mapping[str, str] | None = None
+) -> None:
     """Write every table as CSV, each to a temporary name that is then renamed.
 
     Args:
@@ -77,6 +94,7 @@ def write_tables(tables: Mapping[str, pd.DataFrame], about: About, out: Path, *,
         about: Written beside them.
         out: A directory, created.
         force: Overwrite other results.
+        texts: Further files, by name.
 
     Raises:
         ResultsError: The directory holds other results (without `force`), or cannot be written.
@@ -85,11 +103,16 @@ def write_tables(tables: Mapping[str, pd.DataFrame], about: About, out: Path, *,
         if not force:
             refuse_others(out, about.runs)
         out.mkdir(parents=True, exist_ok=True)
+        for name in texts or {}:  # written last: without them the directory is not whole
+            (out / name).unlink(missing_ok=True)
         # First of all, so that a run that is killed here finds its directory again.
         with replacing(out / ABOUT) as temporary:
             temporary.write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
         for name, frame in tables.items():
             _write_csv(frame, out / f"{name}.csv")
+        for name, text in (texts or {}).items():
+            with replacing(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as e:
         raise ResultsError(f"{out}: the comparison cannot be written ({e.strerror or e}); choose another --out") from e
 

@@ -201,6 +201,8 @@ def load(out: str | Path) -> Analysis:
     if not path.exists():
         what = "no analysis.json there" if out.exists() else "no such directory"
         hint = "" if out.exists() else near_path(out)
+        if (out / "comparison.json").exists():
+            hint = " It holds a comparison: Comparison.load reads it."
         raise ResultsError(f"{out}: {what}; expected a directory that analyze wrote (--out){'.' if hint else ''}{hint}")
     stored = read_object(path, error=ResultsError)
     version = stored.whole("schema_version", 0)

@@ -245,7 +245,9 @@ def seeds_needed(evidence: Evidence, alpha: float = ALPHA, most: int = 50) -> in
     test = min(evidence.tests, key=lambda b: abs(b.value))
     effect = max(abs(test.value) - max(test.down, test.up), 0.0)
     now = max(2.0, test.df / 2 + 1)
-    for n in range(2, most + 1):
+    if not math.isfinite(now):  # a test of items: it does not know of seeds
+        return None
+    for n in range(math.floor(now) + 1, most + 1):  # those that are there did not decide it
         error = test.error * math.sqrt(now / n)
         if effect > error * -float(stdtrit(2 * n - 2, alpha / 2)):
             return n
