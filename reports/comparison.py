@@ -136,11 +136,11 @@ def _interval(name: str, row: Any) -> str:
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     if missing(value) or missing(low):
         return _value(name, value)
-    if low == value == high:
-        return f"{_value(name, value)} (no spread)"
     scale, unit = (100, f"{NARROW}%") if is_share(name) else (1, "")
-    value, low, high = aligned((scale * value, scale * low, scale * high))
-    return f"{value}{unit} ({low} – {high})"
+    shown = aligned((scale * value, scale * low, scale * high))
+    if len(set(shown)) == 1:
+        return f"{_value(name, value)} (no spread)"
+    return f"{shown[0]}{unit} ({shown[1]} – {shown[2]})"
 
 
 def fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
@@ -306,14 +306,18 @@ def _told(name: str, value: Any) -> Any:
 
 
 def largest_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """Contrasts by the size of their effect: |ln ratio|; where that is none, the difference by the larger median."""
+    """Contrasts by the size of their effect: |ln ratio|; where there is no ratio, the difference by the larger median.
+
+    Differences whose interval holds 0 come last: beside medians near 0 they would look large.
+    """
     import numpy as np
 
     ratio, difference = (frame[c].to_numpy(dtype=np.float64) for c in ("median_ratio", "median_difference"))
     level = np.fmax(frame["median_a"].abs().to_numpy(), frame["median_b"].abs().to_numpy())
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.abs(np.log(ratio))
-        size = np.where(np.isfinite(logs), logs, np.abs(difference) / level)
+        low, high = (frame[f"difference_{end}"].to_numpy(dtype=np.float64) for end in ("low", "high"))
+        size = np.where(np.isfinite(logs), logs, np.where(low * high > 0, np.abs(difference) / level, 0.0))
     order = np.argsort(-np.nan_to_num(size, nan=-1.0), kind="stable")
     return frame.iloc[order]
 

@@ -361,8 +361,11 @@ def _read_trajectories(c: Comparison) -> str:
     if not len(part):
         return "How scores move over training."
     ends = [(g["value"].iloc[0], g["value"].iloc[-1]) for _, g in part.groupby(["group", "curve"])]
-    grown = sum(last > first for first, last in ends)
-    return f"The rank grew in {whole(grown)} of {plural(len(ends), 'curve')} from the first point to the last."
+    grown, n = sum(last > first for first, last in ends), len(ends)
+    if n == 1:
+        return f"The rank {'grew' if grown else 'did not grow'} from the first point to the last."
+    some = "none" if not grown else "all" if grown == n else whole(grown)
+    return f"The rank grew in {some}{'' if some == 'all' else ' of'} {n} curves from the first point to the last."
 
 
 def _read_similarity(c: Comparison) -> str:

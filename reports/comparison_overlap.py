@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SIMILARITIES = {"phi_left": "φ, output directions", "phi_right": "φ, input directions", "cosine": "cosine of ΔW"}
 NAMED = 8  # runs whose numbers fit into the cells
+NUMBERED = 12  # runs that can all have their number below
+HEIGHT = 2.3  # inches: three square panels beside each other
 
 
 def overlaps(frame: pd.DataFrame, names: list[str], columns: int = 2) -> Any:
@@ -26,12 +28,12 @@ def overlaps(frame: pd.DataFrame, names: list[str], columns: int = 2) -> Any:
         columns: The width of the figure, in columns of a paper.
     """
     with style.settings():
-        height = 1.45 + 0.15 * min(max(len(names), 9), 12)
-        _, axes = style.figure(height, columns, 1, len(SIMILARITIES), sharey=True)
+        _, axes = style.figure(HEIGHT, columns, 1, len(SIMILARITIES), sharey=True)
         for ax, (column, title) in zip(axes[0], SIMILARITIES.items(), strict=True):
             _panel(ax, frame, names, column)
             ax.set_title(f"{title}\n({'chance: 0' if column == 'cosine' else 'colour: less chance'})")
-        axes[0, 0].set_yticks(np.arange(len(names)) + 0.5, [style.label(n, 24) for n in names], fontsize=5.5)
+        labels = [f"{style.label(n, 24)}  {i}" for i, n in enumerate(names, start=1)]
+        axes[0, 0].set_yticks(np.arange(len(names)) + 0.5, labels, fontsize=5.5)
     return axes[0]
 
 
@@ -51,12 +53,14 @@ def _panel(ax: Axes, frame: pd.DataFrame, names: list[str], column: str) -> None
         i, j = sorted((at[a], at[b]))
         values[j, i], colours[j, i] = value, colour
     few = len(names) <= NAMED
+    texts = np.array([[f"{v:.2f}".replace("-0.00", "0.00").replace("-", "−") for v in row] for row in values])
     cmap, low = ("vlag", -1.0) if column == "cosine" else (style.SEQUENTIAL, 0.0)
     sns.heatmap(
         colours, ax=ax, vmin=low, vmax=1.0, cmap=cmap, cbar=not few, square=True, linewidths=0.3,
         cbar_kws={"shrink": 0.6, "aspect": 24, "ticks": [low, 0.0, 1.0] if low else [0.0, 0.5, 1.0]},
-        annot=values if few else False, fmt=".2f", annot_kws={"fontsize": 5.5}, xticklabels=False, yticklabels=False,
+        annot=texts if few else False, fmt="", annot_kws={"fontsize": 5.5}, xticklabels=False, yticklabels=False,
     )  # fmt: skip
-    ax.set_xticks(np.arange(len(names)) + 0.5, [style.label(n, 16) for n in names], rotation=90, fontsize=5.5)
+    numbers = range(1, len(names) + 1, math.ceil(len(names) / NUMBERED))  # as at the names on the left
+    ax.set_xticks([n - 0.5 for n in numbers], list(map(str, numbers)), fontsize=5.5)
     ax.tick_params(length=0)
     ax.grid(visible=False)

@@ -242,10 +242,12 @@ class ComparisonPlots:
         ax.set_xlim(*reach(quantity, values, low, high, log=log))
         if log:
             style.log_scale(ax.xaxis, share)
-            wide = known.max() > 30 * known.min()
+            wide = known.max() > 30 * known.min() or known.min() < 1e-3  # long labels: fewer of them fit
             ax.xaxis.set_major_locator(LogLocator(10, subs=(1,) if wide else (1, 3), numticks=5))
         else:
-            ax.xaxis.set_major_locator(MaxNLocator(4))
+            # The digits follow the step: small numbers are long, and fewer of them fit.
+            narrow = max(map(abs, ax.get_xlim())) < 0.01
+            ax.xaxis.set_major_locator(MaxNLocator(2 if narrow else 4))
             style.ticks(ax.xaxis, share)
         ax.set_title(label)
         ax.grid(axis="y", visible=False)
@@ -329,7 +331,7 @@ class ComparisonPlots:
                         ax.fill_between(curve["tokens"], low, high, color=look.colour, alpha=0.1, linewidth=0)
                 ax.set(title=CURVES[metric], xlabel="tokens")
                 ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-                style.ticks(ax.yaxis)
+                style.ticks(ax.yaxis, metric == "relative_change")
                 ax.xaxis.set_major_formatter(lambda v, _: tokens_label(v))
             self._name(fig, list(dict.fromkeys(frame["group"])))
         return axes[0]

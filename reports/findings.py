@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.reports import offer
 from deltaw.reports.reasons import words
-from deltaw.reports.text import EMPTY, code, number, percent, plural, strong, whole
+from deltaw.reports.text import EMPTY, code, listed, number, percent, plural, strong, whole
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Summary
 from deltaw.results.typical import FEW, Typical
@@ -180,7 +180,7 @@ def _real(s: Summary, kind: Verdict) -> Finding | None:
     known = s.resolution.known
     if not known:
         return None
-    dtype = s.precision.dtypes[0] if s.precision.dtypes else "the stored precision"
+    dtype = listed(s.precision.dtypes) if s.precision.dtypes else "the stored precision"
     rounding = s.precision.rounding
     if s.resolution.resolved == known and rounding.high < NEGLIGIBLE:
         return Finding(

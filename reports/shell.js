@@ -22,7 +22,7 @@ const deltaw = (() => {
     if (typeof value === "string") return value;
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (Number.isInteger(value) && size < 1e6)
+    if (Number.isInteger(value) && size < 1e12)
       return value.toLocaleString("en").replaceAll(",", "\u202f").replace("-", "−");
     if (size >= 1e-4 && size < 1e6) {
       const text = Number(value.toPrecision(digits)).toString();
@@ -30,7 +30,7 @@ const deltaw = (() => {
     }
     const [mantissa, power] = value.toExponential(digits - 1).split("e");
     const raised = [...String(Number(power))].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
-    return (Number(mantissa) === 1 ? `10${raised}` : `${mantissa}\u202f·\u202f10${raised}`).replace("-", "−");
+    return (Number(mantissa) === 1 ? `10${raised}` : `${Number(mantissa)}\u202f·\u202f10${raised}`).replace("-", "−");
   }
 
   // A value of a column: a share as a percentage, as in the sentences.

@@ -63,13 +63,17 @@ def percent(value: Any, digits: int = 3) -> str:
 
 
 def aligned(values: Sequence[float], signed: bool = False) -> list[str]:
-    """A value and the ends of its interval with the same decimals: two significant digits of half the width.
+    """A value and the ends of its interval with the same decimals: as many as half the width has meaning for.
 
-    Where the width says nothing each is written by itself.
+    That is one significant digit of it, or two where the first is a 1 or 2. Where the width says nothing each is
+    written by itself.
     """
     known = [v for v in values if not missing(v)]
     half = (max(known) - min(known)) / 2 if known else 0.0
-    places = 1 - math.floor(math.log10(half)) if half > 0 and math.isfinite(half) else -1
+    places = -1
+    if half > 0 and math.isfinite(half):
+        exponent = math.floor(math.log10(half))
+        places = max(0, (half < 3 * 10**exponent) - exponent)
     largest = max(map(abs, known), default=0.0)
     if not 0 <= places <= 6 or largest >= 1e6:
         return [("+" if signed and v > 0 else "") + number(v) for v in values]

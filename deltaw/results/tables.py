@@ -71,11 +71,11 @@ def read_layers(folder: Path) -> pd.DataFrame:
 
     try:
         if (path := folder / "layers.parquet").is_file():
-            return _typed(pd.read_parquet(path))
+            return typed(pd.read_parquet(path))
         if (path := folder / "layers.csv").is_file():
-            return _typed(pd.read_csv(path, dtype=str, keep_default_na=False))
+            return typed(pd.read_csv(path, dtype=str, keep_default_na=False))
         if (path := folder / "layers.json").is_file():
-            return _typed(pd.DataFrame(_records(path)))
+            return typed(pd.DataFrame(_records(path)))
     except (OSError, ValueError, TypeError, OverflowError) as e:  # of pandas and pyarrow, or a cell of another type
         why = " ".join(str(e).split()) or type(e).__name__
         raise ResultsError(f"{path}: the table cannot be read ({why}); run analyze again") from e
@@ -89,7 +89,8 @@ def _records(path: Path) -> list[dict[str, object]]:
     return found
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of layers that was read as texts, with the numbers that were written."""
     import pandas as pd
 
     known = columns()

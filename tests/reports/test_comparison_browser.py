@@ -35,12 +35,12 @@ def test_it_loads_and_the_contrasts_are_live(report, comparison, visit, tmp_path
     page = visit(report).ready()
     assert page.title() == "6 runs of one base, compared"
     assert page.locator("#contrasts-table .tabulator-row").count() == 20
-    page.locator('.tabulator-col[tabulator-field="metric"] input').press_sequentially("rank_90_ratio")
+    page.locator('#contrasts-table .tabulator-col[tabulator-field="metric"] input').press_sequentially("rank_90_ratio")
     from playwright.sync_api import expect
 
     expect(page.locator("#contrasts-table .tabulator-row")).to_have_count(3)
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download CSV").click()
+        page.locator("#contrasts-tools").get_by_role("button", name="Download CSV").click()
     download.value.save_as(tmp_path / "c.csv")
     with (tmp_path / "c.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -50,6 +50,29 @@ def test_it_loads_and_the_contrasts_are_live(report, comparison, visit, tmp_path
     largest_first = expected.loc[expected["median_ratio"].map(math.log).abs().sort_values(ascending=False).index]
     assert [r["group_b"] for r in rows] == largest_first["group_b"].tolist()
     assert [float(r["median_ratio"]) for r in rows] == pytest.approx(largest_first["median_ratio"].tolist(), rel=1e-5)
+
+
+def test_every_run_is_live(report, comparison, visit, tmp_path):
+    page = visit(report).ready()
+    assert page.locator("#runs-table .tabulator-row").count() == len(comparison.runs())
+    page.locator('#runs-table .tabulator-col[tabulator-field="relative_change"] .tabulator-col-title').click()
+    first = page.locator("#runs-table .tabulator-row").first
+    most = comparison.runs().sort_values("relative_change", ascending=False).iloc[0]
+    assert first.locator('[tabulator-field="run"]').inner_text() == most["run"]
+    with page.expect_download() as download:
+        page.locator("#runs-tools").get_by_role("button", name="Download CSV").click()
+    download.value.save_as(tmp_path / "runs.csv")
+    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
+        assert next(r["run"] for r in csv.DictReader(file)) == most["run"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(report, visit, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = visit(report, color_scheme=scheme).ready()
+    found = axe.Axe().run(page).response["violations"]
+    serious = [v for v in found if v["impact"] in {"serious", "critical"}]
+    assert [(v["id"], [n["html"][:200] for n in v["nodes"]][:3]) for v in serious] == []
 
 
 def test_values_and_effects_are_a_choice(report, visit):

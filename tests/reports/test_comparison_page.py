@@ -4,12 +4,16 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import deltaw
 from deltaw.errors import OptionError
 from deltaw.reports import comparison as page
 from deltaw.reports import comparison_findings as findings
+from deltaw.reports import text
 from deltaw.reports.text import unmarked, visible
 from deltaw.types import Spectrum
 from tests.reports.elements import Page
@@ -58,6 +62,23 @@ def arms(kit):
 @pytest.fixture(scope="session")
 def compared(arms, tmp_path_factory):
     return deltaw.compare(manifest_of(tmp_path_factory.mktemp("compared"), arms))
+
+
+@pytest.fixture(scope="session")
+def with_weights(tmp_path_factory):
+    """Three runs of one base on disk, so that their updates can be compared with each other."""
+    folder = tmp_path_factory.mktemp("weights")
+    g = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{i}.{m}.weight" for i in range(3) for m in ("self_attn.q_proj", "mlp.up_proj")]
+    base = {n: torch.randn(24, 32, generator=g) for n in names}
+    save_file(base, folder / "base.safetensors")
+    lines = ['base = "base.safetensors"']
+    for run, rank in (("full", 24), ("LoRA a", 2), ("LoRA b", 2)):
+        thin = {n: torch.randn(24, rank, generator=g) @ torch.randn(rank, 32, generator=g) for n in names}
+        save_file({n: w + 0.01 * thin[n] for n, w in base.items()}, folder / f"{run}.safetensors")
+        lines += ["[[runs]]", f'name = "{run}"', f'group = "{run}"', f'checkpoint = "{run}.safetensors"']
+    (folder / "runs.toml").write_text("\n".join(lines))
+    return deltaw.compare(folder / "runs.toml")
 
 
 @pytest.fixture(scope="session")
@@ -165,6 +186,31 @@ def test_plots_return_axes(compared):
     assert len(compared.plot.trajectories()) == 4
 
 
+@pytest.mark.parametrize("name", [*findings.READINGS])
+def test_no_two_ticks_read_alike_or_touch(compared, with_weights, name):
+    from deltaw.reports import figures
+    from tests.reports.test_ticks import axis_labels, overlapping
+
+    seen = 0
+    for comparison in (compared, with_weights):
+        try:
+            axes = getattr(comparison.plot, name)()
+        except OptionError:
+            continue
+        for label, texts in axis_labels(figures.of(axes)):
+            assert len(set(texts)) == len(texts), (name, label, texts)
+            seen += len(texts) > 1
+        assert not overlapping(figures.of(axes)), name
+    assert seen
+
+
+def test_overlaps_have_numbers_and_every_run_its_own(with_weights):
+    axes = with_weights.plot.similarity()
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == ["full  1", "LoRA a  2", "LoRA b  3"]
+    assert [t.get_text() for t in axes[0].get_xticklabels()] == ["1", "2", "3"]
+    assert all("-" not in t.get_text() for ax in axes for t in ax.texts)
+
+
 def test_a_group_keeps_its_colour(compared):
     looks = compared.plot.looks
     assert list(looks) == ["full", "LoRA r=4", "LoRA r=8", "full + decay"]
@@ -228,3 +274,26 @@ def test_low_rank_curves_end(kit):
     assert np.isfinite(curve.sigma[curve.indices <= 4]).all()
     assert np.isnan(curve.sigma[curve.indices > 4]).all()
     assert curve.sigma[0] == pytest.approx(0.5)
+
+
+def test_intervals_have_one_number_of_digits():
+    assert text.aligned((-0.066, -0.12, -0.0119), signed=True) == ["−0.07", "−0.12", "−0.01"]
+    assert text.aligned((0.0718, 0.0645, 0.0791)) == ["0.072", "0.065", "0.079"]
+    assert text.aligned((0.5, 0.47, 0.53), signed=True) == ["+0.50", "+0.47", "+0.53"]
+    assert text.aligned((0.5, 0.4701, 0.5299)) == ["0.500", "0.470", "0.530"]  # half the width begins with a 2
+    assert text.aligned((18.0, 18.0, 18.0)) == ["18", "18", "18"]
+    assert text.aligned((12345.0, 12000.0, 12800.0)) == ["12\u202f345", "12\u202f000", "12\u202f800"]
+
+
+def test_what_the_medians_do_not_decide_comes_last():
+    frame = pd.DataFrame(
+        {
+            "median_ratio": [1.5, 4.0, np.nan, np.nan, 0.0],
+            "median_difference": [1.0, 3.0, 0.2, 0.2, -1.0],
+            "median_a": [3.0, 4.0, 0.1, 0.1, 0.0],
+            "median_b": [2.0, 1.0, -0.1, -0.1, 0.0],
+            "difference_low": [0.5, 2.0, -0.1, 0.1, -2.0],
+            "difference_high": [1.5, 4.0, 0.5, 0.3, 1.0],
+        }
+    )
+    assert list(page.largest_first(frame).index) == [3, 1, 0, 2, 4]

@@ -1,6 +1,7 @@
 """Every axis of every figure: no two ticks read alike, and there are enough of them to read a number."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,25 @@ def axis_labels(figure: Any) -> list[tuple[str, list[str]]]:
                 if low - 1e-9 * abs(low) <= at <= high + 1e-9 * abs(high) and label.get_visible()
             ]
             out.append((axis.get_label_text(), [t for t in shown if t]))
+    return out
+
+
+def overlapping(figure: Any) -> list[tuple[str, str]]:
+    """Labels of one axis that touch each other, as they are drawn."""
+    figure.draw_without_rendering()
+    renderer = figure._get_renderer()
+    out = []
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            shown = [
+                label
+                for at, label in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=False)
+                if low <= at <= high and label.get_visible() and label.get_text()
+            ]
+            boxes = [(label.get_text(), label.get_window_extent(renderer)) for label in shown]
+            boxes.sort(key=lambda item: (item[1].x0, item[1].y0))
+            out += [(a, b) for (a, first), (b, second) in pairwise(boxes) if first.overlaps(second)]
     return out
 
 
@@ -56,6 +76,7 @@ def test_no_two_ticks_read_alike(kit: Any, kind: int):
         for label, texts in axis_labels(figures.of(axes)):
             assert len(set(texts)) == len(texts), (name, figure_name, label, texts)
             seen += len(texts) > 1
+        assert not overlapping(figures.of(axes)), (name, figure_name)
     assert seen > 5
 
 
