@@ -69,7 +69,9 @@ def read(folder: Path) -> tuple[About, list[Run], pd.DataFrame]:
             f"{folder}: {what}; expected a directory that compare wrote (--out){'.' if hint else ''}{hint}"
         )
     if not (folder / RUNS).is_file():
-        raise ResultsError(f"{folder}: no {RUNS} there: an older deltaw wrote it, or it was interrupted; run compare again")
+        raise ResultsError(
+            f"{folder}: no {RUNS} there: an older deltaw wrote it, or it was interrupted; run compare again"
+        )
     known = _about(read_object(folder / ABOUT, error=ResultsError))
     entries = read_object(folder / RUNS, error=ResultsError).inners("runs")
     try:
