@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from deltaw.types import JsonValue
+if TYPE_CHECKING:
+    from deltaw.types import JsonValue
 
 SAFETENSORS_HEADER = 100_000_000  # bytes, the format's limit
 ENDS = 1 << 20  # bytes at both ends of a file that enter its hash: headers, and the directory of a PyTorch file
