@@ -22,7 +22,7 @@ from deltaw.delta.difference import difference
 from deltaw.documents import compile_pattern
 from deltaw.edits.edited import Edited, write_rows
 from deltaw.edits.operations import EditedRow, Operations, changes, told
-from deltaw.edits.parts import Parts
+from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.shards import layout_of, write_shards
 from deltaw.edits.units import Show, Workers
 from deltaw.errors import EditError, OptionError, ResultsError, TensorError
@@ -99,7 +99,7 @@ def edit(
         raise OptionError(f"nothing to be done; expected at least one of {', '.join(WORDS)}")
     dropped = [compile_pattern(p, "--drop", error=OptionError) for p in patterns]
     workers = Workers(resolve_devices(device), jobs, memory, progress)
-    folder = _refuse_existing(Path(out), force=force)
+    folder = refuse_existing(Path(out), "checkpoint", TABLE, force=force)
     sides = open_sides(base, ft)
     whole = _editable(sides)
     assert sides.base is not None
@@ -137,21 +137,6 @@ def edit(
     missed = [s for s in plan.skipped if s.because is Reason.ONLY_IN_FT and any(p.search(s.name) for p in dropped)]
     operations = asked.to_dict() | ({"drop": list(patterns)} if patterns else {})
     return Edited(str(folder), sources[0], sources[1], operations, tuple(rows), (*lost, *missed), decay)
-
-
-def _refuse_existing(out: Path, *, force: bool) -> Path:
-    """The directory to write to.
-
-    Raises:
-        ResultsError: Something is there that is no unfinished run's.
-    """
-    if out.exists() and not out.is_dir():
-        raise ResultsError(f"{out}: is a file; expected a directory for the checkpoint, choose another --out")
-    there = sorted(p.name for p in out.iterdir() if not p.name.startswith(".deltaw-")) if out.is_dir() else []
-    unfinished = out.is_dir() and any(out.glob(".deltaw-*/*/*"))
-    if there and not force and (not unfinished or TABLE in there):
-        raise ResultsError(f"{out}: holds {there[0]} already; choose another --out, or --force to overwrite it")
-    return out
 
 
 def _editable(sides: Sides) -> Checkpoint:
@@ -293,6 +278,7 @@ def _write(ft: Checkpoint, out: Path, changed: Mapping[str, Path]) -> None:
         ResultsError: A file cannot be written.
     """
     try:
+        (out / TABLE).unlink(missing_ok=True)  # a checkpoint that is half an older one must not look whole
         write_shards(ft, out, changed)
         roots = {h.path.parent for h in ft.tensors.values() if isinstance(h, StoredHandle)}
         source = Path(ft.source)

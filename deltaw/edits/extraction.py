@@ -17,12 +17,12 @@ from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
 from deltaw.edits.making import Made, Maker
 from deltaw.edits.opened import Opened, open_model
-from deltaw.edits.parts import Parts
+from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.placement import place
 from deltaw.edits.policies import Policy
 from deltaw.edits.units import Show, Workers
 from deltaw.edits.writing import CONFIG, Told, command, write_adapter
-from deltaw.errors import OptionError, ResultsError
+from deltaw.errors import OptionError
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
 from deltaw.pairs.selection import Names, Selection
@@ -95,7 +95,7 @@ def extract(
         raise OptionError(f"save_modules {save_modules!r} is unknown; expected one of {', '.join(SAVING)}")
     workers = Workers(resolve_devices(device), jobs, memory, progress)
     selection = Selection.of(include=include, exclude=exclude, rename=rename)
-    folder = refuse_existing(Path(out), force=force)
+    folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
     opened = open_model(base, ft, selection)
     placed = place(
         opened.plan.pairs,
@@ -112,23 +112,6 @@ def extract(
     finally:
         parts.close()
     return found
-
-
-def refuse_existing(out: Path, *, force: bool) -> Path:
-    """The directory to write to.
-
-    Raises:
-        ResultsError: Something is there that is no unfinished run's.
-    """
-    if out.exists() and not out.is_dir():
-        raise ResultsError(f"{out}: is a file; expected a directory for the adapter, choose another --out")
-    there = sorted(p.name for p in out.iterdir() if not p.name.startswith(".deltaw-")) if out.is_dir() else []
-    unfinished = out.is_dir() and any(out.glob(".deltaw-*/*/*"))
-    if there and not force and (not unfinished or CONFIG in there):
-        raise ResultsError(f"{out}: holds {there[0]} already; choose another --out, or --force to overwrite it")
-    if force:
-        (out / CONFIG).unlink(missing_ok=True)  # an adapter that is half the old one must not look whole
-    return out
 
 
 def _identity(opened: Opened, policy: Policy, dtype: str, selection: Selection) -> str:

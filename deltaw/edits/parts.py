@@ -59,6 +59,27 @@ class Part:
     kept: Kept | None = None
 
 
+def refuse_existing(out: Path, what: str, last: str, *, force: bool) -> Path:
+    """The directory to write to; nothing in it is touched.
+
+    Args:
+        out: As it was given.
+        what: What is to be written, in a word.
+        last: The file without which that is not whole.
+        force: Whether what is there may be overwritten.
+
+    Raises:
+        ResultsError: Something is there that is no unfinished run's.
+    """
+    if out.exists() and not out.is_dir():
+        raise ResultsError(f"{out}: is a file; expected a directory for the {what}, choose another --out")
+    there = sorted(p.name for p in out.iterdir() if not p.name.startswith(".deltaw-")) if out.is_dir() else []
+    unfinished = out.is_dir() and any(out.glob(".deltaw-*/*/*"))
+    if there and not force and (not unfinished or last in there):
+        raise ResultsError(f"{out}: holds {there[0]} already; choose another --out, or --force to overwrite it")
+    return out
+
+
 class Parts:
     """The folder of one run, locked against a second one.
 

@@ -24,13 +24,13 @@ from deltaw.adapters.scaling import scale as scale_of
 from deltaw.checkpoints import locate
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
-from deltaw.edits.extraction import DTYPES, SAVING, refuse_existing
+from deltaw.edits.extraction import DTYPES, SAVING
 from deltaw.edits.making import Maker
-from deltaw.edits.parts import Parts
+from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.placement import Form, Placement, Target, Whole
 from deltaw.edits.policies import Policy
 from deltaw.edits.units import Show, Workers
-from deltaw.edits.writing import Told, command, write_adapter
+from deltaw.edits.writing import CONFIG, Told, command, write_adapter
 from deltaw.errors import EditError, OptionError
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
@@ -150,7 +150,7 @@ def resize(
     share = _weights(weights, len(given))
     workers = Workers(resolve_devices(device), jobs, memory, progress)
     selection = Selection.of(include=include, exclude=exclude)
-    folder = refuse_existing(Path(out), force=force)
+    folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
     opened = [_open(a) for a in given]
     placed = _placed(opened, share, selection, save_modules=save_modules == "auto")
     sources = tuple(a.describe() for a in opened)

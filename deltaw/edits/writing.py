@@ -56,6 +56,7 @@ def write_adapter(out: Path, made: Made, about: Mapping[str, JsonValue], told: T
     entries = [e for t in targets for e in factor_entries(t, made.ranks[t.name], told.dtype, made.read)]
     base = told.base.path if told.base is not None and told.base.files else str(about["base_model_name_or_path"] or "")
     try:
+        (out / CONFIG).unlink(missing_ok=True)  # an adapter that is half an older one must not look whole
         write_tensors(out / WEIGHTS, [*entries, *whole_entries(whole, targets)])
         with replacing(out / CONFIG) as temporary:
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -296,3 +296,24 @@ def test_of_two_models_in_memory(tmp_path: Path):
     assert [row.rank for row in found.layers] == [3]
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
     assert not found.command
+
+
+def test_bad_inputs_cost_nothing_of_what_is_there(tmp_path: Path, pico_pair: tuple[Path, Path]):
+    """--force overwrites when there is something to write, and not before the inputs are known to be usable."""
+    base, ft = pico_pair
+    out, edited = tmp_path / "adapter", tmp_path / "edited"
+    deltaw.extract(base, ft, out, rank=2)
+    deltaw.edit(base, ft, edited, scale=1)
+    lora = save_lora(tmp_path / "lora", use_dora=True)
+    before = {p: p.read_bytes() for folder in (out, edited) for p in folder.iterdir() if p.is_file()}
+    for wrong in (
+        lambda: deltaw.extract(base, tmp_path / "absent", out, rank=2, force=True),
+        lambda: deltaw.extract(base, ft, out, rank=2, include="absent", force=True),
+        lambda: deltaw.extract(base, base, out, rank=2, force=True),
+        lambda: deltaw.resize(lora, out, rank=2, force=True),
+        lambda: deltaw.edit(base, lora, edited, scale=1, force=True),
+        lambda: deltaw.edit(base, ft, edited, without_decay=True, force=True),
+    ):
+        with pytest.raises(DeltaWError):
+            wrong()
+        assert {p: p.read_bytes() for folder in (out, edited) for p in folder.iterdir() if p.is_file()} == before
