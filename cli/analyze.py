@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deltaw.cli.failures import SOME_FAILED, list_failed
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import Expression, FilePath, Names, Size, default_out, inputs, matching, verbosity
 from deltaw.cli.printable import say
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from deltaw.results.conditions import Condition, Outcome
     from deltaw.types import JsonValue
 
-SOME_FAILED = 3
 CONDITION_HELD = 5
 
 
@@ -126,8 +126,7 @@ def command(
         from deltaw.cli.summary import show
 
         show(analysis, out, report=not no_report)
-    for s in analysis.failed:
-        say(f"failed: {s.name}: {s.subject}", err=True)
+    list_failed(analysis.failed)
     for outcome in outcomes:
         if line := told(outcome):
             say(line, err=True)

@@ -8,17 +8,16 @@ from typing import Any
 
 import click
 
+from deltaw.cli.failures import SOME_FAILED
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import executing, verbosity
+from deltaw.cli.options import FilePath, executing, verbosity
 from deltaw.cli.printable import say
-
-SOME_FAILED = 3
 
 
 @click.command("edit")
 @click.argument("base")
 @click.argument("ft")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the checkpoint goes.")
+@click.option("--out", type=FilePath(), required=True, help="Where the checkpoint goes.")
 @click.option("--drop", multiple=True, metavar="REGEX", help="Tensors that are to be as in the base.")
 @click.option("--without-decay", is_flag=True, help="Take out the common weight decay.")
 @click.option("--denoise", is_flag=True, help="Keep only directions above the noise edge.")

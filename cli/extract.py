@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from deltaw.cli.adapter import tell
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import choosing, executing, matching_names, verbosity
-from deltaw.cli.printable import say
-
-SOME_FAILED = 3
+from deltaw.cli.options import FilePath, choosing, executing, matching_names, verbosity
 
 
 @click.command("extract")
 @click.argument("base")
 @click.argument("ft")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the adapter goes.")
+@click.option("--out", type=FilePath(), required=True, help="Where the adapter goes.")
 @choosing
 @click.option(
     "--save-modules",
@@ -44,13 +40,4 @@ def command(base: str, ft: str, out: Path, as_json: bool, quiet: bool, **options
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:
         found = deltaw.extract(base, ft, out, progress=progress.extracted, **options)
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
-    elif not quiet:
-        for line in found.sentences():
-            say(line)
-        say(f"Written to {out}")
-    for s in found.failed:
-        say(f"failed: {s.name}: {s.subject}", err=True)
-    if found.failed:
-        sys.exit(SOME_FAILED)
+    tell(found, out, as_json=as_json, quiet=quiet)

@@ -146,12 +146,17 @@ def verbosity(function: F) -> F:
 
 
 def matching(function: F) -> F:
-    """`--include`, `--exclude`, `--rename` and `--split-fused`: which matrices there are."""
+    """Which matrices there are: `--split-fused`, and what `matching_names` adds."""
+    split = click.option("--split-fused", is_flag=True, help="One row per part of a fused tensor (q, k, v; gate, up).")
+    return matching_names(split(function))
+
+
+def matching_names(function: F) -> F:
+    """`--include`, `--exclude` and `--rename`."""
     for option in (
         click.option(
             "--rename", multiple=True, metavar="REGEX=TEXT", help="Applied to FT's names before they are paired."
         ),
-        click.option("--split-fused", is_flag=True, help="One row per part of a fused tensor (q, k, v; gate, up)."),
         click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors whose name matches."),
         click.option("--include", multiple=True, metavar="REGEX", help="Only tensors whose name matches."),
     ):
@@ -183,19 +188,6 @@ def choosing(function: F) -> F:
             help="Keep this share of each matrix's energy above its noise.",
         ),
         click.option("--rank", type=click.IntRange(min=1), help="Keep this many directions of every matrix."),
-    ):
-        function = option(function)
-    return function
-
-
-def matching_names(function: F) -> F:
-    """`--include`, `--exclude` and `--rename`."""
-    for option in (
-        click.option(
-            "--rename", multiple=True, metavar="REGEX=TEXT", help="Applied to FT's names before they are paired."
-        ),
-        click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors whose name matches."),
-        click.option("--include", multiple=True, metavar="REGEX", help="Only tensors whose name matches."),
     ):
         function = option(function)
     return function

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from deltaw.cli.adapter import tell
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import Numbers, choosing, executing, verbosity
-from deltaw.cli.printable import say
+from deltaw.cli.options import FilePath, Numbers, choosing, executing, verbosity
 
 
 @click.command("resize")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the adapter goes.")
+@click.option("--out", type=FilePath(), required=True, help="Where the adapter goes.")
 @click.option("--weights", type=Numbers(), metavar="X,X,…", help="One per adapter: .5,.5.  [default: 1 each]")
 @choosing
 @click.option(
@@ -41,9 +40,4 @@ def command(adapters: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:
         found = deltaw.resize(adapters, out, progress=progress.extracted, **options)
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
-    elif not quiet:
-        for line in found.sentences():
-            say(line)
-        say(f"Written to {out}")
+    tell(found, out, as_json=as_json, quiet=quiet)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import deltaw
+from deltaw.cli import main
 from deltaw.errors import DeltaWError, EditError, OptionError
 from tests.conftest import save_lora
 
@@ -135,3 +137,29 @@ def test_convolutions_embeddings_and_stacks_keep_their_layout(tmp_path: Path):
         )
         was, now = (b.reshape(len(b), 2, 4).permute(2, 0, 1) @ a.reshape(4, 2, -1) for a, b in zip(A, B, strict=True))
         assert torch.allclose(was, now, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_matrix_that_fails_is_listed_and_told_by_the_exit_code(tmp_path: Path, value: float):
+    folder = another(tmp_path / "a")
+    state = load_file(folder / "adapter_model.safetensors")
+    bad = Q.replace("q_proj", "k_proj")
+    state |= {name.replace(Q, bad): t.clone() for name, t in state.items()}
+    state[f"{bad}.lora_A.weight"][0, 0] = value
+    save_file(state, folder / "adapter_model.safetensors")
+    result = CliRunner().invoke(main, ["resize", str(folder), "--out", str(tmp_path / "out"), "--rank", "2"])
+    assert result.exit_code == 3, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: model.layers.0.self_attn.k_proj.weight: not finite")
+    assert {n.rpartition(".lora")[0] for n in load_file(tmp_path / "out" / "adapter_model.safetensors")} == {Q}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["extract", "a", "b", "--rank", "1"], ["resize", "a", "--rank", "1"], ["edit", "a", "b", "--scale", "1"]],
+)
+@pytest.mark.parametrize("out", ["", " ", "\udcff"])
+def test_a_path_that_is_none_is_refused(command: list[str], out: str):
+    result = CliRunner().invoke(main, [*command, "--out", out])
+    assert result.exit_code == 2
+    assert "the path is empty" in result.stderr or "is not UTF-8" in result.stderr

@@ -1,0 +1,26 @@
+"""What `extract` and `resize` have in common: an adapter that was written, told and listed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deltaw.cli.failures import end
+from deltaw.cli.printable import say
+
+if TYPE_CHECKING:
+    from deltaw.edits.extracted import Extraction
+
+
+def tell(found: Extraction, out: Path, *, as_json: bool, quiet: bool) -> None:
+    """The certificate as JSON or in sentences, and what failed."""
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    elif not quiet:
+        for line in found.sentences():
+            say(line)
+        say(f"Written to {out}")
+    end(found.failed)
