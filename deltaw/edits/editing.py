@@ -24,9 +24,10 @@ from deltaw.edits.edited import Edited, write_rows
 from deltaw.edits.operations import EditedRow, Operations, changes, told
 from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.shards import layout_of, write_shards
-from deltaw.edits.units import Show, Workers
+from deltaw.edits.units import Show, each
 from deltaw.errors import EditError, OptionError, ResultsError, TensorError
 from deltaw.files import replacing
+from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
 from deltaw.measurement.run import analyze
@@ -98,7 +99,7 @@ def edit(
     if not patterns and scale is None and not (without_decay or denoise or keep_rank or without_intruders):
         raise OptionError(f"nothing to be done; expected at least one of {', '.join(WORDS)}")
     dropped = [compile_pattern(p, "--drop", error=OptionError) for p in patterns]
-    workers = Workers(resolve_devices(device), jobs, memory, progress)
+    workers = Workers(resolve_devices(device), jobs, memory)
     folder = refuse_existing(Path(out), "checkpoint", TABLE, force=force)
     sides = open_sides(base, ft)
     whole = _editable(sides)
@@ -124,7 +125,7 @@ def edit(
         return tuple(rows)
 
     try:
-        found = workers.each([pairs[0] for pairs in groups.values()], one)
+        found = each([pairs[0] for pairs in groups.values()], one, workers, progress)
         failed = {n: why for n, pairs in groups.items() if isinstance(why := found[pairs[0].key], str)}
         rows = [r for pairs in groups.values() for r in found[pairs[0].key] if isinstance(r, EditedRow)]
         changed = {n: parts.path(n) for n in groups if n not in failed and _has_tensor(parts.path(n))}

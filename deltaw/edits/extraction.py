@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltaw.adapters import open_adapter
 from deltaw.edits.config import adapter_config
@@ -20,16 +20,14 @@ from deltaw.edits.opened import Opened, open_model
 from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.placement import place
 from deltaw.edits.policies import Policy
-from deltaw.edits.units import Show, Workers
+from deltaw.edits.units import Show
 from deltaw.edits.writing import CONFIG, Told, command, write_adapter
 from deltaw.errors import OptionError
+from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
 from deltaw.pairs.selection import Names, Selection
 from deltaw.types import Pair, is_update
-
-if TYPE_CHECKING:
-    pass
 
 DTYPES = ("bfloat16", "float16", "float32")
 SAVING = ("auto", "none")
@@ -93,7 +91,7 @@ def extract(
         raise OptionError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
     if save_modules not in SAVING:
         raise OptionError(f"save_modules {save_modules!r} is unknown; expected one of {', '.join(SAVING)}")
-    workers = Workers(resolve_devices(device), jobs, memory, progress)
+    workers = Workers(resolve_devices(device), jobs, memory)
     selection = Selection.of(include=include, exclude=exclude, rename=rename)
     folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
     opened = open_model(base, ft, selection)
@@ -106,7 +104,7 @@ def extract(
     )
     parts = Parts(folder, _identity(opened, policy, dtype, selection), resume=resume)
     try:
-        made = Maker(parts, policy, dtype, workers).make(placed)
+        made = Maker(parts, policy, dtype, workers, progress).make(placed)
         found = _written(opened, made, folder, policy, dtype, _options(selection, save_modules))
         parts.close(finished=True)
     finally:

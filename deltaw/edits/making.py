@@ -17,8 +17,9 @@ from deltaw.edits.directions import Spread, residual, spread, triplets
 from deltaw.edits.parts import Kept, Part, Parts
 from deltaw.edits.placement import Placement, Target
 from deltaw.edits.policies import Policy, menus
-from deltaw.edits.units import Workers
+from deltaw.edits.units import Show, each
 from deltaw.errors import EditError, TensorError
+from deltaw.measurement.engines.sharing import Workers
 from deltaw.spectra import Triplets
 from deltaw.types import Pair, Reason, Skipped
 
@@ -47,8 +48,9 @@ class Made:
 class Maker:
     """Makes the factors of all targets, matrix by matrix."""
 
-    def __init__(self, parts: Parts, policy: Policy, dtype: str, workers: Workers) -> None:
-        self.parts, self.policy, self.dtype, self.workers = parts, policy, dtype, workers
+    def __init__(self, parts: Parts, policy: Policy, dtype: str, workers: Workers, progress: Show | None) -> None:
+        self.parts, self.policy, self.dtype = parts, policy, dtype
+        self.workers, self.progress = workers, progress
 
     def make(self, placed: Placement) -> Made:
         """Spectra where they decide the ranks, then factors.
@@ -88,7 +90,7 @@ class Maker:
         )
 
     def _each(self, pairs: Sequence[Pair], function: Callable[[Pair, torch.device], Part]) -> dict[str, Part | str]:
-        return self.workers.each(pairs, function)
+        return each(pairs, function, self.workers, self.progress)
 
     def _first(self, pair: Pair, device: torch.device, *, alone: Mapping[str, Target]) -> Part:
         """The spectrum of one matrix, and its factors where nothing else has a say in its rank."""

@@ -29,9 +29,10 @@ from deltaw.edits.making import Maker
 from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.placement import Form, Placement, Target, Whole
 from deltaw.edits.policies import Policy
-from deltaw.edits.units import Show, Workers
+from deltaw.edits.units import Show
 from deltaw.edits.writing import CONFIG, Told, command, write_adapter
 from deltaw.errors import EditError, OptionError
+from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
 from deltaw.pairs.selection import Selection
@@ -148,7 +149,7 @@ def resize(
         raise OptionError(f"save_modules {save_modules!r} is unknown; expected one of {', '.join(SAVING)}")
     given = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
     share = _weights(weights, len(given))
-    workers = Workers(resolve_devices(device), jobs, memory, progress)
+    workers = Workers(resolve_devices(device), jobs, memory)
     selection = Selection.of(include=include, exclude=exclude)
     folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
     opened = [_open(a) for a in given]
@@ -158,7 +159,7 @@ def resize(
     options = [share, selection.include, selection.exclude, save_modules, dtype, policy.to_dict()]
     parts = Parts(folder, digest(version("deltaw"), "resize", files, options), resume=resume)
     try:
-        made = Maker(parts, policy, dtype, workers).make(placed)
+        made = Maker(parts, policy, dtype, workers, progress).make(placed)
         flags = [] if weights is None else ["--weights", ",".join(f"{w:g}" for w in share)]
         told = Told(None, sources, policy, dtype, (), command("resize", sources, policy, dtype, folder, flags))
         about = adapter_config(

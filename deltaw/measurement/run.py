@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltaw.errors import OptionError
-from deltaw.files import parse_size
 from deltaw.measurement.command import command
 from deltaw.measurement.directory import claim
+from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.loop import Progress, measure_all
 from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options, resolve_devices
@@ -94,21 +93,15 @@ def analyze(
         tolerance=tolerance,
         cache=cache,
     )
-    if jobs is not None and jobs < 1:
-        raise OptionError(f"jobs is {jobs}; expected at least 1")
-    if isinstance(memory, str):
-        memory = parse_size(memory)
-    if memory is not None and memory < 1:
-        raise OptionError(f"memory is {memory}; expected a number of bytes, or a size such as 8GB")
-    devices = resolve_devices(device)
+    workers = Workers(resolve_devices(device), jobs, memory)
     sides = open_sides(base, ft)
     planned = sides.plan(options.selection)
     journal = None
     if out is not None:
         journal = claim(Path(out), sides.sources, sides.configs, options, resume=resume, force=force)
     try:
-        measured = measure_all(planned.pairs, options, devices, jobs, memory, journal, progress)
-        analysis = _assemble(planned, measured, sides.sources, options, devices, time.perf_counter() - started)
+        measured = measure_all(planned.pairs, options, workers, journal, progress)
+        analysis = _assemble(planned, measured, sides.sources, options, workers.devices, time.perf_counter() - started)
         if out is not None and journal is not None:
             analysis.save(out, formats)
             journal.close(finished=True)
