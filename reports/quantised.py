@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deltaw.metrics.precision import NOISY, RESOLVED
 from deltaw.reports.findings import Finding
 from deltaw.reports.page import Column
 from deltaw.reports.text import EMPTY, code, missing, number, percent, plural
@@ -9,7 +10,6 @@ from deltaw.results.quantised import Quantised
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Summary
 
-MOST, SOME = 0.5, 0.01  # shares of ‖ΔW‖² that rounding explains: as `resolution` has them
 LIKE_NOISE = 0.9  # rank_90 over that of noise
 WORTH = 0.25  # of the error's energy in 16 directions
 
@@ -69,12 +69,12 @@ def _of(q: Quantised) -> list[Finding]:
     share, what = q.explained.median, plural(q.matrices, "matrix", "matrices")
     rule = "rounding_noise² over ‖ΔW‖², in the typical matrix."
     said = f"In the {what} in {code(q.format)} the format's rounding explains {percent(share, 2)} of the change"
-    if share > MOST:
+    if share > NOISY:
         out = [
             Finding(f"{said}: no update can be told from it, and what is measured is the quantisation.", rule, "warn")
         ]
         out.extend(_correction(q))
-    elif share > SOME:
+    elif share > RESOLVED:
         out = [Finding(f"{said}; what stands above its edge was not made by it ({code('signal_rank')}).", rule, "note")]
     else:
         out = [Finding(f"{said}: it does not matter here.", rule)]

@@ -22,6 +22,7 @@ from deltaw.metrics.subspaces import random_intruder
 from deltaw.spectra.factored import factored_svd
 from deltaw.spectra.krylov import top_triplets
 from deltaw.spectra.lapack import gram
+from deltaw.spectra.start import seeded
 from deltaw.types import Factors, IntruderCount
 
 RANK_CAP = 64  # of the subspaces of ΔW, as Hu et al. 2021 looked at
@@ -191,8 +192,7 @@ def _top(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     if 16 * rank > min(delta.shape):
         return _leading_basis(delta, rank).top(rank)
-    generator = torch.Generator(device=delta.device).manual_seed(0)
-    found = top_triplets(delta, rank, generator=generator, capacity=max(64, 3 * rank))
+    found = top_triplets(delta, rank, generator=seeded(delta.device), capacity=max(64, 3 * rank))
     return found.U, found.Vh.T
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deltaw.delta.difference import Delta
 from deltaw.metrics import noise_edge, numerical_rank
-from deltaw.spectra import Noise, Triplets, factored_svd, leading_triplets, low_rank_spectrum, spectrum
+from deltaw.spectra import Noise, Triplets, factored_svd, leading_triplets, low_rank_spectrum, seeded, spectrum
 from deltaw.types import Factors, Vector
 
 EXACT_UP_TO = 512  # k up to which all singular values are found, whatever is asked for
@@ -75,11 +75,11 @@ def spread(delta: Delta, rank: int | None = None) -> tuple[Spread, Triplets | No
     assert x is not None
     noise = Noise(float(delta.sums.noise_row.sum()), delta.sums.noise_row, delta.sums.noise_col)
     if rank is None or min(rows, cols) <= EXACT_UP_TO:
-        return known(spectrum(x, energy=energy, noise=noise, generator=generator(x)).values, complete=True), None
-    low = low_rank_spectrum(x, noise, energy=energy, generator=generator(x))
+        return known(spectrum(x, energy=energy, noise=noise, generator=seeded(x.device)).values, complete=True), None
+    low = low_rank_spectrum(x, noise, energy=energy, generator=seeded(x.device))
     if low is not None:
         return known(low.values, complete=True), None
-    found = leading_triplets(x, rank, generator=generator(x))
+    found = leading_triplets(x, rank, generator=seeded(x.device))
     return known(_array(found.S), complete=False), found
 
 
@@ -93,7 +93,7 @@ def triplets(delta: Delta, rank: int) -> Triplets:
         found = factored_svd(delta.value)
         return Triplets(found.U[:, :rank], found.S[:rank], found.Vh[:rank])
     assert delta.value is not None
-    return leading_triplets(delta.value, rank, generator=generator(delta.value))
+    return leading_triplets(delta.value, rank, generator=seeded(delta.value.device))
 
 
 def residual(delta: Delta, B: Tensor, A: Tensor) -> float:
@@ -115,12 +115,6 @@ def residual(delta: Delta, B: Tensor, A: Tensor) -> float:
     for i in range(0, x.shape[0], step):
         total += float(torch.addmm(x[i : i + step].double(), B[i : i + step], A, alpha=-1).square().sum())
     return math.sqrt(total)
-
-
-def generator(x: Tensor) -> torch.Generator:
-    """The source of a solver's random start."""
-    # One seed per matrix: a result does not depend on the order in which the threads come by.
-    return torch.Generator(device=x.device).manual_seed(0)
 
 
 def _array(x: Tensor) -> Vector:

@@ -19,18 +19,14 @@ from deltaw.edits.making import Made, Maker
 from deltaw.edits.opened import Opened, open_model
 from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.placement import place
-from deltaw.edits.policies import Policy
+from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
 from deltaw.edits.writing import CONFIG, Told, command, write_adapter
-from deltaw.errors import OptionError
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
 from deltaw.pairs.selection import Names, Selection
 from deltaw.types import Pair, is_update
-
-DTYPES = ("bfloat16", "float16", "float32")
-SAVING = ("auto", "none")
 
 
 def extract(
@@ -87,10 +83,7 @@ def extract(
         OptionError: An option has a bad value.
     """
     policy = Policy(rank, energy, above_noise, parameters, max_rank, tuple(ranks))
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
-    if save_modules not in SAVING:
-        raise OptionError(f"save_modules {save_modules!r} is unknown; expected one of {', '.join(SAVING)}")
+    check_storage(dtype, save_modules)
     workers = Workers(resolve_devices(device), jobs, memory)
     selection = Selection.of(include=include, exclude=exclude, rename=rename)
     folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from deltaw.alignment.alignment import base_basis, basis
-from deltaw.edits.directions import generator
 from deltaw.errors import OptionError
-from deltaw.spectra import Triplets, leading_triplets, singular_values
+from deltaw.spectra import Triplets, leading_triplets, seeded, singular_values
 from deltaw.types import JsonValue
 
 PASSES = 20  # of the search for intruders
@@ -138,7 +137,7 @@ def changes(W0: Tensor, delta: Tensor, asked: Operations, *, decay: float | None
 def _leading(x: Tensor, rank: int) -> Tensor:
     if not rank:
         return torch.zeros_like(x)
-    found: Triplets = leading_triplets(x, rank, generator=generator(x))
+    found: Triplets = leading_triplets(x, rank, generator=seeded(x.device))
     out: Tensor = (found.U * found.S) @ found.Vh
     return out
 

@@ -15,6 +15,8 @@ from deltaw.types import JsonValue, Vector
 # Share of the energy that may be missing from "all": a merge in float32 leaves its own arithmetic in ΔW, some 1e-7 of
 # σ1 in each of many directions, which stands above the rounding of storing the sum once.
 EXACT = 1e-12
+DTYPES = ("bfloat16", "float16", "float32")
+SAVING = ("auto", "none")
 
 
 @dataclass(frozen=True)
@@ -154,3 +156,15 @@ def is_concave(ranks: Vector, energy: Vector) -> bool:
     return bool(np.array_equal(ranks, np.arange(1, len(ranks) + 1))) and all(
         b <= a or math.isclose(a, b, rel_tol=1e-9) for a, b in pairwise(steps)
     )
+
+
+def check_storage(dtype: str, save_modules: str) -> None:
+    """How an adapter may be stored.
+
+    Raises:
+        OptionError: The dtype of the factors, or what is to be saved whole, is unknown.
+    """
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+    if save_modules not in SAVING:
+        raise OptionError(f"save_modules {save_modules!r} is unknown; expected one of {', '.join(SAVING)}")

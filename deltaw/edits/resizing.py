@@ -24,11 +24,10 @@ from deltaw.adapters.scaling import scale as scale_of
 from deltaw.checkpoints import locate
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
-from deltaw.edits.extraction import DTYPES, SAVING
 from deltaw.edits.making import Maker
 from deltaw.edits.parts import Parts, refuse_existing
 from deltaw.edits.placement import Form, Placement, Target, Whole
-from deltaw.edits.policies import Policy
+from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
 from deltaw.edits.writing import CONFIG, Told, command, write_adapter
 from deltaw.errors import EditError, OptionError
@@ -143,10 +142,7 @@ def resize(
         OptionError: An option has a bad value.
     """
     policy = Policy(rank, energy, above_noise, parameters, max_rank, tuple(ranks))
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
-    if save_modules not in SAVING:
-        raise OptionError(f"save_modules {save_modules!r} is unknown; expected one of {', '.join(SAVING)}")
+    check_storage(dtype, save_modules)
     given = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
     share = _weights(weights, len(given))
     workers = Workers(resolve_devices(device), jobs, memory)

@@ -129,5 +129,5 @@ def command(name: str, sources: Sequence[Source], policy: Policy, dtype: str, ou
         flag = f"--{option.replace('_', '-')}"
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         flags += [flag] if value is True else [flag, text]
-    named = [f"{s.path.partition('@')[0]}@{s.revision}" if s.revision else s.path for s in sources]
-    return shlex.join(["deltaw", name, *named, *flags, *options, "--dtype", dtype, "--out", str(out)])
+    sides = [s.argument for s in sources]
+    return shlex.join(["deltaw", name, *sides, *flags, *options, "--dtype", dtype, "--out", str(out)])

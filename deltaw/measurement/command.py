@@ -17,13 +17,8 @@ def command(base: Source | None, ft: Source, options: Options) -> str:
     """
     if not all(side.files for side in (base, ft) if side is not None):
         return ""
-    sides = ["--no-base" if base is None else _named(base), _named(ft)]
+    sides = ["--no-base" if base is None else base.argument, ft.argument]
     return shlex.join(["deltaw", "analyze", *sides, *_flags(options)])
-
-
-def _named(side: Source) -> str:
-    """The path, or the Hub id at the revision that was read."""
-    return f"{side.path.partition('@')[0]}@{side.revision}" if side.revision else side.path
 
 
 def _flags(options: Options) -> list[str]:

@@ -24,7 +24,7 @@ from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
 from deltaw.pairs.views import describe
 from deltaw.results.rows import number
-from deltaw.spectra import Noise, singular_values_batched, spectrum, stored_again
+from deltaw.spectra import Noise, seeded, singular_values_batched, spectrum, stored_again
 from deltaw.tensors.matrix import matrix
 from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Reason, Skipped, Spectrum, Vector, is_update
 
@@ -151,7 +151,7 @@ def _spectrum(delta: Delta, options: Options, device: torch.device) -> Spectrum:
         energy=float(delta.sums.delta_row_sq.sum()),
         noise=noise,
         tolerance=options.tolerance,
-        generator=_generator(device),
+        generator=seeded(device),
     )
 
 
@@ -178,15 +178,10 @@ def _again(delta: Delta, found: Denoised, device: torch.device) -> Denoised | No
     k = min(x.shape)
     base = delta.base[rows][:, cols]
     cast = sums.base_noise > 0
-    generator = _generator(x.device)
+    generator = seeded(x.device)
     s, size = stored_again(x, base, found.values[:k], sums.now.precision, cast=cast, generator=generator)
     noise = Rounded(len(rows), len(cols), found.share * size, sums.noise_steps, sums.noise_counts)
     return denoise(s, noise, size)
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    # One seed per matrix: a result does not depend on the order in which the threads come by.
-    return torch.Generator(device=device).manual_seed(0)
 
 
 def _residual(
@@ -212,7 +207,7 @@ def _residual(
             mode=options.mode,
             energy=totals.delta_sq + 2 * c * totals.delta_base + c**2 * totals.base_sq,
             tolerance=options.tolerance,
-            generator=_generator(device),
+            generator=seeded(device),
         )
     if rest.complete:
         return rest.values, {}

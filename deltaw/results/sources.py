@@ -78,6 +78,11 @@ class Source:
         """What it is called, whatever its files hold by now: the Hub revision, or the paths of its files."""
         return [self.revision] if self.revision else sorted({file.path for file in self.files}) or [self.path]
 
+    @property
+    def argument(self) -> str:
+        """What a command line calls it: its path, or the Hub id at the revision that was read."""
+        return f"{self.path.partition('@')[0]}@{self.revision}" if self.revision else self.path
+
     def hashed(self) -> Source:
         """The same with the hash of its files."""
         return replace(self, hash=content_hash(self.files))

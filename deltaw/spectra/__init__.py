@@ -8,6 +8,7 @@ from deltaw.spectra.krylov import Operator, top_triplets
 from deltaw.spectra.leading import leading_triplets
 from deltaw.spectra.low_rank import Noise, low_rank_spectrum
 from deltaw.spectra.route import spectrum
+from deltaw.spectra.start import seeded
 from deltaw.spectra.triplets import BoundedTriplets, Triplets
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "factored_svd",
     "leading_triplets",
     "low_rank_spectrum",
+    "seeded",
     "singular_values",
     "singular_values_batched",
     "spectrum",

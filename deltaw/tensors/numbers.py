@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaw.tensors.bits import FORMATS, STORED, Precision
+from deltaw.tensors.codes import NF4
 
 Floats = NDArray[np.float64]
 
@@ -30,10 +31,6 @@ FEW = 16  # codes of 4 bits; and the steps of an 8-bit grid up to an eighth of i
 NEAR = 1 / 8
 MAGNITUDES = 126  # of float8 e4m3 without zero, the finer of the two
 BLOCK = (16, 128)  # a piece of a scaled block
-# fmt: off
-NF4 = (-1.0, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0.0,  # source: Dettmers et al. 2023, table 4
-       0.07958, 0.16093, 0.24611, 0.33792, 0.44071, 0.56262, 0.72296, 1.0)
-# fmt: on
 SAME_CODE = 0.008  # of the largest: what bfloat16 may have moved a code
 
 

@@ -19,7 +19,7 @@ update, 2 merged twice, 1/s the scaling forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -40,11 +40,10 @@ from deltaw.pairs.views import is_floating, size
 from deltaw.tensors.names import has_vocabulary
 from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, JsonValue, Pair, Reason, Update, is_update
-from deltaw.verification.opening import opened_updates
+from deltaw.verification.opening import Progress, opened_updates
 from deltaw.verification.sums import Grid, Sums, Verdict, Work
 
 WORDS = {"equal": "equal", "rounding": "equal up to storage rounding", "differs": "differs", "missing": "missing"}
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

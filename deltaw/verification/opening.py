@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from deltaw.checkpoints import Checkpoint, locate
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.types import Pair, Reason
 
+Progress = Callable[[int, int, str], None]  # (done, total, name), before each tensor
 UNKNOWN = (Reason.BASE_CHANGED_AT_INIT, Reason.BASE_CHANGED, Reason.NO_DELTA, Reason.SHAPE_MISMATCH)
 
 

@@ -7,7 +7,7 @@ already loses small updates: no entry moves far enough to reach another code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from deltaw.errors import AdapterError, OptionError, near
 from deltaw.tensors.quantisers import QUANTISERS, Quantiser
 from deltaw.tensors.slices import Slice
 from deltaw.types import JsonValue, Pair, Reason, Skipped, is_update
-from deltaw.verification.opening import opened_updates
+from deltaw.verification.opening import Progress, opened_updates
 
-Progress = Callable[[int, int, str], None]
 MULTIPLE = 64  # rows that are quantised together: blocks of a flat index end with them
 
 
