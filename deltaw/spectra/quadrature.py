@@ -41,6 +41,7 @@ GROUPS = 8  # of probes, for the jackknife
 T_QUANTILE = 2.365  # of Student's t with GROUPS − 1 degrees of freedom, 97.5 %
 INFLATION = 1.3  # of the jackknife's standard error, which takes the nodes as fixed (measured: 1.1 to 1.4)
 FLOAT_FLOOR = 1e-5  # relative: what float32 products can be wrong by
+UNSEEN = 1e-6  # a node's share of one singular value below which its weight is rounding
 SECTIONS = ("size", "rank", "energy", "precision")
 SHARES = {"rank_50": 0.50, "rank_90": 0.90, "rank_95": 0.95, "rank_99": 0.99}
 
@@ -155,7 +156,8 @@ def estimated_values(nodes: Vector, weights: Vector, leading: Vector, k: int, en
     elif head < k:
         tail = _calibrated(nodes[head:], weights[head:], k - head, rest)
         middle = np.cumsum(tail) - tail / 2
-        s[head:] = np.interp(np.arange(k - head) + 0.5, middle, nodes[head:])
+        seen = tail > UNSEEN  # a node that stands for no value must not pull its neighbours towards it
+        s[head:] = np.interp(np.arange(k - head) + 0.5, middle[seen], nodes[head:][seen])
         known = min(len(nodes), k)
         s[head:known] = np.maximum(s[head:known], nodes[head:known])  # Ritz values are lower bounds (interlacing)
         # What interpolation has shifted of the energy is put right where a node stands for several values.
