@@ -65,13 +65,19 @@ class MissingExtraError(DeltaWError, ImportError):
     """An optional dependency is not installed."""
 
 
-def near(name: str, known: Iterable[str], *, within: str = "") -> str:
+def near(name: str, known: Iterable[str], *, within: str = "", listed: int = 0) -> str:
     """A hint that ends a message about an unknown name: the known ones that are spelt nearly so, or nothing.
 
     Args:
         name: What was asked for.
         known: What there is.
         within: What is put before each suggestion, such as a directory.
+        listed: How many of the known ones are named where none is near.
     """
-    close = difflib.get_close_matches(name, [*known], n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(within + c for c in close)}?" if close else ""
+    names = [*known]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f" Did you mean {' or '.join(repr(within + c) for c in close)}?"
+    if listed and not names:
+        return " There are none."
+    return f" There are: {', '.join(names[:listed])}{', …' if len(names) > listed else ''}." if listed else ""

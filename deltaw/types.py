@@ -26,11 +26,18 @@ Cell: TypeAlias = str | int | float | None  # what a row holds in one column
 JsonValue: TypeAlias = (  # what JSON holds
     "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 )
-Setting: TypeAlias = bool | int | float | str | Sequence[str]  # the value of an option
+OptionValue: TypeAlias = bool | int | float | str | Sequence[str | int | float]  # of an option, a hyperparameter
 Row: TypeAlias = Mapping[str, Cell]  # column to value
 Method = Literal["exact", "low_rank", "estimate"]
 ENOUGH = 0.9  # of the numbers of the base
 Route = Literal["dense", "factored", "unchanged", "vector"]
+
+
+def is_option_value(value: object) -> TypeGuard[OptionValue]:
+    """A text, a number, true or false, or a list of texts and numbers."""
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(v, (str, int, float)) for v in value)
+    return isinstance(value, (bool, int, float, str))
 
 
 def times(shape: Sequence[int]) -> str:
@@ -263,16 +270,6 @@ class Skipped:
     def to_dict(self) -> dict[str, str]:
         """As JSON values: `name`, `reason` (with its subject) and `detail`."""
         return {"name": self.name, "reason": self.reason, "detail": self.detail}
-
-    @classmethod
-    def from_dict(cls, written: Mapping[str, str]) -> Skipped:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            ValueError: The reason is none of `Reason`.
-        """
-        word, _, subject = written["reason"].partition(" ")
-        return cls(written["name"], Reason(word.removesuffix(":")), written["detail"], subject)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path):
 
 
 def test_a_pattern_has_a_limited_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deltaw.documents.MATCHING", 0.05)
+    monkeypatch.setattr("deltaw.documents.patterns.MATCHING", 0.05)
     pattern = compile_pattern("^((a|aa)+)+[0-9]$", "adapter_config.json: rank_pattern", error=AdapterError)
     with pytest.raises(AdapterError, match=r"rank_pattern: the regular expression .* takes over 0.05 s"):
         pattern.search("a" * 60)  # without a limit it would be years

@@ -20,18 +20,17 @@ from deltaw.documents import read_object
 from deltaw.errors import DeltaWError, ManifestError, ResultsError
 from deltaw.files import refuse_link, replacing
 from deltaw.measurement.inspection import Inspection
-from deltaw.measurement.options import SPEED_ONLY
+from deltaw.measurement.options import SPEED_ONLY, AnalyzeOptions, selected
 from deltaw.results.about import texts
+from deltaw.results.analysis import Analysis
 from deltaw.results.sources import Source
 
 KEY = "inputs.json"
 DIGESTS = "digests.json"
 SIDECARS = ("config.json", "adapter_config.json")
 
-Inspect = Callable[..., Any]
 
-
-def inspect_all(specs: Sequence[RunSpec], base: Any, options: Mapping[str, Any]) -> dict[str, Inspection]:
+def inspect_all(specs: Sequence[RunSpec], base: Any, options: AnalyzeOptions) -> dict[str, Inspection]:
     """Open every checkpoint and pair it with the base, reading headers only: what is wrong shows before work starts.
 
     Returns:
@@ -40,14 +39,11 @@ def inspect_all(specs: Sequence[RunSpec], base: Any, options: Mapping[str, Any])
     Raises:
         ManifestError: With one line per run that cannot be used.
     """
-    from deltaw.measurement.inspection import inspect
-
-    matching = {k: options[k] for k in ("include", "exclude", "rename", "split_fused") if k in options}
     found: dict[str, Inspection] = {}
     problems = []
     for spec in specs:
         try:
-            found[spec.name] = inspect(base, spec.checkpoint, **matching)
+            found[spec.name] = Inspection.of(base, spec.checkpoint, selected(options))
         except DeltaWError as e:
             problems.append(f"{spec.where}: run {spec.name!r}: {e}")
     problems.extend(_other_bases(specs, found))
@@ -85,7 +81,7 @@ def folder_name(run: str) -> str:
     return f"{readable or 'run'}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
-def content_key(inspection: Inspection, options: Mapping[str, Any], digests: Digests) -> str | None:
+def content_key(inspection: Inspection, options: AnalyzeOptions, digests: Digests) -> str | None:
     """The key of an analysis; None where an input is not made of files (a model in memory)."""
     sides = []
     for side in (inspection.base, inspection.ft):
@@ -167,9 +163,9 @@ def analyses(
     specs: Sequence[RunSpec],
     base: str,
     folder: Path | None,
-    options: Mapping[str, Any],
+    options: AnalyzeOptions,
     report: Callable[[str, int, int], Callable[[Any], None] | None],
-) -> dict[str, Any]:
+) -> dict[str, Analysis | Path]:
     """The analysis of each run: a directory if there is a place to keep it, else in memory.
 
     Args:
@@ -190,7 +186,7 @@ def analyses(
     digests = Digests(folder / DIGESTS if folder else None)
     for own in [folder, *(folder / folder_name(spec.name) for spec in specs)] if folder else []:
         refuse_link(own)
-    out: dict[str, Any] = {}
+    out: dict[str, Analysis | Path] = {}
     for i, spec in enumerate(specs):
         place = folder / folder_name(spec.name) if folder else None
         key = content_key(inspections[spec.name], options, digests) if place else None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deltaw.measurement.options import AnalyzeOptions
 
 
-def command(runs: object, reference: str | None, seed: int, options: Mapping[str, object]) -> str:
+def command(runs: object, reference: str | None, seed: int, options: AnalyzeOptions) -> str:
     """`deltaw compare MANIFEST.toml …`; empty where analyses were given in memory, which no command can repeat.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from deltaw.comparison import analysis_cache, loading, same_base, saved
 from deltaw.comparison.claims import all_claims, claims_frame
@@ -18,24 +18,25 @@ from deltaw.comparison.contrasts import contrasts_frame
 from deltaw.comparison.copies import without_copies
 from deltaw.comparison.fingerprint import fingerprints_frame
 from deltaw.comparison.fronts import Compared, compare_fronts, fronts_frame
-from deltaw.comparison.loading import Source
+from deltaw.comparison.loading import Results
 from deltaw.comparison.manifest import Manifest, read_manifest
 from deltaw.comparison.naming import aligned, unshared
 from deltaw.comparison.roles import arenas
 from deltaw.comparison.runs import Run, Runs, runs_frame
-from deltaw.comparison.scores import near
-from deltaw.comparison.similarity_sources import similarity_of
+from deltaw.comparison.similarity_weights import similarity_of
 from deltaw.comparison.tables import NAMES, About, Origin, json_records, layers_frame, write_tables
 from deltaw.comparison.trajectories import trajectories_frame
-from deltaw.errors import ManifestError, OptionError
+from deltaw.errors import ManifestError, OptionError, near
 from deltaw.measurement.versions import versions
 from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from deltaw.measurement.options import AnalyzeOptions
     from deltaw.reports.comparison_plots import ComparisonPlots
 
+LISTED = 8  # groups in a message, where none is near
 Reporter = Callable[[str, int, int], Callable[[Any], None] | None]
 
 
@@ -212,9 +213,8 @@ class Comparison:
     @property
     def bases(self) -> list[str]:
         """What the runs were measured against: path or id, revision and content hash; empty with scores only."""
-        sides = [r.about["base"] for r in self.runs_.items if r.about.get("base")]
-        named = [" ".join(str(b[k]) for k in ("path", "revision", "hash") if b.get(k)) for b in sides]
-        return sorted(set(named))
+        known = {run.analysed.base for run in self.runs_.items} - {None}
+        return sorted({" ".join(filter(None, (b.path, b.revision, b.hash))) for b in known if b is not None})
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Every table but the layers, as JSON values: NaN is null."""
@@ -253,14 +253,14 @@ class Comparison:
 
 
 def compare(
-    runs: str | Path | Mapping[str, Source | Sequence[Source]] | Sequence[str | Path],
+    runs: str | Path | Mapping[str, Results | Sequence[Results]] | Sequence[str | Path],
     *,
     out: str | Path | None = None,
     reference: str | None = None,
     seed: int = 0,
     similarity: bool | None = None,
     progress: Reporter | None = None,
-    **options: Any,
+    **options: Unpack[AnalyzeOptions],
 ) -> Comparison:
     """Contrast several runs of one base.
 
@@ -312,7 +312,7 @@ def compare(
     )
 
 
-def _sources(runs: Any) -> tuple[Manifest, dict[str, Source]]:
+def _sources(runs: Any) -> tuple[Manifest, dict[str, Results]]:
     if isinstance(runs, Mapping):
         return loading.from_mapping(runs)
     if isinstance(runs, (str, Path)):
@@ -341,7 +341,7 @@ def _reference(manifest: Manifest, asked: str | None) -> str | None:
     """
     groups = list(dict.fromkeys(s.group for s in manifest.runs))
     if asked is not None and asked not in groups:
-        raise OptionError(f"reference {asked!r} is not the group of any run.{near(asked, groups)}")
+        raise OptionError(f"reference {asked!r} is not the group of any run.{near(asked, groups, listed=LISTED)}")
     return asked or manifest.reference
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deltaw.comparison.manifest import Manifest, RunSpec, lone_groups
 from deltaw.comparison.mean_spectra import mean_spectra
 from deltaw.comparison.naming import own_keys
-from deltaw.comparison.runs import Run
+from deltaw.comparison.runs import Analysed, Run
 from deltaw.documents import Document, read_object
 from deltaw.errors import ManifestError, ResultsError
 from deltaw.results import about
@@ -21,18 +21,18 @@ from deltaw.results.tables import read_layers
 if TYPE_CHECKING:
     import pandas as pd
 
-Source = Analysis | str | Path
+Results = Analysis | str | Path  # of an analysis, in memory or in a directory
 _SEED = re.compile(r"^(?P<stem>.+?)[-_.](?:s|seed)[-_]?(?P<seed>\d{1,9})$", re.IGNORECASE)
 
 
-def from_mapping(named: Mapping[str, Source | Sequence[Source]]) -> tuple[Manifest, dict[str, Source]]:
+def from_mapping(named: Mapping[str, Results | Sequence[Results]]) -> tuple[Manifest, dict[str, Results]]:
     """A manifest of one group per name; a list of analyses is a group of replicates.
 
     Raises:
         ManifestError: A value is no analysis and no path, or there are none.
     """
     specs: list[RunSpec] = []
-    sources: dict[str, Source] = {}
+    sources: dict[str, Results] = {}
     for name, value in ((str(n), v) for n, v in named.items()):
         many = list(value) if isinstance(value, (list, tuple)) else [value]
         if not str(name).strip() or not many:
@@ -51,7 +51,7 @@ def from_mapping(named: Mapping[str, Source | Sequence[Source]]) -> tuple[Manife
     return Manifest(specs, warnings=lone_groups(specs)), sources
 
 
-def from_directories(paths: Sequence[str | Path]) -> tuple[Manifest, dict[str, Source]]:
+def from_directories(paths: Sequence[str | Path]) -> tuple[Manifest, dict[str, Results]]:
     """A manifest of result directories, named by them; `x-s0` and `x-s1` are seeds of a group `x`.
 
     Raises:
@@ -78,7 +78,7 @@ def from_directories(paths: Sequence[str | Path]) -> tuple[Manifest, dict[str, S
     return Manifest(specs, warnings=lone_groups(specs)), dict(zip(names, folders, strict=True))
 
 
-def read_run(spec: RunSpec, source: Source) -> Run:
+def read_run(spec: RunSpec, source: Results) -> Run:
     """A run whose weights were analysed: its table, where it comes from, and its mean spectra.
 
     The singular values themselves are not kept: sixty runs of them would fill the memory.
@@ -87,28 +87,24 @@ def read_run(spec: RunSpec, source: Source) -> Run:
         ResultsError: The results cannot be read.
     """
     if isinstance(source, Analysis):
-        base = {} if source.base is None else source.base.to_dict()
-        known: Mapping[str, Any] = {"base": base, "ft": source.ft.to_dict(), "options": source.options}
+        known = Analysed(source.base, source.ft, source.options)
         layers, spectra = source.to_pandas(), source.spectra
     else:
         folder = Path(source)
-        known = described(read_object(folder / "analysis.json", error=ResultsError))
+        known = analysed(read_object(folder / "analysis.json", error=ResultsError))
         layers, spectra = read_layers(folder), read_spectra(folder / "spectra.safetensors")
     layers = indexed(layers, spec.where)
     return Run(spec, infer_method(spec, layers), layers, known, mean_spectra(layers, spectra))
 
 
-def described(stored: Document) -> Mapping[str, Any]:
-    """`base`, `ft` and `options` of a saved analysis; empty where there was none.
+def analysed(stored: Document) -> Analysed:
+    """What a saved analysis was of, from its `base`, `ft` and `options`.
 
     Raises:
         ResultsError: A value is of another type.
     """
-    if not stored:
-        return {}
-    sides = {name: about.source(stored.inner(name)) for name in ("base", "ft")}
-    known = {name: {} if side is None else side.to_dict() for name, side in sides.items()}
-    return {**known, "options": about.options(stored.inner("options"))}
+    base, ft = (about.source(stored.inner(side)) for side in ("base", "ft"))
+    return Analysed(base, ft, about.options(stored.inner("options")))
 
 
 def indexed(layers: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,12 @@ from deltaw.metrics.deconvolution import NEGLIGIBLE
 from deltaw.metrics.registry import REGISTRY
 from deltaw.results.columns import OF_A_RUN
 from deltaw.results.rows import CLEAR, quoted
-from deltaw.types import Cell
+from deltaw.types import Cell, JsonValue, OptionValue
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deltaw.results.sources import Source
 
 Array = NDArray[np.float64]
 
@@ -41,12 +43,26 @@ class Setting(NamedTuple):
 
     group: str
     tokens: int | None
-    hyperparameters: tuple[tuple[str, Any], ...]
+    hyperparameters: tuple[tuple[str, OptionValue], ...]
 
     def describe(self) -> str:
         """`20,000,000 tokens, learning_rate = 0.001`; empty if nothing is known."""
         parts = [f"{self.tokens:,} tokens"] if self.tokens is not None else []
         return ", ".join(parts + [f"{k} = {v}" for k, v in self.hyperparameters])
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """What the analysis of a run was of: its two sides and its options; nothing of what is not known."""
+
+    base: Source | None = None
+    ft: Source | None = None
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """As JSON values; a side that is not known is an empty object."""
+        sides = {"base": self.base, "ft": self.ft}
+        return {**{k: {} if side is None else side.to_dict() for k, side in sides.items()}, "options": self.options}
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class Run:
         method: The spec's, or inferred from the adapter or the names.
         layers: The columns of `layers`; its index is `key`, name and part as all runs share them (`naming.aligned`).
             None if there are scores only.
-        about: `base`, `ft`, `options` of the analysis.
+        analysed: What its layers were measured from.
         curves: The mean spectrum of each kind of module.
         copy_of: The replicate that has the same numbers in every layer; it is counted once.
     """
@@ -66,7 +82,7 @@ class Run:
     spec: RunSpec
     method: str = ""
     layers: pd.DataFrame | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    analysed: Analysed = Analysed()
     curves: Mapping[str, MeanSpectrum] = field(default_factory=dict)
     copy_of: str = ""
 
@@ -82,7 +98,7 @@ class Run:
         found = self.spec.scores.get(axis)
         return math.nan if found is None else found.value
 
-    def hyper(self, *names: str) -> Any:
+    def hyper(self, *names: str) -> OptionValue | None:
         """The first of these hyperparameters that is given, else None."""
         return next((self.spec.hyperparameters[n] for n in names if n in self.spec.hyperparameters), None)
 
@@ -266,7 +282,8 @@ def runs_frame(runs: Runs) -> pd.DataFrame:
     rows = []
     for r in runs.items:
         s = r.spec
-        row: dict[str, Cell] = {"run": s.name, "group": s.group, "method": r.method, "seed": s.seed, "tokens": s.tokens}
+        row: dict[str, Cell | OptionValue] = {"run": s.name, "group": s.group, "method": r.method}
+        row |= {"seed": s.seed, "tokens": s.tokens}
         row["represents"] = s.name in chosen
         for n in names:
             row[n] = r.score(n)

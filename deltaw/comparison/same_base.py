@@ -111,7 +111,7 @@ def _line(run: Run, than: str) -> str:
 
 
 def _path(run: Run) -> str:
-    return str(run.about.get("base", {}).get("path") or "unknown")
+    return (run.analysed.base and run.analysed.base.path) or "unknown"
 
 
 def _against(runs: Sequence[Run], base: str) -> tuple[set[str], list[str]]:
@@ -201,9 +201,8 @@ def _apart(runs: Sequence[Run], confirmed: Set[str]) -> list[str]:
     parts: list[tuple[int, set[object]]] = []  # (its first run, everything that ties a run to it)
     for i, run in enumerate(runs):
         assert run.layers is not None
-        about = run.about.get("base") or {}
         ties: set[object] = {("layer", str(k)) for k in run.layers.index}
-        ties |= {("base", str(sorted(about.items(), key=str)))} if about else set()
+        ties |= {("base", run.analysed.base)} if run.analysed.base is not None else set()
         ties |= {("manifest",)} if run.spec.name in confirmed else set()
         mine = [p for p in parts if p[1] & ties]
         parts = [p for p in parts if p not in mine]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaw.comparison.loading import described, indexed
+from deltaw.comparison.loading import analysed, indexed
 from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.mean_spectra import MeanSpectrum
 from deltaw.comparison.naming import aligned
@@ -51,7 +51,8 @@ def spectra_frame(runs: Sequence[Run]) -> pd.DataFrame:
 def runs_text(runs: Sequence[Run]) -> str:
     """`runs.json`: of each run what the manifest says, and where its numbers come from."""
     entries = [
-        {**vars(run.spec), "method": run.method, "analysed": run.layers is not None, "about": run.about} for run in runs
+        {**vars(run.spec), "method": run.method, "analysed": run.layers is not None, "about": run.analysed.to_dict()}
+        for run in runs
     ]
     return json.dumps({"runs": plain(entries)}, indent=1) + "\n"
 
@@ -113,7 +114,7 @@ def _run(entry: Document, layers: pd.DataFrame, spectra: pd.DataFrame) -> Run:
         method=entry.text("method"),
         seed=entry.whole("seed") if "seed" in entry else None,
         tokens=entry.whole("tokens") if "tokens" in entry else None,
-        hyperparameters={k: _fixed(v) for k, v in entry.inner("hyperparameters").values.items()},
+        hyperparameters=about.options(entry.inner("hyperparameters")),
         scores={axis: _score(scores.inner(axis)) for axis in scores},
         checkpoint=entry.text("checkpoint") or None,
         results=Path(entry.text("results")) if "results" in entry else None,
@@ -124,12 +125,7 @@ def _run(entry: Document, layers: pd.DataFrame, spectra: pd.DataFrame) -> Run:
         mine = layers[layers["run"] == name].drop(columns=["run", "group"]).reset_index(drop=True)
         frame = indexed(typed(mine), entry.where)
     curves = {str(kind): _curve(part) for kind, part in spectra[spectra["run"] == name].groupby("kind", sort=False)}
-    return Run(spec, spec.method, frame, described(entry.inner("about")), curves)
-
-
-def _fixed(value: object) -> object:
-    """A hyperparameter as the manifest gives it: lists are tuples, which can be told apart and counted."""
-    return tuple(map(_fixed, value)) if isinstance(value, list) else value
+    return Run(spec, spec.method, frame, analysed(entry.inner("about")), curves)
 
 
 def _score(found: Document) -> Score:

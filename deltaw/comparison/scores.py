@@ -10,15 +10,15 @@ perplexity) counts with the opposite sign, because scores here are higher for be
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from deltaw.documents import read_object
-from deltaw.errors import ManifestError
+from deltaw.documents import Document, is_number, read_object
+from deltaw.errors import ManifestError, near
+
+LISTED = 8  # names in a message, where none is near
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Score:
     source: str = "manifest"
 
 
-def read_lm_eval(path: Path) -> Mapping[str, Any]:
+def read_lm_eval(path: Path) -> Document:
     """Open a results file (or a directory that holds exactly one).
 
     Args:
@@ -41,10 +41,10 @@ def read_lm_eval(path: Path) -> Mapping[str, Any]:
     """
     path = _results_file(path)
     try:
-        document = read_object(path, error=ManifestError).values
+        document = read_object(path, error=ManifestError)
     except ManifestError as e:
         raise ManifestError(f"{e}: lm-evaluation-harness's results file (results_*.json, not samples_*.jsonl)") from e
-    if not isinstance(document.get("results"), dict):
+    if not isinstance(document.values.get("results"), dict):
         raise ManifestError(
             f'{path}: no "results" object there; expected lm-evaluation-harness\'s results file (results_*.json, '
             "not samples_*.jsonl)"
@@ -64,7 +64,7 @@ def _results_file(path: Path) -> Path:
     return found[0]
 
 
-def lm_eval_score(document: Mapping[str, Any], references: Sequence[str], source: str) -> Score:
+def lm_eval_score(document: Document, references: Sequence[str], source: str) -> Score:
     """The mean of several tasks' metrics, with the standard error of that mean.
 
     Args:
@@ -82,41 +82,38 @@ def lm_eval_score(document: Mapping[str, Any], references: Sequence[str], source
     return Score(sum(v for v, _ in found) / n, math.sqrt(sum(e * e for e in errors)) / n, source)
 
 
-def _metric(document: Mapping[str, Any], reference: str, source: str) -> tuple[float, float]:
+def _metric(document: Document, reference: str, source: str) -> tuple[float, float]:
     task, colon, metric = reference.partition(":")
     if not colon or not task or not metric:
         raise ManifestError(f'{source}: {reference!r} is no score; expected "task:metric", like "hellaswag:acc_norm"')
     values = _task(document, task, source)
     key = _key(values, task, metric, source)
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    value = values.values[key]
+    if not is_number(value):
         raise ManifestError(f"{source}: {task}:{key} is {value!r}; expected a finite number")
     name, _, chosen = key.partition(",")
-    error = values.get(f"{name}_stderr,{chosen}" if chosen else f"{name}_stderr")
-    if isinstance(error, bool) or not isinstance(error, (int, float)):  # "N/A" where there is none
-        error = math.nan
-    better = document.get("higher_is_better")
-    better = better.get(task) if isinstance(better, dict) else None
+    error = values.values.get(f"{name}_stderr,{chosen}" if chosen else f"{name}_stderr")
+    better = document.inner("higher_is_better").values.get(task)  # null where the harness does not know
     sign = -1.0 if isinstance(better, dict) and better.get(name) is False else 1.0
-    return sign * value, float(error)
+    return sign * value, float(error) if is_number(error) else math.nan  # "N/A" where there is none
 
 
-def _task(document: Mapping[str, Any], task: str, source: str) -> Mapping[str, Any]:
-    groups = document.get("groups")
-    for table in (document["results"], groups if isinstance(groups, dict) else {}):
-        if isinstance(table.get(task), dict):
-            return dict(table[task])
-    known = sorted({*document["results"], *(groups if isinstance(groups, dict) else ())})
-    raise ManifestError(f"{source}: no task {task!r} there.{near(task, known)}")
+def _task(document: Document, task: str, source: str) -> Document:
+    tables = [document.inner(name) for name in ("results", "groups")]
+    for table in tables:
+        if isinstance(table.values.get(task), dict):
+            return table.inner(task)
+    known = sorted({name for table in tables for name in table})
+    raise ManifestError(f"{source}: no task {task!r} there.{near(task, known, listed=LISTED)}")
 
 
-def _key(values: Mapping[str, Any], task: str, metric: str, source: str) -> str:
+def _key(values: Document, task: str, metric: str, source: str) -> str:
     """The stored key of a metric: as it is, or with the filter that its name lacks.
 
     Raises:
         ManifestError: There is none, or several filters and none of them is `none`.
     """
-    if metric in values and metric != "alias":
+    if metric in values.values and metric != "alias":
         return metric
     keys = [k for k in values if "," in k and k.partition(",")[0] == metric]
     if len(keys) == 1:
@@ -129,13 +126,4 @@ def _key(values: Mapping[str, Any], task: str, metric: str, source: str) -> str:
             f'like "{task}:{sorted(keys)[0]}"'
         )
     known = sorted({k.partition(",")[0] for k in values if k != "alias" and "_stderr" not in k})
-    raise ManifestError(f"{source}: task {task!r} has no metric {metric!r}.{near(metric, known)}")
-
-
-def near(name: str, known: Sequence[str], shown: int = 8) -> str:
-    """A hint that ends a message: the near names, or what there is."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f" Did you mean {' or '.join(repr(c) for c in close)}?"
-    listed = ", ".join(known[:shown]) + (", …" if len(known) > shown else "")
-    return f" There are: {listed}." if known else " There are none."
+    raise ManifestError(f"{source}: task {task!r} has no metric {metric!r}.{near(metric, known, listed=LISTED)}")

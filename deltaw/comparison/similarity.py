@@ -34,7 +34,7 @@ COLUMNS = ("run_a", "run_b", "group_a", "group_b", "kind", "n_matrices", *MEASUR
 
 
 @dataclass(frozen=True)
-class Source:
+class Weights:
     """The updates of one run, by the key that all runs share, and the rank of each that is worth looking at."""
 
     name: str
@@ -60,7 +60,7 @@ class Loaded:
 
 
 def similarity_frame(
-    sources: Sequence[Source],
+    sources: Sequence[Weights],
     kinds: Mapping[str, str],
     progress: Callable[[int, int], None] | None = None,
     cache_bytes: int = CACHE_BYTES,
@@ -100,7 +100,7 @@ def _mean(values: list[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _matrix(sources: Sequence[Source], key: str, cache_bytes: int) -> Iterator[tuple[int, int, dict[str, float]]]:
+def _matrix(sources: Sequence[Weights], key: str, cache_bytes: int) -> Iterator[tuple[int, int, dict[str, float]]]:
     """Every pair of runs that has this matrix."""
     having = [i for i, s in enumerate(sources) if key in s.pairs]
     cache: dict[int, Loaded | None] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from deltaw.results.about import source
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.results.sources import Source
 
-UNREADABLE = [["unreadable"], ["unreadable"]]
+UNREADABLE = ("unreadable",)
 
 
 def claim(
@@ -38,30 +38,30 @@ def claim(
     Raises:
         ResultsError: It holds results of other inputs (without `force`), is being written to, or cannot be written.
     """
-    base, ft = (_names(side) for side in sources)
+    inputs = _names(*sources)
     if out.exists() and not out.is_dir():
         raise ResultsError(f"{out}: is a file; expected a directory for the results, choose another --out")
     if not force:
-        _refuse_others(out, base, ft)
+        _refuse_others(out, inputs)
     files = [[str(file) for file in side.files] for side in sources if side is not None]
     identity = digest(
-        SCHEMA_VERSION, version("deltaw"), base, ft, files, [config.values for config in configs], options.numbers()
+        SCHEMA_VERSION, version("deltaw"), inputs, files, [config.values for config in configs], options.numbers()
     )
     # Tensors in memory have no files: nothing says that they are still what they were.
-    return Journal(out, identity, inputs=[base, ft], resume=resume and all(files))
+    return Journal(out, identity, inputs=inputs, resume=resume and all(files))
 
 
-def _names(side: Source | None) -> list[str]:
-    return [""] if side is None else side.names
+def _names(base: Source | None, ft: Source | None) -> dict[str, Sequence[str]]:
+    return {"base": [] if base is None else base.names, "ft": [] if ft is None else ft.names}
 
 
-def _inputs_of(path: Path) -> list[list[str]]:
+def _inputs_of(path: Path) -> dict[str, Sequence[str]]:
     about = read_object(path, error=ResultsError)
-    return [_names(source(about.inner(side))) for side in ("base", "ft")]
+    return _names(source(about.inner("base")), source(about.inner("ft")))
 
 
-def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
-    found: list[list[str]] | None = None
+def _refuse_others(out: Path, inputs: Mapping[str, Sequence[str]]) -> None:
+    found: Mapping[str, Sequence[str]] | None = None
     for name in ("analysis.json", NAME):
         path = out / name
         if not path.is_file():
@@ -70,9 +70,9 @@ def _refuse_others(out: Path, base: list[str], ft: list[str]) -> None:
             found = inputs_of(path) if name == NAME else _inputs_of(path)
         except (ResultsError, OSError):
             found = None
-        found = found or UNREADABLE
-        if found != [base, ft]:
-            where = str(found[1][0])
+        found = found or {}
+        if any(list(found.get(side, UNREADABLE)) != list(names) for side, names in inputs.items()):
+            where = next(iter(found.get("ft", UNREADABLE)), "")
             raise ResultsError(
                 f"{out}: holds results of other inputs ({Path(where).name} in {where}); choose another --out, or "
                 "--force to overwrite them"

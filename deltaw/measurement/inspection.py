@@ -23,6 +23,16 @@ class Inspection:
     ft: Source
     plan: Plan
 
+    @classmethod
+    def of(cls, base: Any, ft: Any, selection: Selection) -> Inspection:
+        """Open both sides, reading headers only.
+
+        Raises:
+            DeltaWError: The inputs cannot be used.
+        """
+        sides = open_sides(base, ft)
+        return cls(*sides.sources, sides.plan(selection))
+
     def __repr__(self) -> str:
         """One line."""
         from deltaw.reports.notebook import inspection_line
@@ -73,6 +83,5 @@ def inspect(
     Raises:
         DeltaWError: The inputs cannot be used.
     """
-    sides = open_sides(base, ft)
     selection = Selection.of(include=include, exclude=exclude, rename=rename, split_fused=split_fused)
-    return Inspection(*sides.sources, sides.plan(selection))
+    return Inspection.of(base, ft, selection)

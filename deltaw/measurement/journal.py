@@ -14,19 +14,22 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeGuard
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from deltaw.documents import Document, parse_object
 from deltaw.errors import ResultsError
 from deltaw.files import remove_left, replacing
 from deltaw.measurement.measured import Measured
-from deltaw.types import Interval, IntruderCount, JsonValue, Skipped, Spectrum
+from deltaw.results import about
+from deltaw.results.spectra_file import described, spectrum
+from deltaw.types import Cell, JsonValue, Row
 
 NAME = ".deltaw-journal.jsonl"
 LOCK = ".deltaw-lock"
@@ -45,7 +48,7 @@ class Journal:
     Args:
         out: The output directory, created.
         identity: `digest` of the inputs and of every option that decides the numbers.
-        inputs: What the inputs are called, so that a later run of others does not overwrite them.
+        inputs: What `base` and `ft` are called, so that a later run of others does not overwrite them.
         resume: Whether to take over what an earlier run of the same identity finished.
 
     Attributes:
@@ -55,7 +58,7 @@ class Journal:
         ResultsError: The directory cannot be written, or another run is writing to it.
     """
 
-    def __init__(self, out: Path, identity: str, *, inputs: list[list[str]], resume: bool) -> None:
+    def __init__(self, out: Path, identity: str, *, inputs: Mapping[str, Sequence[str]], resume: bool) -> None:
         self.path = out / NAME
         self.identity = identity
         self.done: dict[str, Measured] = {}
@@ -131,7 +134,7 @@ def read(path: Path, identity: str) -> dict[str, Measured]:
     """
     done: dict[str, Measured] = {}
     header, *lines = list(_values(path)) or [None]
-    if header is None or header.get("identity") != identity:
+    if header is None or header.text("identity") != identity:
         return done
     for value in lines:
         if value is not None and "key" in value:
@@ -141,14 +144,18 @@ def read(path: Path, identity: str) -> dict[str, Measured]:
     return done
 
 
-def inputs_of(path: Path) -> list[list[str]] | None:
-    """What the inputs of a journal's run are called; None where its first line does not say.
+def inputs_of(path: Path) -> dict[str, Sequence[str]] | None:
+    """What the inputs of a journal's run are called, by side; None where its first line does not say.
 
     Raises:
         OSError: It cannot be read.
+        ResultsError: A value is of another type.
     """
     header = next(_values(path), None)
-    return None if header is None else header.get("inputs")
+    if header is None:
+        return None
+    named = header.inner("inputs")
+    return {side: named.texts(side) for side in named}
 
 
 def _line(value: Mapping[str, JsonValue]) -> str:
@@ -160,7 +167,7 @@ def _checksum(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _values(path: Path) -> Iterator[dict[str, Any] | None]:
+def _values(path: Path) -> Iterator[Document | None]:
     """What each line of a journal holds; None for one that is damaged or cut off."""
     if not path.is_file():  # nor a pipe, that would be waited for
         return
@@ -168,7 +175,7 @@ def _values(path: Path) -> Iterator[dict[str, Any] | None]:
         for line in file:
             found = LINE.fullmatch(line)
             intact = found is not None and _checksum(found["text"]) == found["sum"]
-            yield json.loads(found["text"]) if found is not None and intact else None
+            yield parse_object(found["text"], str(path), error=ResultsError) if found and intact else None
 
 
 def lock(out: Path) -> FileLock:
@@ -194,10 +201,9 @@ def _to_json(key: str, m: Measured) -> dict[str, JsonValue]:
         "row": None if m.row is None else {k: _scalar(v) for k, v in m.row.items()},
     }
     if m.spectrum is not None:
-        spectrum = asdict(m.spectrum)
         values = np.ascontiguousarray(m.spectrum.values, dtype="<f8")
-        spectrum["values"] = base64.b64encode(values.tobytes()).decode()
-        out["spectrum"] = spectrum
+        out["values"] = base64.b64encode(values.tobytes()).decode()
+        out["spectrum"] = described(m.spectrum)
     if m.skipped is not None:
         out["skipped"] = m.skipped.to_dict()
     if m.intruders:
@@ -205,15 +211,25 @@ def _to_json(key: str, m: Measured) -> dict[str, JsonValue]:
     return out
 
 
-def _from_json(value: dict[str, Any]) -> tuple[str, Measured]:
-    spectrum = value.get("spectrum")
-    if spectrum is not None:
-        spectrum["values"] = np.frombuffer(base64.b64decode(spectrum["values"]), dtype="<f8").astype(np.float64)
-        spectrum["estimates"] = {k: Interval(*v) for k, v in spectrum["estimates"].items()}
-        spectrum = Spectrum(**spectrum)
-    skipped = Skipped.from_dict(value["skipped"]) if "skipped" in value else None
-    intruders = tuple(IntruderCount(**count) for count in value.get("intruders", ()))
-    return value["key"], Measured(value["row"], spectrum, skipped, intruders)
+def _from_json(stored: Document) -> tuple[str, Measured]:
+    found = None
+    if "spectrum" in stored:
+        values = np.frombuffer(base64.b64decode(stored.text("values")), dtype="<f8").astype(np.float64)
+        found = spectrum(values, stored.inner("spectrum"))
+    return stored.text("key", None), Measured(
+        row=_row(stored.inner("row")) if "row" in stored else None,
+        spectrum=found,
+        skipped=about.skipped(stored.inner("skipped")) if "skipped" in stored else None,
+        intruders=tuple(map(about.intruders, stored.inners("intruders"))),
+    )
+
+
+def _row(stored: Document) -> Row:
+    return {column: value for column, value in stored.values.items() if _is_cell(value)}
+
+
+def _is_cell(value: object) -> TypeGuard[Cell]:
+    return value is None or isinstance(value, (str, int, float))
 
 
 def _scalar(value: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from deltaw.errors import OptionError
-from deltaw.pairs.selection import ALL, Selection
-from deltaw.types import Setting
+from deltaw.pairs.selection import ALL, Names, Selection
+from deltaw.types import OptionValue
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,34 @@ if TYPE_CHECKING:
 MODES = ("exact", "fast")
 # Options of `analyze` that decide how fast the numbers come, not what they are.
 SPEED_ONLY = frozenset({"device", "cache", "jobs", "memory", "resume"})
+
+
+class AnalyzeOptions(TypedDict, total=False):
+    """Options as a caller of `analyze` gives them; what is not given has its default there."""
+
+    mode: str
+    device: str
+    include: str | Iterable[str]
+    exclude: str | Iterable[str]
+    rename: Names
+    split_fused: bool
+    alignment: bool
+    top_k: int
+    epsilon: float
+    tolerance: float
+    cache: bool
+    jobs: int | None
+    memory: int | str | None
+
+
+def selected(given: AnalyzeOptions) -> Selection:
+    """What of two sides is asked for."""
+    return Selection.of(
+        include=given.get("include", ()),
+        exclude=given.get("exclude", ()),
+        rename=given.get("rename", ()),
+        split_fused=given.get("split_fused", False),
+    )
 
 
 @dataclass(frozen=True)
@@ -54,7 +83,7 @@ class Options:
 
         return default_cache() if self.alignment and self.cache else None
 
-    def to_dict(self) -> dict[str, Setting]:
+    def to_dict(self) -> dict[str, OptionValue]:
         """As JSON values, by the names that `analyze` has for them."""
         return {
             "mode": self.mode,
@@ -70,7 +99,7 @@ class Options:
             "cache": self.cache,
         }
 
-    def numbers(self) -> dict[str, Setting]:
+    def numbers(self) -> dict[str, OptionValue]:
         """Those that decide the numbers, and not only how fast they come."""
         return {name: value for name, value in self.to_dict().items() if name not in SPEED_ONLY}
 

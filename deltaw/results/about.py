@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TypeGuard
 
 from deltaw.documents import Document
 from deltaw.errors import ResultsError
 from deltaw.results.sources import FileStamp, Source
-from deltaw.types import Coverage, IntruderCount, Reason, Setting, Skipped
+from deltaw.types import Coverage, IntruderCount, OptionValue, Reason, Skipped, is_option_value
 
 
 def source(about: Document) -> Source | None:
@@ -64,25 +63,20 @@ def intruders(about: Document) -> IntruderCount:
     )
 
 
-def options(about: Document) -> dict[str, Setting]:
-    """The options of an analysis: plain values, or lists of texts.
+def options(about: Document) -> dict[str, OptionValue]:
+    """The options of an analysis: plain values, or lists of them.
 
     Raises:
         ResultsError: One is something else.
     """
-    out: dict[str, Setting] = {}
+    out: dict[str, OptionValue] = {}
     for name, value in about.values.items():
-        if not _is_setting(value):
+        if not is_option_value(value):
             raise ResultsError(f"{about.where}: {name!r} is no value of an option; run analyze again")
-        out[name] = value
+        out[name] = tuple(value) if isinstance(value, list) else value  # can be told apart and counted
     return out
 
 
 def texts(about: Document) -> dict[str, str]:
     """An object whose values are texts."""
     return {name: about.text(name) for name in about}
-
-
-def _is_setting(value: object) -> TypeGuard[Setting]:
-    plain = isinstance(value, (bool, int, float, str))
-    return plain or (isinstance(value, list) and all(isinstance(v, str) for v in value))

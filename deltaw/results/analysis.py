@@ -27,9 +27,9 @@ from deltaw.types import (
     Coverage,
     IntruderCount,
     JsonValue,
+    OptionValue,
     Reason,
     Row,
-    Setting,
     Skipped,
     Spectrum,
     matrix_key,
@@ -70,7 +70,7 @@ class Analysis:
     skipped: Sequence[Skipped] = ()
     base: Source | None = None
     ft: Source = field(default_factory=Source)
-    options: Mapping[str, Setting] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
     device: str = "cpu"
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -12,26 +12,28 @@ from numpy.typing import NDArray
 
 from deltaw.documents import Document, parse_object, shown
 from deltaw.errors import ResultsError
-from deltaw.types import Interval, Method, Spectrum
+from deltaw.types import Interval, JsonValue, Method, Spectrum
 
 
 def write_spectra(spectra: Mapping[str, Spectrum], path: Path) -> None:
     """Write spectra by the keys of their matrices."""
     from safetensors.numpy import save
 
-    about = {
-        key: {
-            "rows": s.rows,
-            "cols": s.cols,
-            "method": s.method,
-            "energy": s.energy,
-            "estimates": {k: list(v) for k, v in s.estimates.items()},
-            "note": s.note,
-        }
-        for key, s in spectra.items()
-    }
+    about = {key: described(s) for key, s in spectra.items()}
     values = {key: np.ascontiguousarray(s.values, dtype=np.float64) for key, s in spectra.items()}
     path.write_bytes(save(values, metadata={"spectra": json.dumps(about)}))
+
+
+def described(s: Spectrum) -> dict[str, JsonValue]:
+    """What is known of a spectrum beside its values, as JSON values."""
+    return {
+        "rows": s.rows,
+        "cols": s.cols,
+        "method": s.method,
+        "energy": s.energy,
+        "estimates": {k: list(v) for k, v in s.estimates.items()},
+        "note": s.note,
+    }
 
 
 def read_spectra(path: Path) -> dict[str, Spectrum]:
@@ -51,10 +53,19 @@ def read_spectra(path: Path) -> dict[str, Spectrum]:
     except (OSError, SafetensorError, ValueError, TypeError) as e:
         raise ResultsError(f"{path}: spectra cannot be read ({e}); run analyze again") from e
     about = parse_object(text, str(path), error=ResultsError)
-    return {key: _spectrum(values[key], about.inner(key)) for key in values}
+    return {key: spectrum(values[key], about.inner(key)) for key in values}
 
 
-def _spectrum(values: NDArray[np.generic], about: Document) -> Spectrum:
+def spectrum(values: NDArray[np.generic], about: Document) -> Spectrum:
+    """A spectrum of which `described` was written.
+
+    Args:
+        values: (≤ min(rows, cols),), float64.
+        about: What `described` gave.
+
+    Raises:
+        ResultsError: The two do not belong together, or something is of another type.
+    """
     method = cast("Method", about.text("method", None))
     rows, cols = about.whole("rows"), about.whole("cols")
     if (

@@ -21,6 +21,7 @@ from deltaw.errors import CheckpointError, OptionError
 from deltaw.study import mora
 from deltaw.study.extra import require
 from deltaw.study.plan import Arm
+from deltaw.types import OptionValue
 
 DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
@@ -140,7 +141,7 @@ def linear_layers(model: Any) -> list[str]:
 def _peft_config(arm: Arm) -> Any:
     import peft
 
-    options = dict(arm.options)
+    options: dict[str, OptionValue | None] = dict(arm.options)
     known = peft.PEFT_TYPE_TO_CONFIG_MAPPING
     kind = str(options.pop("peft_type", "LORA")).upper()
     if kind not in known:
@@ -148,7 +149,8 @@ def _peft_config(arm: Arm) -> Any:
             f"arm {arm.name!r}: peft_type {kind!r} is unknown; expected one of {', '.join(sorted(known))}"
         )
     if arm.method == "lora":
-        options = {"r": arm.rank, "lora_alpha": arm.lora_alpha, "lora_dropout": arm.dropout} | options
+        own = {"r": arm.rank, "lora_alpha": arm.lora_alpha, "lora_dropout": arm.dropout}
+        options = {**own, **options}
     try:
         return known[kind](**{"task_type": "CAUSAL_LM", "target_modules": "all-linear"} | options)
     except TypeError as e:

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from deltaw.documents import parse_toml, read_text
 from deltaw.errors import OptionError
 from deltaw.study.strict import build
-from deltaw.types import Cell
+from deltaw.types import Cell, OptionValue
 
 PRESETS = ("quick", "standard", "gpu")
 METHODS = ("full", "lora", "mora", "peft")
@@ -160,7 +159,7 @@ class Arm:
     alpha: float | None = None
     dropout: float = 0.05
     mora_type: int = 6
-    options: Mapping[str, Any] = field(default_factory=dict)  # whatever a method of peft takes
+    options: Mapping[str, OptionValue] = field(default_factory=dict)  # whatever a method of peft takes
 
     def __post_init__(self) -> None:
         _one_of(f"arm {self.name!r}, method", self.method, METHODS)
@@ -267,7 +266,7 @@ def load_plan(source: str | Path) -> Plan:
         OptionError: There is no such preset or file, or it is not a valid plan.
     """
     text, where = _text(source)
-    return build(Plan, parse_toml(text, where, error=OptionError), where)
+    return build(Plan, parse_toml(text, where, error=OptionError))
 
 
 def _text(source: str | Path) -> tuple[str, str]:

@@ -5,7 +5,7 @@ import pytest
 
 import deltaw
 from deltaw.comparison.manifest import read_manifest
-from deltaw.comparison.manifest.toml_lines import lines_of
+from deltaw.documents.toml import lines_of
 from deltaw.errors import ManifestError
 
 Write = Callable[[str], Path]

@@ -7,6 +7,7 @@ import pytest
 
 from deltaw.comparison.manifest import read_manifest
 from deltaw.comparison.scores import lm_eval_score, read_lm_eval
+from deltaw.documents import Document
 from deltaw.errors import ManifestError
 
 # The layout that lm-evaluation-harness 0.4 writes, shortened.
@@ -35,7 +36,7 @@ DOCUMENT: dict[str, Any] = {
 
 
 def value(*references: str) -> tuple[float, float]:
-    score = lm_eval_score(DOCUMENT, references, "results.json")
+    score = lm_eval_score(Document(DOCUMENT, "results.json", ManifestError), references, "results.json")
     return score.value, score.error
 
 
@@ -103,7 +104,7 @@ def test_the_output_directory(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"0 results\*\.json"):
         read_lm_eval(tmp_path / "out")
     (folder / "results_2026-01-01T00-00-00.000000.json").write_text(json.dumps(DOCUMENT))
-    assert "hellaswag" in read_lm_eval(tmp_path / "out")["results"]
+    assert "hellaswag" in read_lm_eval(tmp_path / "out").inner("results")
     (folder / "results_2026-01-02T00-00-00.000000.json").write_text(json.dumps(DOCUMENT))
     with pytest.raises(ManifestError, match="name one file"):
         read_lm_eval(tmp_path / "out")

@@ -30,7 +30,7 @@ def same(a: Measured, b: Measured) -> bool:
 
 
 def filled(folder: Path, count: int = 5) -> Path:
-    with Journal(folder, "id", inputs=[["a"], ["b"]], resume=True) as kept:
+    with Journal(folder, "id", inputs={"base": ["a"], "ft": ["b"]}, resume=True) as kept:
         for i in range(count):
             kept.add(f"w{i}", measured(i))
         kept.add("bad", Measured(None, skipped=Skipped("bad", Reason.FAILED, subject="NaN")))
@@ -39,7 +39,7 @@ def filled(folder: Path, count: int = 5) -> Path:
 
 def test_round_trip(tmp_path: Path):
     filled(tmp_path)
-    with Journal(tmp_path, "id", inputs=[], resume=True) as again:
+    with Journal(tmp_path, "id", inputs={}, resume=True) as again:
         assert set(again.done) == {"w0", "w1", "w2", "w3", "w4"}
         assert all(same(again.done[f"w{i}"], measured(i)) for i in range(5))
         assert "bad" not in again.done  # tried again: it may have been a full memory, or a lost disk
@@ -47,10 +47,10 @@ def test_round_trip(tmp_path: Path):
 
 def test_other_identity_and_fresh_start_over(tmp_path: Path):
     filled(tmp_path)
-    with Journal(tmp_path, "other", inputs=[], resume=True) as other:
+    with Journal(tmp_path, "other", inputs={}, resume=True) as other:
         assert other.done == {}
     filled(tmp_path)
-    with Journal(tmp_path, "id", inputs=[], resume=False) as fresh:
+    with Journal(tmp_path, "id", inputs={}, resume=False) as fresh:
         assert fresh.done == {}
 
 
@@ -93,7 +93,7 @@ def test_cut_off_anywhere_keeps_whole_lines(tmp_path_factory: pytest.TempPathFac
     # A last line without its newline may be complete; all that is there is right.
     assert min(whole[:keep].count(b"\n") - 1, 5) <= len(done)
     assert all(same(m, measured(int(k[1:]))) for k, m in done.items())
-    with Journal(folder, "id", inputs=[], resume=True) as again:
+    with Journal(folder, "id", inputs={}, resume=True) as again:
         again.add("w9", measured(9))
     assert set(read(path, "id")) == {*done, "w9"}
 
@@ -114,24 +114,24 @@ def test_what_is_finished_survives_a_resume_that_is_cut_off(
 
     monkeypatch.setattr(journal, "_to_json", cut_off)
     with pytest.raises(ResultsError if isinstance(error, OSError) else KeyboardInterrupt):
-        Journal(tmp_path, "id", inputs=[], resume=True)
+        Journal(tmp_path, "id", inputs={}, resume=True)
     monkeypatch.undo()
     assert path.read_bytes() == before
     (tmp_path / f".{path.name}.1.2.tmp").write_text("what a kill leaves")
-    with Journal(tmp_path, "id", inputs=[], resume=True) as again:
+    with Journal(tmp_path, "id", inputs={}, resume=True) as again:
         assert len(again.done) == 5
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 
 def test_two_runs_into_one_directory(tmp_path: Path):
-    with Journal(tmp_path, "id", inputs=[], resume=True), pytest.raises(ResultsError, match="another run"):
-        Journal(tmp_path, "id", inputs=[], resume=True)
-    with Journal(tmp_path, "id", inputs=[], resume=True):
+    with Journal(tmp_path, "id", inputs={}, resume=True), pytest.raises(ResultsError, match="another run"):
+        Journal(tmp_path, "id", inputs={}, resume=True)
+    with Journal(tmp_path, "id", inputs={}, resume=True):
         pass
 
 
 def test_finished_runs_leave_no_journal(tmp_path: Path):
-    kept = Journal(tmp_path, "id", inputs=[], resume=True)
+    kept = Journal(tmp_path, "id", inputs={}, resume=True)
     kept.close(finished=True)
     assert not kept.path.exists()
 
@@ -139,7 +139,7 @@ def test_finished_runs_leave_no_journal(tmp_path: Path):
 def test_a_directory_that_cannot_be_made(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="cannot be written"):
-        Journal(tmp_path / "file" / "x", "id", inputs=[], resume=True)
+        Journal(tmp_path / "file" / "x", "id", inputs={}, resume=True)
 
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
@@ -149,6 +149,6 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
     kept = [out / "notes.tmp", out / ".hidden", out / ".x.tmp"]
     for path in (*left, *kept):
         path.write_text("x")
-    journal.Journal(out, "identity", inputs=[["a"], ["b"]], resume=True).close()
+    journal.Journal(out, "identity", inputs={"base": ["a"], "ft": ["b"]}, resume=True).close()
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)

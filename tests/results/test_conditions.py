@@ -78,7 +78,7 @@ def test_what_no_row_has_holds_of_nothing(op: str):
         ("relative_change.max > 1; import os", "cannot be read"),
         ("relative_change > 1", "nothing behind the column"),
         ("relative_change.p90 > 1", r"\.p90; expected relative_change\.max"),
-        ("relative_chang.max > 1", "Did you mean relative_change"),
+        ("relative_chang.max > 1", "Did you mean .relative_change"),
         ("kind.max > 1", "kind is a text"),
         ("resolution.max > 1", "expected resolution.resolved"),
         ("resolution > 1", "expected resolution.resolved"),

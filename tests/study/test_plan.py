@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deltaw.documents import parse_toml
 from deltaw.errors import OptionError
 from deltaw.study.plan import PRESETS, Arm, Plan, Training, customised, load_plan
 from deltaw.study.strict import build
@@ -65,11 +66,11 @@ def test_a_minimal_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('title = "t"', 'titel = "t"', r"plan\.toml: unknown key 'titel'; did you mean title"),
+        ('title = "t"', 'titel = "t"', r"plan\.toml:2: titel: unknown key 'titel'. Did you mean 'title'\?"),
         ('title = "t"', "title = 3", "title: expected a text, found 3"),
         ('title = "t"', "", "'title' is missing"),
         ('title = "t"', 'title = "t"\nseeds = 3', "seeds: expected a list, found 3"),
-        ('title = "t"', 'title = "t"\nseeds = [0, true]', "item 2: expected a whole number, found True"),
+        ('title = "t"', 'title = "t"\nseeds = [0, true]', "item 2: expected a whole number, found true"),
         ('title = "t"', 'title = "t', "not valid TOML"),
         ('corpus = "code"', 'corpus = "cod"', "corpus = 'cod': expected one of docstrings, code"),
         ('corpus = "code"', 'corpus = "files"', "domain 'c': `files` goes with"),
@@ -80,9 +81,13 @@ def test_a_minimal_plan(tmp_path: Path) -> None:
         ('method = "full"', 'method = "peft"', "needs options.peft_type"),
         ("[1e-3, 3]", "[]", "learning_rates is empty"),
         ("[1e-3, 3]", "[1e-3, 0.001]", "runs of the same name"),
-        ("[1e-3, 3]", '["high"]', "expected a number, found 'high'"),
+        ("[1e-3, 3]", '["high"]', 'expected a number, found "high"'),
         ("[[targets]]", "[targets]", "targets: expected a list"),
-        ("[source]", "[training]\nlenght = 3\n[source]", r"training: unknown key 'lenght'; did you mean length"),
+        (
+            "[source]",
+            "[training]\nlenght = 3\n[source]",
+            r"training, lenght: unknown key 'lenght'. Did you mean 'length'",
+        ),
         ("[source]", "[training]\npoints = 0\n[source]", "points = 0: expected 1 to"),
         ("[source]", "[base]\nmodel = 3\n[source]", "model: expected a text"),
     ],
@@ -133,14 +138,23 @@ def test_customised_plans() -> None:
     assert customised(plan) == plan
 
 
-def test_strict_takes_whole_numbers_for_numbers_and_not_the_reverse() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Both:
-        x: float
-        n: int = 0
+@dataclasses.dataclass(frozen=True)
+class Both:
+    x: float
+    n: int = 0
 
-    assert build(Both, {"x": 2}, "t") == Both(2.0)
-    with pytest.raises(OptionError, match=r"t, n: expected a whole number, found 2\.5"):
-        build(Both, {"x": 2, "n": 2.5}, "t")
-    with pytest.raises(OptionError, match="expected a table, found 3"):
-        build(Both, 3, "t")
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Both
+
+
+def test_strict_takes_whole_numbers_for_numbers_and_not_the_reverse() -> None:
+    def read(text: str) -> Outer:
+        return build(Outer, parse_toml(text, "t", error=OptionError))
+
+    assert read("[inner]\nx = 2") == Outer(Both(2.0))
+    with pytest.raises(OptionError, match=r"^t:3: inner, n: expected a whole number, found 2\.5"):
+        read("[inner]\nx = 2\nn = 2.5")
+    with pytest.raises(OptionError, match="t:1: inner: expected a table, found 3"):
+        read("inner = 3")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from deltaw.comparison.manifest.toml_table import LONGEST_PATH, Fields, Problems
 from deltaw.comparison.scores import Score, lm_eval_score, read_lm_eval
-from deltaw.documents import parse_toml, read_text
+from deltaw.documents import Document, parse_toml, read_text
 from deltaw.errors import ManifestError
+from deltaw.types import OptionValue
 
 LARGEST = 16 << 20  # bytes of a manifest
 TOP_KEYS = ("title", "base", "reference", "runs")
@@ -49,7 +49,7 @@ class RunSpec:
     method: str = ""
     seed: int | None = None
     tokens: int | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    hyperparameters: Mapping[str, OptionValue] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     checkpoint: str | None = None
     results: Path | None = None
@@ -78,19 +78,20 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     text = read_text(path, error=ManifestError, largest=LARGEST)
-    document = parse_toml(text, str(path), error=ManifestError)
-    problems = Problems(path, text)
-    manifest = _manifest(document, problems)
+    problems = Problems(path, parse_toml(text, str(path), error=ManifestError))
+    manifest = _manifest(problems)
     problems.stop()
     return manifest
 
 
-def _manifest(document: Mapping[str, Any], problems: Problems) -> Manifest:
+def _manifest(problems: Problems) -> Manifest:
+    document = problems.toml.table
     top = Fields(document, (), problems, "the manifest")
     top.only(TOP_KEYS)
     title, base, reference = top.text("title") or "", top.text("base", longest=LONGEST_PATH), top.text("reference")
-    tables = document.get("runs", [])
-    if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
+    try:
+        tables = document.inners("runs")
+    except ManifestError:
         problems.add(("runs",), 'runs must be tables: write "[[runs]]" above each run')
         return Manifest(())
     if not tables:
@@ -105,9 +106,9 @@ def _manifest(document: Mapping[str, Any], problems: Problems) -> Manifest:
     return Manifest(runs, title, base, reference, [*lone_groups(runs), *_old_names(tables)])
 
 
-def _old_names(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+def _old_names(tables: Sequence[Document]) -> list[str]:
     """A warning where an axis has its old name: the word says the opposite of what the number must be."""
-    written = [t.get(k) for t in tables for k in ("scores", "lm_eval")]
+    written = [t.values.get(k) for t in tables for k in ("scores", "lm_eval")]
     used = [old for old in OLD_NAMES if any(isinstance(t, Mapping) and old in t for t in written)]
     return [
         f"The scores called {old!r} were read as {OLD_NAMES[old]!r}: higher means that more was kept." for old in used
@@ -151,7 +152,7 @@ def _run(f: Fields) -> RunSpec:
         if checkpoint
         else None,
         results=_results(f, results) if results else None,
-        where=f.problems.where(f.path),
+        where=f.problems.toml.where(f.path),
     )
     given = set(f.table)
     if not given & {"checkpoint", "results", "scores", "lm_eval"} and given <= set(RUN_KEYS):
@@ -176,13 +177,13 @@ def _scores(f: Fields) -> dict[str, Score]:
         if old in given and new in given:
             f.problems.add((*f.path, "scores", old), f"{f.what}: scores has {new} and its old name {old}; keep {new}")
     scores = {OLD_NAMES.get(name, name): Score(value) for name, value in given.items()}
-    table = f.table.get("lm_eval")
+    table = f.table.values.get("lm_eval")
     if table is None:
         return scores
     if not isinstance(table, Mapping):
         f.problem("lm_eval", 'lm_eval must be a table: write "[runs.lm_eval]"')
         return scores
-    g = Fields(table, (*f.path, "lm_eval"), f.problems, f.what)
+    g = Fields(f.table.inner("lm_eval"), (*f.path, "lm_eval"), f.problems, f.what)
     g.only(LM_EVAL_KEYS)
     references = {axis: g.texts(axis) for axis in AXES}
     for old, new in OLD_NAMES.items():
@@ -208,7 +209,7 @@ def _check_names(runs: Sequence[RunSpec], problems: Problems) -> None:
     seen: dict[str, int] = {}
     for i, run in enumerate(runs):
         if run.name in seen:
-            first = problems.line(("runs", seen[run.name], "name"))
+            first = problems.toml.line(("runs", seen[run.name], "name"))
             problems.add(("runs", i, "name"), f"run {run.name!r} is there already (line {first}); names are unique")
         seen.setdefault(run.name, i)
 

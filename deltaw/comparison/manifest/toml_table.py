@@ -7,16 +7,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from deltaw.checkpoints.hub import looks_like_id
-from deltaw.comparison.manifest.toml_lines import line_of, lines_of
-from deltaw.comparison.scores import near
-from deltaw.documents import shown
-from deltaw.errors import ManifestError
+from deltaw.documents import Document, KeyPath, Toml, is_number, shown
+from deltaw.errors import ManifestError, near
+from deltaw.types import OptionValue, is_option_value
 
-KeyPath = tuple[str | int, ...]
 SHOWN = 25  # problems in one message
+LISTED = 8  # known names, where none is near
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # characters
 
 
@@ -28,28 +26,19 @@ class Problems:
         about: The dotted paths that have a problem.
     """
 
-    def __init__(self, file: Path, text: str):
-        self.file = file
+    def __init__(self, file: Path, toml: Toml):
+        self.file, self.toml = file, toml
         self.about: list[str] = []
-        self._lines = lines_of(text)
         self._found: list[tuple[int, str]] = []
-
-    def line(self, path: KeyPath) -> int:
-        """The line of a key."""
-        return line_of(self._lines, path)
-
-    def where(self, path: KeyPath) -> str:
-        """`file:line` of a key."""
-        return f"{self.file}:{self.line(path)}"
 
     def add(self, path: KeyPath, message: str) -> None:
         """Note a problem at a key."""
         self.about.append(".".join(map(str, path)))
-        self._found.append((self.line(path), message))
+        self._found.append((self.toml.line(path), message))
 
     def unknown(self, path: KeyPath, message: str, name: str, known: Sequence[str]) -> None:
         """Note an unknown name, with the near ones."""
-        self.add(path, f"{message}.{near(name, known)}")
+        self.add(path, f"{message}.{near(name, known, listed=LISTED)}")
 
     def stop(self) -> None:
         """End here if there is any problem.
@@ -99,7 +88,7 @@ class Problems:
 class Fields:
     """One table of the manifest."""
 
-    def __init__(self, table: Mapping[str, Any], path: KeyPath, problems: Problems, what: str):
+    def __init__(self, table: Document, path: KeyPath, problems: Problems, what: str):
         self.table, self.path, self.problems, self.what = table, path, problems, what
 
     def problem(self, key: str, message: str) -> None:
@@ -116,7 +105,7 @@ class Fields:
 
     def text(self, key: str, *, required: bool = False, longest: int = LONGEST_NAME) -> str | None:
         """A text without control characters: tables and one-line messages show it."""
-        value = self.table.get(key)
+        value = self.table.values.get(key)
         if value is None:
             if required:
                 self.problem(key, f"{key} is missing")
@@ -135,7 +124,7 @@ class Fields:
 
     def whole(self, key: str) -> int | None:
         """A whole number; `2e9` is one."""
-        value = self.table.get(key)
+        value = self.table.values.get(key)
         if value is None:
             return None
         if isinstance(value, float) and math.isfinite(value) and value == int(value):
@@ -147,27 +136,25 @@ class Fields:
 
     def texts(self, key: str) -> list[str]:
         """One text or a list of them."""
-        value = self.table.get(key, [])
+        value = self.table.values.get(key, [])
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(i, str) for i in items):
             self.problem(key, f'{key} is {value!r}; expected a list like ["hellaswag:acc_norm", "winogrande:acc"]')
             return []
         return list(items)
 
-    def free(self, key: str) -> dict[str, Any]:
+    def free(self, key: str) -> dict[str, OptionValue]:
         """A table of free keys with plain values."""
-        value = self._mapping(key)
-        out: dict[str, Any] = {}
-        for name, v in value.items():
+        out: dict[str, OptionValue] = {}
+        for name, v in self._inner(key).values.items():
+            path = (*self.path, key, name)
             if isinstance(v, Mapping):
-                self.problems.add((*self.path, key, name), f"{self.what}: {key}.{name} is a table; expected a value")
+                self.problems.add(path, f"{self.what}: {key}.{name} is a table; expected a value")
             elif isinstance(v, float) and not math.isfinite(v):
-                self.problems.add(
-                    (*self.path, key, name), f"{self.what}: {key}.{name} is {v}; expected a finite number"
-                )
-            elif not all(isinstance(x, (str, int, float)) for x in (v if isinstance(v, list) else [v])):
+                self.problems.add(path, f"{self.what}: {key}.{name} is {v}; expected a finite number")
+            elif not is_option_value(v):
                 message = f"{self.what}: {key}.{name} is {shown(v)}; expected a text, a number, or a list of them"
-                self.problems.add((*self.path, key, name), message)
+                self.problems.add(path, message)
             else:
                 out[name] = tuple(v) if isinstance(v, list) else v
         return out
@@ -175,11 +162,11 @@ class Fields:
     def numbers(self, key: str, expected: Sequence[str]) -> dict[str, float]:
         """A table of finite numbers; a name that is nearly an expected one is taken for a slip."""
         out: dict[str, float] = {}
-        for name, v in self._mapping(key).items():
+        for name, v in self._inner(key).values.items():
             path = (*self.path, key, name)
             if isinstance(v, bool) or not isinstance(v, (int, float)):
                 self.problems.add(path, f"{self.what}: {key}.{name} is {v!r}, {_kind(v)}; expected a number")
-            elif not math.isfinite(v):
+            elif not is_number(v):
                 self.problems.add(path, f"{self.what}: {key}.{name} is {v}; leave out a score that was not measured")
             elif (hint := _slip(name, expected)) is not None:
                 self.problems.add(path, f"{self.what}: {key}.{name} is unknown. Did you mean {hint!r}?")
@@ -187,12 +174,12 @@ class Fields:
                 out[name] = float(v)
         return out
 
-    def _mapping(self, key: str) -> Mapping[str, Any]:
-        value = self.table.get(key, {})
+    def _inner(self, key: str) -> Document:
+        value = self.table.values.get(key, {})
         if isinstance(value, Mapping):
-            return value
+            return self.table.inner(key)
         self.problem(key, f'{key} is {value!r}; expected a table: write "[runs.{key}]"')
-        return {}
+        return Document()
 
 
 def _slip(name: str, expected: Sequence[str]) -> str | None:
@@ -204,7 +191,7 @@ def _slip(name: str, expected: Sequence[str]) -> str | None:
     return close[0] if close else None
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
     return {str: "a text", int: "a number", float: "a number", list: "a list", dict: "a table"}.get(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run, Runs
-from deltaw.comparison.similarity import COLUMNS, Source, ranks_of, similarity_frame
-from deltaw.errors import DeltaWError
+from deltaw.comparison.similarity import COLUMNS, Weights, ranks_of, similarity_frame
+from deltaw.documents import Document
+from deltaw.errors import DeltaWError, ResultsError
+from deltaw.pairs.selection import Selection
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deltaw.results.sources import Source
 
 READ_BYTES = 8 << 30  # of stored weights: beyond it similarity is computed only if asked for
 MOST_RUNS = 24
@@ -60,27 +63,30 @@ def _choose(runs: Runs) -> tuple[list[Run], str]:
     return kept, f"{len(all_)} runs are too many to pair: one run of each of the first {len(kept)} groups is shown."
 
 
-def _source(run: Run, base: Any, runs: Runs) -> Source | None:
+def _source(run: Run, base: Any, runs: Runs) -> Weights | None:
     """The run's pairs of matrices, or None where its weights or its base are not there any more."""
-    from deltaw.measurement.inspection import inspect
+    from deltaw.measurement.sides import open_sides
 
     assert run.layers is not None
-    ft = run.spec.checkpoint or _path(run.about, "ft")
-    base = base or _path(run.about, "base")
+    ft = run.spec.checkpoint or _path(run.analysed.ft)
+    base = base or _path(run.analysed.base)
     if ft is None or base is None:
         return None
-    options = run.about.get("options", {})
-    matching = {k: options[k] for k in ("include", "exclude", "rename", "split_fused") if k in options}
     try:
-        pairs = inspect(base, ft, **matching).plan.pairs
+        pairs = open_sides(base, ft).plan(_selection(run)).pairs
     except DeltaWError:
         return None  # moved or changed since it was analysed: its results still stand
     shared = dict(zip(own_keys(run.layers), map(str, run.layers.index), strict=True))
     matrices = {shared[p.key]: p for p in pairs if p.key in shared and len(p.ft.shape) >= 2}
-    return Source(run.spec.name, run.spec.group, matrices, ranks_of(run.layers)) if matrices else None
+    return Weights(run.spec.name, run.spec.group, matrices, ranks_of(run.layers)) if matrices else None
 
 
-def _path(about: Mapping[str, Any], side: str) -> str | None:
+def _selection(run: Run) -> Selection:
+    """What of its two sides was analysed."""
+    given = Document(run.analysed.options, run.spec.where, ResultsError)
+    return Selection(given.texts("include"), given.texts("exclude"), given.texts("rename"), given.flag("split_fused"))
+
+
+def _path(side: Source | None) -> str | None:
     """The path that a saved analysis was made from, if it is still there."""
-    path = about.get(side, {}).get("path")
-    return str(path) if path and Path(str(path)).exists() else None
+    return side.path if side is not None and side.path and Path(side.path).exists() else None

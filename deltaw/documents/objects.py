@@ -1,4 +1,4 @@
-"""Documents of others: JSON objects and regular expressions, bounded when they are read, and typed when they are asked.
+"""Objects that others wrote, as JSON and TOML have them: bounded when they are read, typed when they are asked.
 
 Whatever a file holds, what comes out is a value of the type that was asked for, or one line that says where it stands,
 what was found and what was expected.
@@ -10,13 +10,10 @@ import json
 import math
 import re
 import stat
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeGuard
-
-import regex
 
 from deltaw.errors import CheckpointError, DeltaWError
 
@@ -25,15 +22,14 @@ LARGEST_WHOLE = 2**63 - 1
 SHOWN = 60  # characters of a foreign value in a message
 HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character
 UNWRITABLE = re.compile("[\ud800-\udfff]")
-MATCHING = 1.0  # seconds that a foreign regular expression may take for one name
 
 
 @dataclass(frozen=True)
 class Document:
-    """A JSON object, and where it stands.
+    """An object (TOML: a table), and where it stands.
 
     Attributes:
-        values: Its values by key, as JSON gave them.
+        values: Its values by key, as the file has them.
         where: The file, and for a nested object the keys that lead to it.
         error: What is raised where a value is of another type than the one asked for.
     """
@@ -73,19 +69,19 @@ class Document:
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number that fits in 64 bits; without a default it has to be there."""
         found = self._get(key, default)
-        return found if _is_whole(found) else self._refuse(key, found, "a whole number")
+        return found if is_whole(found) else self._refuse(key, found, "a whole number")
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number; without a default it has to be there."""
         found = self._get(key, default)
-        return float(found) if _is_number(found) else self._refuse(key, found, "a number")
+        return float(found) if is_number(found) else self._refuse(key, found, "a number")
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts, or a single one; empty where there is none."""
         found = self._get(key, [])
         if isinstance(found, str):
             return (found,)
-        if isinstance(found, list) and all(isinstance(v, str) for v in found):
+        if isinstance(found, (list, tuple)) and all(isinstance(v, str) for v in found):
             return tuple(found)
         return self._refuse(key, found, "a text, or a list of texts")
 
@@ -184,92 +180,6 @@ def parse_json(text: str, where: str, *, error: type[DeltaWError], expected: str
     return found
 
 
-def parse_toml(text: str, where: str, *, error: type[DeltaWError]) -> dict[str, object]:
-    """The table that a TOML text holds.
-
-    Raises:
-        DeltaWError: It is not TOML, nested too deeply, or a whole number has more than the 64 bits that TOML allows.
-    """
-    try:
-        found = tomllib.loads(text)
-    except RecursionError as e:
-        raise error(f"{where}: not valid TOML: nested too deeply") from e
-    except ValueError as e:
-        raise error(f"{where}: not valid TOML: {e}") from e
-    inside: list[object] = [found]
-    while inside:
-        value = inside.pop()
-        if isinstance(value, Mapping):
-            inside.extend(value.values())
-        elif isinstance(value, list):
-            inside.extend(value)
-        elif isinstance(value, int) and not -LARGEST_WHOLE <= value <= LARGEST_WHOLE:
-            raise error(f"{where}: not valid TOML: a whole number has {value.bit_length()} bits; expected at most 63")
-    return found
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A regular expression that somebody else wrote: it has a limited time for each name."""
-
-    compiled: regex.Pattern[str]
-    where: str
-    error: type[DeltaWError]
-
-    def search(self, name: str) -> bool:
-        """Whether it is found in a name.
-
-        Raises:
-            DeltaWError: It takes too long.
-        """
-        return self._within(name, self.compiled.search)
-
-    def fullmatch(self, name: str) -> bool:
-        """Whether it matches the whole of a name.
-
-        Raises:
-            DeltaWError: It takes too long.
-        """
-        return self._within(name, self.compiled.fullmatch)
-
-    def sub(self, text: str, name: str) -> str:
-        r"""The name with every match replaced; `\1` is the first group.
-
-        Raises:
-            DeltaWError: It takes too long, or `text` names a group that there is not.
-        """
-        try:
-            return self.compiled.sub(text, name, timeout=MATCHING)
-        except TimeoutError as e:
-            raise self._slow(name) from e
-        except (regex.error, IndexError) as e:
-            raise self.error(f"{self.where}: the replacement {shown(text)} does not fit the expression ({e})") from e
-
-    def _within(self, name: str, match: Callable[..., object]) -> bool:
-        try:
-            return match(name, timeout=MATCHING) is not None
-        except TimeoutError as e:
-            raise self._slow(name) from e
-
-    def _slow(self, name: str) -> DeltaWError:
-        return self.error(
-            f"{self.where}: the regular expression {shown(self.compiled.pattern)} takes over {MATCHING:g} s for "
-            f"{shown(name)}; write it without nested repetitions"
-        )
-
-
-def compile_pattern(text: str, where: str, *, error: type[DeltaWError] = CheckpointError) -> Pattern:
-    """Compile a regular expression of a file or of the user.
-
-    Raises:
-        DeltaWError: It is malformed.
-    """
-    try:
-        return Pattern(regex.compile(text), where, error)
-    except (regex.error, OverflowError, RecursionError) as e:
-        raise error(f"{where}: {shown(text)} is no regular expression ({e})") from e
-
-
 def shown(value: object) -> str:
     """A foreign value in a message: what JSON calls it, cut to a length that a line can bear."""
     try:
@@ -280,9 +190,11 @@ def shown(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
+def is_whole(value: object) -> TypeGuard[int]:
+    """A whole number of 64 bits; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and -LARGEST_WHOLE <= value <= LARGEST_WHOLE
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return (isinstance(value, float) and math.isfinite(value)) or _is_whole(value)
+def is_number(value: object) -> TypeGuard[float]:
+    """A finite number; true and false are none."""
+    return (isinstance(value, float) and math.isfinite(value)) or is_whole(value)

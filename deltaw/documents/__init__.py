@@ -1,0 +1,24 @@
+"""What others wrote: JSON, TOML and regular expressions, bounded when they are read and typed when they are asked.
+
+Whatever a file holds, what comes out is a value of the type that was asked for, or one line that says where it stands,
+what was found and what was expected.
+"""
+
+from deltaw.documents.objects import Document, is_number, parse_json, parse_object, read_object, read_text, shown
+from deltaw.documents.patterns import Pattern, compile_pattern
+from deltaw.documents.toml import KeyPath, Toml, parse_toml
+
+__all__ = [
+    "Document",
+    "KeyPath",
+    "Pattern",
+    "Toml",
+    "compile_pattern",
+    "is_number",
+    "parse_json",
+    "parse_object",
+    "parse_toml",
+    "read_object",
+    "read_text",
+    "shown",
+]
