@@ -41,6 +41,15 @@ def refuse_link(folder: Path) -> None:
         raise ResultsError(f"{folder}: is a link, and links inside of results are not followed; remove it")
 
 
+def cache_directory() -> Path:
+    """Where what can be computed again is kept between runs: `$XDG_CACHE_HOME/deltaw`, or `~/.cache/deltaw`.
+
+    Raises:
+        RuntimeError: There is no home directory.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaw"
+
+
 def expanded(path: str | Path) -> Path:
     """The path with `~` as the home directory; as it is where there is no such home."""
     try:

@@ -27,7 +27,7 @@ from deltaw.reports.page import Picture
 from deltaw.reports.plots import AnalysisPlots
 from deltaw.reports.sides import names_of
 from deltaw.reports.text import EMPTY, count, missing, number, short, visible
-from deltaw.results.columns import BY_KIND, with_nulls
+from deltaw.results.columns import AS_HEATMAPS, BY_KIND, with_nulls
 from deltaw.results.summary import Summary
 from deltaw.results.verdict import RULES, Verdict
 
@@ -136,7 +136,7 @@ def contents(analysis: Analysis) -> list[tuple[str, str]]:
 def pictures(plots: AnalysisPlots, layers: Layers, summary: Summary) -> dict[str, Picture]:
     """Every figure of the report, by its identifier; those that do not apply say why."""
     out = {}
-    for identifier, metric, vectors in readings.HEATMAPS:
+    for identifier, metric, vectors in AS_HEATMAPS:
         if identifier == "hero" and not layers.changed["relative_change"].notna().any():
             metric = "fro_norm"  # without a base there is no relative change; the size itself is known
         out[identifier] = _heatmap(layers, identifier, metric, vectors)

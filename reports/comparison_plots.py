@@ -17,7 +17,6 @@ from deltaw.reports import style
 from deltaw.reports.comparison_forest import forest
 from deltaw.reports.comparison_overlap import overlaps
 from deltaw.reports.comparison_points import (
-    FINGERPRINT,
     by_block,
     decided_first,
     keyed,
@@ -30,6 +29,7 @@ from deltaw.reports.comparison_points import (
 )
 from deltaw.reports.curves import noise_curve
 from deltaw.reports.order import place
+from deltaw.results.columns import AS_CURVES, IN_PANELS, is_share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
 MARKERS = "osD^vPX"
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 FEW = 8  # groups that can be named in the figure itself
-CURVES = {
-    "learning": "learning",
-    "retention": "retention",
-    "relative_change": "relative change",
-    "rank_90": "rank_90 (median)",
-}
 
 
 class Look(NamedTuple):
@@ -208,7 +202,7 @@ class ComparisonPlots:
         """
         frame = self._comparison.fingerprints().set_index("group")
         groups = list(self.looks)
-        shown = [q for q in FINGERPRINT if frame[q].notna().any()]
+        shown = [q for q in IN_PANELS if frame[q].notna().any()]
         if not shown:
             raise OptionError("no group has a value")
         wide = 4
@@ -228,7 +222,8 @@ class ComparisonPlots:
     def _fingerprint_panel(self, ax: Axes, frame: pd.DataFrame, quantity: str, groups: list[str]) -> None:
         from matplotlib.ticker import LogLocator, MaxNLocator
 
-        label, log, share = FINGERPRINT[quantity]
+        label, log = IN_PANELS[quantity]
+        share = is_share(quantity)
         values = frame.loc[groups, quantity].to_numpy(dtype=float)
         low, high = (frame.loc[groups, f"{quantity}_{e}"].to_numpy(dtype=float) for e in ("low", "high"))
         log = log and bool(np.nanmin(values) > 0)
@@ -307,7 +302,7 @@ class ComparisonPlots:
         from matplotlib.ticker import MaxNLocator
 
         frame = self._comparison.trajectories()
-        shown = [m for m in CURVES if (frame["metric"] == m).any()]
+        shown = [m for m in AS_CURVES if (frame["metric"] == m).any()]
         if not shown:
             raise OptionError("no group has runs at two or more numbers of tokens")
         with style.settings():
@@ -329,7 +324,7 @@ class ComparisonPlots:
                         spread = 0.5 * max(top - bottom, 1e-12)
                         low, high = (curve[e].clip(bottom - spread, top + spread) for e in ("low", "high"))
                         ax.fill_between(curve["tokens"], low, high, color=look.colour, alpha=0.1, linewidth=0)
-                ax.set(title=CURVES[metric], xlabel="tokens")
+                ax.set(title=AS_CURVES[metric], xlabel="tokens")
                 ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
                 style.ticks(ax.yaxis, metric == "relative_change")
                 ax.xaxis.set_major_formatter(lambda v, _: tokens_label(v))

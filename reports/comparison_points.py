@@ -9,22 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltaw.reports.text import number
+from deltaw.results.columns import IN_PANELS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from deltaw.comparison.claims.verdicts import Claim
 
-FINGERPRINT: dict[str, tuple[str, bool, bool]] = {  # column: label, logarithmic, a share
-    "relative_change": ("relative change", True, True),
-    "rank_90": ("rank_90", True, False),
-    "rank_90_ratio": ("rank_90 / noise", False, False),
-    "energy_at_16": ("energy at rank 16", False, True),
-    "shrinkage": ("shrinkage c", False, False),
-    "direction_change": ("direction change", True, False),
-    "learning": ("learning", False, False),
-    "retention": ("retention", False, False),
-}
 ALL = 1.02  # the end of an axis of shares, with room for a dot at 1
 
 
@@ -43,7 +34,7 @@ def reach(quantity: str, values: np.ndarray, low: np.ndarray, high: np.ndarray, 
 def cut_off(prints: pd.DataFrame) -> int:
     """How many intervals of the fingerprints leave their panel."""
     out = 0
-    for quantity, (_, log, _) in FINGERPRINT.items():
+    for quantity, (_, log) in IN_PANELS.items():
         values, low, high = (prints[f"{quantity}{e}"].to_numpy(dtype=np.float64) for e in ("", "_low", "_high"))
         if np.isfinite(values).any():
             left, right = reach(quantity, values, low, high, log=log and bool(np.nanmin(values) > 0))

@@ -12,13 +12,6 @@ from deltaw.results.summary import Summary
 if TYPE_CHECKING:
     import pandas as pd
 
-HEATMAPS = (  # identifier, metric, of vectors
-    ("hero", "relative_change", False),
-    ("vectors", "relative_change", True),
-    ("ratio", "rank_90_ratio", False),
-    ("effective", "effective_rank", False),
-    ("intruders", "intruders", False),
-)
 EXPERTS = "experts"
 CELLS = (
     "Grey cells did not change; hatched ones did, but rounding hides the number. Experts of one layer share a cell, "

@@ -13,7 +13,7 @@ from deltaw.errors import AdapterError
 from deltaw.pairs.experts import APART, Piece, find_stacks, leaf_sizes
 from deltaw.pairs.matching import Rule, Shape, join, unique
 from deltaw.pairs.renames import known, suggestion
-from deltaw.tensors.layout import Layout, text_config
+from deltaw.tensors.layout import Layout, ties_head
 from deltaw.tensors.names import EMBEDDINGS, TOKEN_HEADS, unwrap
 from deltaw.types import Handle
 
@@ -97,8 +97,7 @@ class Base:
     def tied(self, module: str) -> str | None:
         """The embedding that a head without a stored weight shares, where config.json says so."""
         config = self.checkpoint.config
-        ties = config.flag("tie_word_embeddings") or text_config(config).flag("tie_word_embeddings")
-        if not ties or not TOKEN_HEADS.search(module + "."):
+        if not ties_head(config) or not TOKEN_HEADS.search(module + "."):
             return None
         embeddings = [n for n, h in self.checkpoint.tensors.items() if EMBEDDINGS.search(n) and len(h.shape) == 2]
         return next((n for n in embeddings if "embed_pos" not in n and ".wpe" not in n), None)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaw.errors import OptionError
-from deltaw.files import parse_size, replacing
+from deltaw.files import cache_directory, parse_size, replacing
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,7 @@ def default_cache() -> BaseCache | None:
     `$XDG_CACHE_HOME/deltaw` or `~/.cache/deltaw`, 20 GiB.
     """
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = os.environ.get("DELTAW_CACHE", str(Path(home) / "deltaw"))
+        folder = os.environ.get("DELTAW_CACHE") or str(cache_directory())
         if folder.strip().lower() in OFF:
             return None
         return BaseCache(Path(folder).expanduser(), parse_size(os.environ.get("DELTAW_CACHE_SIZE", str(LIMIT))))

@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-# Properties of the base and of chance alone: equal in all runs, there is nothing to contrast.
-OF_THE_BASE = frozenset(
-    {"base_fro_norm", "rank_90_null", "intruders_null", "base_overlap_left_null", "base_overlap_right_null"}
-)
-
 
 class Setting(NamedTuple):
     """What replicates share."""
@@ -221,7 +216,7 @@ def build_table(runs: Sequence[Run]) -> Table:
     enters them, and nothing where the matrix is mostly rounding.
     """
     frames = [r.layers for r in runs if r.layers is not None]
-    numeric = [m.name for m in REGISTRY.values() if m.unit != "word" and m.name not in OF_THE_BASE]
+    numeric = [m.name for m in REGISTRY.values() if m.unit != "word" and not m.fixed]
     metrics = [m for m in numeric if any(m in f.columns for f in frames)]
     keys: dict[str, tuple[str, str, float]] = {}
     for f in frames:

@@ -14,6 +14,8 @@ from deltaw.files import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deltaw.types import JsonValue
+
 WORDS = {
     "float64": "F64",
     "float32": "F32",
@@ -65,7 +67,7 @@ def raw(tensor: Tensor) -> bytes | memoryview:
 
 def header(entries: Iterable[Entry], metadata: dict[str, str] | None = None) -> bytes:
     """The header of a file with these tensors one after the other."""
-    about: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
+    about: dict[str, JsonValue] = {"__metadata__": metadata or {"format": "pt"}}
     at = 0
     for entry in entries:
         about[entry.name] = {

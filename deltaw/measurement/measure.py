@@ -18,7 +18,7 @@ from deltaw.delta.shrink import shrinks
 from deltaw.errors import DeltaWError
 from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options
-from deltaw.metrics import REGISTRY, evaluate, residual_shrinkage, update_ratio
+from deltaw.metrics import REGISTRY, RESIDUAL, evaluate, residual_shrinkage, update_ratio
 from deltaw.metrics.deconvolution import ENOUGH, Denoised, Rounded, denoise, interval, without_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
@@ -36,9 +36,6 @@ DEFECT = "a defect of deltaw; -vv shows where"
 
 # The columns that a spectrum decides, and that fast mode may estimate.
 FROM_SPECTRUM = [m.name for m in REGISTRY.values() if {"s", "s_residual", "s_denoised", "rank_90"} & set(m.parameters)]
-
-# The residual's columns and the plain ones that they equal where no decay is seen.
-RESIDUAL = {"effective_rank_residual": "effective_rank", "rank_90_residual": "rank_90"}
 
 
 def measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> list[Measured]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 
 PACKAGES = ("deltaw", "torch", "numpy", "scipy", "pandas", "safetensors", "peft", "transformers")
 
 
-def versions() -> dict[str, str]:
-    """The version of Python and of every installed library that decides the numbers."""
-    return dict(_installed())
+def versions(*packages: str) -> dict[str, str]:
+    """The version of Python and of each of these that is installed; by default of all that decides an analysis."""
+    found = {"python": platform.python_version()}
+    return found | {p: v for p in packages or PACKAGES if (v := _installed(p)) is not None}
 
 
 @cache  # each is a file to parse, and they do not change while a process lives
-def _installed() -> Mapping[str, str]:
-    out = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            out[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return out
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

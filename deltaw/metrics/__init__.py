@@ -61,6 +61,7 @@ from deltaw.metrics.precision import (
     unchanged_fraction_null,
 )
 from deltaw.metrics.regularisation import (
+    RESIDUAL,
     RESIDUAL_COSINE,
     cosine_to_base,
     decay_estimate,
@@ -102,6 +103,7 @@ from deltaw.metrics.registry import REGISTRY, SECTIONS, Metric, evaluate, markdo
 
 __all__ = [
     "REGISTRY",
+    "RESIDUAL",
     "RESIDUAL_COSINE",
     "SECTIONS",
     "Metric",

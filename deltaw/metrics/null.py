@@ -31,6 +31,7 @@ NODES = 4096  # of the midpoint rule in θ, for the moments; the integrands are 
     "that holds a share q of its energy; simulated for k ≤ 64",
     unit="dimensions",
     source="Marchenko & Pastur 1967; Dumitriu & Edelman 2002",
+    fixed=True,
 )
 def rank_90_null(rows: int, cols: int) -> float:
     """The rank_90 to expect of an m×n matrix of iid Gaussian noise: the rank that means nothing was learnt."""

@@ -37,6 +37,7 @@ class Column:
         denoised: The column that holds the same with the rounding taken out, where there is one.
         of_sigma: Whether it adds up σ and not σ²: then rounding of a thousandth of the energy is in it already.
         always: Whether every row has a value.
+        fixed: Whether it is of the base or of chance alone: equal in all runs of one base.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Column:
     denoised: str = ""
     of_sigma: bool = False
     always: bool = False
+    fixed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ def metric(
     hidden_by_noise: bool = False,
     denoised: str = "",
     of_sigma: bool = False,
+    fixed: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register a pure function as a column; its docstring's first paragraph is the description."""
     assert section in SECTIONS, section
@@ -111,6 +114,7 @@ def metric(
             hidden_by_noise=hidden_by_noise,
             denoised=denoised,
             of_sigma=of_sigma,
+            fixed=fixed,
         )
         return function
 

@@ -17,6 +17,8 @@ from deltaw.metrics.rank import effective_rank, rank_90
 from deltaw.metrics.registry import metric
 from deltaw.types import Vector
 
+# The residual's columns and the plain ones that they equal where no decay is taken out.
+RESIDUAL = {"effective_rank_residual": "effective_rank", "rank_90_residual": "rank_90"}
 RESIDUAL_COSINE = 0.02  # below it ΔW + c·W0 has the energy of ΔW to within 4e-4, and a second SVD tells nothing
 DECAYED_COSINE = -0.9  # a row that moved this straight towards zero was moved by decay alone
 

@@ -18,7 +18,7 @@ def fro_norm(delta_sq: float) -> float:
     return math.sqrt(delta_sq)
 
 
-@metric(section="size", formula="‖W0‖F = √(Σ W0²)")
+@metric(section="size", formula="‖W0‖F = √(Σ W0²)", fixed=True)
 def base_fro_norm(base_sq: float) -> float:
     """Frobenius norm of the base matrix."""
     return math.sqrt(base_sq)

@@ -101,19 +101,20 @@ def sign_flips(flipped: int, signed_entries: int) -> float:
     formula="k·P(max_j |cos(x, u_j)| < ε), x uniform on the sphere",
     unit="directions",
     source="Beta law of a random unit vector's entries",
+    fixed=True,
 )
 def intruders_null(max_cos_left: Vector, epsilon: float, rows: int, cols: int) -> float:
     """How many of the top k would count as (left) intruders if they pointed anywhere: in large dimensions, all."""
     return len(max_cos_left) * random_intruder(rows, min(rows, cols), epsilon)
 
 
-@metric(section="alignment", formula="r / m", source="E ‖U_ΔᵀU_0‖F²/r of random subspaces")
+@metric(section="alignment", formula="r / m", source="E ‖U_ΔᵀU_0‖F²/r of random subspaces", fixed=True)
 def base_overlap_left_null(delta_left: Matrix) -> float:
     """The left overlap to expect of two random subspaces of the same dimension."""
     return phi_null(delta_left.shape[1], delta_left.shape[1], delta_left.shape[0])
 
 
-@metric(section="alignment", formula="r / n", source="E ‖V_ΔᵀV_0‖F²/r of random subspaces")
+@metric(section="alignment", formula="r / n", source="E ‖V_ΔᵀV_0‖F²/r of random subspaces", fixed=True)
 def base_overlap_right_null(delta_right: Matrix) -> float:
     """The right overlap to expect of two random subspaces of the same dimension."""
     return phi_null(delta_right.shape[1], delta_right.shape[1], delta_right.shape[0])

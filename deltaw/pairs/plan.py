@@ -21,7 +21,7 @@ from deltaw.pairs.orientation import Way, orientations
 from deltaw.pairs.renames import renamed
 from deltaw.pairs.selection import ALL, Selection
 from deltaw.pairs.views import is_floating, matrices, size, view_of
-from deltaw.tensors.layout import Layout, is_fused, text_config
+from deltaw.tensors.layout import Layout, is_fused, ties_head
 from deltaw.tensors.names import kind, natural, unwrap
 from deltaw.tensors.slices import Slice
 from deltaw.types import Coverage, Handle, Pair, Reason, Skipped, matrix_label
@@ -252,7 +252,7 @@ def _one_sided(
 def _tied_by_config(name: str, own: Side, other: Side, matched: Iterable[str]) -> str | None:
     """The embedding that a head is tied to where the side that lacks the head says so in its config.json."""
     config = other.checkpoint.config or own.checkpoint.config
-    if not (config.flag("tie_word_embeddings") or text_config(config).flag("tie_word_embeddings")):
+    if not ties_head(config):
         return None
     module = unwrap(name).removesuffix(".weight")
     if any(module == head or module.endswith("." + head) for head in HEAD_MODULES):

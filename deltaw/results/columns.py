@@ -56,6 +56,29 @@ FINGERPRINT = {  # what each tells of a group of runs
     "factor_balance": "balance of the factors",
     "intruders": "new leading directions",
 }
+IN_PANELS = {  # of the figure of a comparison's fingerprints: label, and whether the axis is logarithmic
+    "relative_change": ("relative change", True),
+    "rank_90": ("rank_90", True),
+    "rank_90_ratio": ("rank_90 / noise", False),
+    "energy_at_16": ("energy at rank 16", False),
+    "shrinkage": ("shrinkage c", False),
+    "direction_change": ("direction change", True),
+    "learning": ("learning", False),
+    "retention": ("retention", False),
+}
+AS_CURVES = {  # over tokens: label
+    "learning": "learning",
+    "retention": "retention",
+    "relative_change": "relative change",
+    "rank_90": "rank_90 (median)",
+}
+AS_HEATMAPS = (  # layer by layer, in an analysis's report: identifier, column, of vectors
+    ("hero", "relative_change", False),
+    ("vectors", "relative_change", True),
+    ("ratio", "rank_90_ratio", False),
+    ("effective", "effective_rank", False),
+    ("intruders", "intruders", False),
+)
 
 
 def columns() -> dict[str, Column]:

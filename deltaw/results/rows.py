@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deltaw.metrics import REGISTRY, RESIDUAL_COSINE, Metric
+from deltaw.metrics import REGISTRY, RESIDUAL, RESIDUAL_COSINE, Metric
 from deltaw.metrics.deconvolution import NEGLIGIBLE
 from deltaw.results.columns import is_hidden_by_noise
 from deltaw.types import Row, Vector
 
 CLEAR = ("", "resolved")  # resolutions in which rounding changes no sum of squares
-RESIDUAL = {"effective_rank_residual": "effective_rank", "rank_90_residual": "rank_90"}
 
 
 def number(row: Row, column: str) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,19 @@ from typing import Any
 import torch
 
 from deltaw.errors import OptionError
+from deltaw.files import cache_directory
+from deltaw.measurement.versions import versions
 from deltaw.study.domains import Document
 from deltaw.study.extra import require
 from deltaw.study.plan import BaseSpec, Training
 from deltaw.study.tokens import packed, train_tokenizer
 from deltaw.study.training import stepping, train
-from deltaw.study.workspace import finishing, key, versions, write_json
+from deltaw.study.workspace import LIBRARIES, finishing, key, write_json
 
 
 def default_cache() -> Path:
     """Where bases are kept: `$XDG_CACHE_HOME/deltaw/study`, or under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaw" / "study"
+    return cache_directory() / "study"
 
 
 def text_digest(documents: Sequence[Document]) -> str:
@@ -59,7 +60,14 @@ def trained_base(
     from filelock import FileLock
 
     kind = device.partition(":")[0]
-    parts = (dataclasses.asdict(spec), training.length, training.precision, text_digest(documents), versions(), kind)
+    parts = (
+        dataclasses.asdict(spec),
+        training.length,
+        training.precision,
+        text_digest(documents),
+        versions(*LIBRARIES),
+        kind,
+    )
     out = cache / f"base-{key(*parts)}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{out.name}.lock"):

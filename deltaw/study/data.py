@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.errors import ResultsError
+from deltaw.measurement.versions import versions
 from deltaw.study.arms import open_tokenizer
 from deltaw.study.base import text_digest, trained_base
 from deltaw.study.domains import Corpus, Document, FileCorpus, PackageCorpus, ProblemCorpus
 from deltaw.study.plan import Domain, Plan
 from deltaw.study.splits import Split, split
 from deltaw.study.tokens import Blocks, packed, prompted
-from deltaw.study.workspace import finishing, key, read_json, versions, write_json
+from deltaw.study.workspace import finishing, key, read_json, write_json
 from deltaw.types import JsonValue
 
 KEPT_DOCUMENTS = 200  # held-out documents kept as text

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 
 import deltaw
+from deltaw.measurement.versions import versions
 from deltaw.study import arms, scores
 from deltaw.study.data import Data
 from deltaw.study.plan import Domain, Run, Scoring, Training
 from deltaw.study.training import deterministic, train
-from deltaw.study.workspace import finishing, key, versions, write_json
+from deltaw.study.workspace import LIBRARIES, finishing, key, write_json
 from deltaw.types import JsonValue
 
 
@@ -64,7 +65,7 @@ class Job:
             # Without the rest of the sweep: a learning rate added to an arm does not make its other runs new.
             arm = dataclasses.replace(self.run.arm, learning_rates=(self.run.learning_rate,))
             plain.append(dataclasses.asdict(dataclasses.replace(self.run, arm=arm, target=target)))
-        return key(plain, self.threads, self.data.key, kind, versions())
+        return key(plain, self.threads, self.data.key, kind, versions(*LIBRARIES))
 
     @property
     def name(self) -> str:

@@ -16,16 +16,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deltaw.adapters.mora import width
 from deltaw.errors import OptionError
 
 TYPES = (1, 6)
 PREFIX = "base_model.model."
-
-
-def side(in_features: int, out_features: int, rank: int, mora_type: int) -> int:
-    """r̂, the side of M: as many parameters as LoRA of that rank; even for type 6, which rotates halves."""
-    r = int(math.sqrt((in_features + out_features) * rank) + 0.5)
-    return r // 2 * 2 if mora_type == 6 else r
 
 
 class MoRALinear(nn.Module):
@@ -48,7 +43,7 @@ class MoRALinear(nn.Module):
         super().__init__()
         if mora_type not in TYPES:
             raise OptionError(f"mora_type {mora_type}: expected one of {TYPES}")
-        r = side(base.in_features, base.out_features, rank, mora_type)
+        r = width(base.out_features, base.in_features, rank, mora_type)
         if not 0 < r <= base.in_features:
             raise OptionError(
                 f"MoRA of rank {rank} on a layer of {base.in_features} inputs and {base.out_features} outputs has "

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.files import replacing
+from deltaw.measurement.versions import versions
 from deltaw.study.job import Job, point_folder
 from deltaw.study.plan import Plan
-from deltaw.study.workspace import read_json, versions
+from deltaw.study.workspace import read_json
 from deltaw.types import Cell
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from deltaw.study.extra import require
 from deltaw.study.job import Job, work
 from deltaw.study.outcome import write_outcome
 from deltaw.study.plan import Plan
-from deltaw.study.workspace import sweep
+from deltaw.study.workspace import remove_unfinished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,8 +118,8 @@ def run(
         with FileLock(out / ".lock", blocking=False):  # released by the system if this process is killed
             if fresh:
                 _discard(out)
-            sweep(out)
-            sweep(out / "runs")
+            remove_unfinished(out)
+            remove_unfinished(out / "runs")
             data = _data(plan, out, Path(cache) if cache else default_cache(), device, say)
             with arms.quiet():
                 parameters = sum(p.numel() for p in arms.open_base(data.base).parameters())

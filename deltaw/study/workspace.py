@@ -12,11 +12,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("deltaw", "torch", "transformers", "peft", "accelerate", "tokenizers")
+LIBRARIES = ("deltaw", "torch", "transformers", "peft", "accelerate", "tokenizers")  # decide what a training gives
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def finishing(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left; call it only while holding the folder's lock."""
     for stale in folder.glob(".*.tmp"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -44,17 +43,6 @@ def key(*parts: Any) -> str:
     """A short digest of plain values: equal for equal content."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Installed versions of the libraries that decide the numbers."""
-    found = {}
-    for name in names or LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def write_json(path: Path, value: Any) -> None:

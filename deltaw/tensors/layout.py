@@ -28,6 +28,11 @@ def text_config(config: Document) -> Document:
     return config.inner("text_config") or config
 
 
+def ties_head(config: Document) -> bool:
+    """Whether a model's config says that its head is its input embedding: one tensor for both."""
+    return config.flag("tie_word_embeddings") or text_config(config).flag("tie_word_embeddings")
+
+
 @dataclass(frozen=True)
 class Layout:
     """How one checkpoint stores its matrices.

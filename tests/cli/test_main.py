@@ -41,7 +41,7 @@ def test_the_version_is_of_the_package():
 @pytest.mark.parametrize(
     ("args", "code", "hint"),
     [
-        (["analize", "a", "b"], 2, "Did you mean analyze?"),
+        (["analize", "a", "b"], 2, "Did you mean 'analyze'?"),
         (["metrics", "rank90"], 2, "rank_90"),
         (["frobnicate"], 2, "There are analyze, inspect"),
     ],
@@ -55,14 +55,14 @@ def test_misspelt_paths_suggest_the_near_ones(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "llama-tuned" / "weights").mkdir()
     monkeypatch.chdir(tmp_path)
     tuned = tmp_path / "llama-tuned"
-    assert near_path(tmp_path / "lama-tuned") == f" Did you mean {tuned}?"
-    assert near_path(tmp_path / "lama-tuned" / "weights") == f" Did you mean {tuned}?"
-    assert near_path(tuned / "wieghts") == f" Did you mean {tuned / 'weights'}?"
-    assert near_path(Path("lama-tuned")) == " Did you mean llama-tuned?"
+    assert near_path(tmp_path / "lama-tuned") == f" Did you mean {str(tuned)!r}?"
+    assert near_path(tmp_path / "lama-tuned" / "weights") == f" Did you mean {str(tuned)!r}?"
+    assert near_path(tuned / "wieghts") == f" Did you mean {str(tuned / 'weights')!r}?"
+    assert near_path(Path("lama-tuned")) == " Did you mean 'llama-tuned'?"
     assert near_path(tmp_path / "something-else-entirely") == ""
     assert near_path(Path("/nowhere/at/all")) == ""
-    assert f"Did you mean {tuned}?" in error("analyze", tmp_path / "lama-tuned", tuned, code=1)
-    assert f"Did you mean {tuned}?" in error("report", tmp_path / "lama-tuned", code=1)
+    assert f"Did you mean {str(tuned)!r}?" in error("analyze", tmp_path / "lama-tuned", tuned, code=1)
+    assert f"Did you mean {str(tuned)!r}?" in error("report", tmp_path / "lama-tuned", code=1)
 
 
 def test_an_adapter_given_as_base_says_so(tmp_path: Path, pico_pair: tuple[Path, Path]):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import deltaw
+from deltaw.adapters.mora import width
 from deltaw.errors import OptionError
 from deltaw.study import mora
 
@@ -66,7 +67,7 @@ def test_the_update_is_its_definition(shape: tuple[int, int], kind: int) -> None
 @pytest.mark.parametrize("kind", mora.TYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_costs_what_lora_costs(shape: tuple[int, int], kind: int) -> None:
-    r = mora.side(shape[1], shape[0], 2, kind)
+    r = width(*shape, 2, kind)
     root = math.sqrt(2 * sum(shape))
     assert -1.5 <= r - root <= 0.5  # rounded, and made even for type 6
     assert kind == 1 or r % 2 == 0
