@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from deltaw.measurement.loop import Progress
-    from deltaw.study.runner import Progress as StudyProgress
+    from deltaw.study.runner import Stage
 
 LINE_EVERY_SECONDS = 15.0
 
@@ -37,7 +37,7 @@ class Reporter:
         """What `deltaw.verify` calls before each tensor."""
         self.move("verifying", done, total, f"{done:,}/{total:,} tensors")
 
-    def studied(self, progress: StudyProgress) -> None:
+    def studied(self, progress: Stage) -> None:
         """What a study calls after each step of a stage."""
         self.move(progress.stage, progress.done, progress.total, f"{progress.done:,}/{progress.total:,}")
 

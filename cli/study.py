@@ -72,9 +72,9 @@ def command(
 
     plan = customised(load_plan(plan_file or preset), source=source, target=target, base=base, seeds=seeds)
     if dry_run:
-        from deltaw.study.costs import describe, estimate
+        from deltaw.study.costs import estimate, in_words
 
-        click.echo(describe(plan, estimate(plan, device=device, jobs=jobs)))
+        click.echo(in_words(plan, estimate(plan, device=device, jobs=jobs)))
         return
     out = needed(out)
     from rich.text import Text

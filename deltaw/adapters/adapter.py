@@ -11,7 +11,7 @@ from deltaw.adapters import variants
 from deltaw.adapters.base import Base
 from deltaw.adapters.experts import expert_pairs, leaves, targets
 from deltaw.adapters.keys import Contents, Module, sort_tensors
-from deltaw.adapters.lora import Job, module_pairs
+from deltaw.adapters.lora import Context, module_pairs
 from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
 from deltaw.adapters.translated import arranged
 from deltaw.checkpoints import Checkpoint
@@ -65,7 +65,7 @@ class Adapter:
         """Stored bytes of all tensors."""
         return sum({h.storage: h.nbytes for h in self.tensors.values()}.values())
 
-    def describe(self) -> Source:
+    def as_source(self) -> Source:
         """What `analysis.json` says of this adapter."""
         return Source(
             path=self.source,
@@ -89,18 +89,18 @@ class Adapter:
         """
         tensors = arranged(self.tensors, self.permuted, base)
         on = Base(base, self._expected()) if base is not None else None
-        job = Job(self.source, self.config, on, self.initial)
+        context = Context(self.source, self.config, on, self.initial)
         kind = self.config.text("peft_type")
         if self.format in {"kohya", "diffusers"}:
             from deltaw.adapters.singlefile import single_file_pairs
 
-            found = single_file_pairs(job, tensors)
+            found = single_file_pairs(context, tensors)
         elif kind in {"LORA", "ADALORA"}:
-            found = _lora(job, sort_tensors(tensors, self.source))
+            found = _lora(context, sort_tensors(tensors, self.source))
         else:
             from deltaw.adapters.bridge import bridged_pairs
 
-            found = bridged_pairs(job, tensors)
+            found = bridged_pairs(context, tensors)
         pairs = tuple(_placed(p, on) for p in found if isinstance(p, Pair))
         skipped = tuple(s for s in found if isinstance(s, Skipped))
         if not pairs:
@@ -158,36 +158,36 @@ def expected_weights(config: Document, contents: Contents) -> dict[str, tuple[in
     return out | dict.fromkeys(f"{module}.weight" for module in contents.tokens)
 
 
-def _lora(job: Job, contents: Contents) -> list[Pair | Skipped]:
+def _lora(context: Context, contents: Contents) -> list[Pair | Skipped]:
     """Everything in a LoRA or AdaLoRA file.
 
     Raises:
         AdapterError: An embedding is changed in two ways at once.
     """
     out: list[Pair | Skipped] = [Skipped(n, Reason.NOT_A_WEIGHT, "only training needs it") for n in contents.training]
-    init = variants.changed_init(job.config, job.source)
-    kept = job.initial is not None and init != "loftq"
+    init = variants.changed_init(context.config, context.source)
+    kept = context.initial is not None and init != "loftq"
     wrapped: dict[str, list[Module]] = {}
     for module in contents.modules:
-        parameters = targets(job.config, module.path)
+        parameters = targets(context.config, module.path)
         if init is not None and (parameters or not kept):
             out.append(Skipped(f"{module.path}.weight", Reason.BASE_CHANGED_AT_INIT, _why(init)))
         elif parameters:
             wrapped.setdefault(module.path, []).append(module)
-        elif changed := changed_base(job, contents.saved, module.path):
+        elif changed := changed_base(context, contents.saved, module.path):
             out.append(changed)
         else:
-            out.extend(module_pairs(job, module))
+            out.extend(module_pairs(context, module))
     for path, modules in wrapped.items():
-        out.extend(expert_pairs(job, path, modules))
+        out.extend(expert_pairs(context, path, modules))
     adapted = frozenset(m.path for m in contents.modules)
     both = adapted & contents.tokens.keys()
     if both:
         raise AdapterError(
-            f"{job.source}: {min(both)} has LoRA factors and trained token rows; which comes first is not known"
+            f"{context.source}: {min(both)} has LoRA factors and trained token rows; which comes first is not known"
         )
-    out.extend(saved_pairs(job, contents.saved, adapted))
-    out.extend(token_pairs(job, contents.tokens, job.config.values.get("trainable_token_indices")))
+    out.extend(saved_pairs(context, contents.saved, adapted))
+    out.extend(token_pairs(context, contents.tokens, context.config.values.get("trainable_token_indices")))
     return out
 
 

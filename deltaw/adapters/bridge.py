@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from deltaw.adapters.base import Base
 from deltaw.adapters.foreign import is_target, peft_config, refuse_absurd_sizes
 from deltaw.adapters.keys import TOKENS, TRAINING_ONLY, saved_name
-from deltaw.adapters.lora import Job
+from deltaw.adapters.lora import Context
 from deltaw.adapters.methods import CHANGES_BIAS, NO_DELTA, installed
 from deltaw.adapters.skeleton import Stand, build, stand_in
 from deltaw.adapters.trained import saved_pairs, token_pairs
@@ -182,39 +182,39 @@ def shared_tensor(name: str) -> bool:
     return name.startswith("base_model.") and not name.startswith("base_model.model.")
 
 
-def bridged_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
+def bridged_pairs(context: Context, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
     """The pairs of an adapter of any method but LoRA's.
 
     Raises:
         AdapterError: The method is not known or has no ΔW, or a module is not in the base.
         MissingExtraError: There is no peft.
     """
-    kind = job.config.text("peft_type")
+    kind = context.config.text("peft_type")
     if kind in NO_DELTA:
-        raise AdapterError(f"{job.source}: {kind} has no ΔW: {NO_DELTA[kind]}")
+        raise AdapterError(f"{context.source}: {kind} has no ΔW: {NO_DELTA[kind]}")
     if kind == "TRAINABLE_TOKENS":
-        return _tokens(job, tensors)
+        return _tokens(context, tensors)
     known = installed()
     if kind not in known:
         names = ", ".join(sorted(known))
-        raise AdapterError(f"{job.source}: peft_type is {kind!r}, which the installed peft does not know ({names})")
-    peft_config(job.config, job.source)
-    if kind == "FROD" and not job.config.flag("save_projection", True):
+        raise AdapterError(f"{context.source}: peft_type is {kind!r}, which the installed peft does not know ({names})")
+    peft_config(context.config, context.source)
+    if kind == "FROD" and not context.config.flag("save_projection", True):
         why = "its projections are not stored, and come from all weights of the base at once; save with save_projection"
-        raise AdapterError(f"{job.source}: {why}")
-    if job.base is None:
+        raise AdapterError(f"{context.source}: {why}")
+    if context.base is None:
         return [Skipped("all modules", Reason.NEEDS_BASE, f"{kind} is computed from the base's weights")]
-    stands, saved, training = _sort(job, job.base, tensors)
+    stands, saved, training = _sort(context, context.base, tensors)
     if kind in LARGEST | ORDERED:
-        stands = targeted(job, job.base, stands)
+        stands = targeted(context, context.base, stands)
     sizes = [*(d for s in stands for d in s.shape), sum(prod(h.shape) for h in tensors.values())]
-    refuse_absurd_sizes(job.config, max(sizes))
-    siblings = _siblings(job, job.base, kind, stands)
-    bridge = Bridge(job.source, job.config, job.base, tensors, siblings)
+    refuse_absurd_sizes(context.config, max(sizes))
+    siblings = _siblings(context, context.base, kind, stands)
+    bridge = Bridge(context.source, context.config, context.base, tensors, siblings)
     out: list[Pair | Skipped] = [Skipped(n, Reason.NOT_A_WEIGHT, "only training needs it") for n in training]
     for stand in stands:
         out.extend(_pairs(bridge, stand))
-    out.extend(saved_pairs(job, saved, frozenset()))
+    out.extend(saved_pairs(context, saved, frozenset()))
     return out
 
 
@@ -234,12 +234,14 @@ def adapted_modules(kind: str, tensors: Mapping[str, Handle]) -> list[str]:
     return list(found)
 
 
-def _tokens(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
+def _tokens(context: Context, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
     found = {m["module"]: h for n, h in tensors.items() if (m := TOKENS.match(unwrap(n)))}
-    return token_pairs(job, found, job.config.values.get("token_indices"))
+    return token_pairs(context, found, context.config.values.get("token_indices"))
 
 
-def _sort(job: Job, base: Base, tensors: Mapping[str, Handle]) -> tuple[list[Stand], dict[str, Handle], list[str]]:
+def _sort(
+    context: Context, base: Base, tensors: Mapping[str, Handle]
+) -> tuple[list[Stand], dict[str, Handle], list[str]]:
     """Adapted modules in the file's order, tensors stored whole, and those of training alone.
 
     Raises:
@@ -267,16 +269,16 @@ def _sort(job: Job, base: Base, tensors: Mapping[str, Handle]) -> tuple[list[Sta
         if found is not None:
             stands[found] = stand_in(found, base)
         elif not shared_tensor(stored):
-            raise base.missing(".".join(parts[:-1]), job.source)
+            raise base.missing(".".join(parts[:-1]), context.source)
     return list(stands.values()), saved, training
 
 
-def targeted(job: Job, base: Base, stands: list[Stand]) -> list[Stand]:
+def targeted(context: Context, base: Base, stands: list[Stand]) -> list[Stand]:
     """All modules that the config targets, in the base's order: the file need not name each of them."""
     found = {s.path: s for s in stands}
     for name in base.checkpoint.tensors:
         path = name.removesuffix(".weight")
-        if name.endswith(".weight") and path not in found and is_target(job.config, path):
+        if name.endswith(".weight") and path not in found and is_target(context.config, path):
             stand = stand_in(path, base)
             if stand.linear:
                 found[path] = stand
@@ -284,7 +286,7 @@ def targeted(job: Job, base: Base, stands: list[Stand]) -> list[Stand]:
     return sorted(found.values(), key=lambda s: order[s.weight])
 
 
-def _siblings(job: Job, base: Base, kind: str, stands: list[Stand]) -> tuple[Stand, ...]:
+def _siblings(context: Context, base: Base, kind: str, stands: list[Stand]) -> tuple[Stand, ...]:
     """The modules that must stand beside any one for its shared state to come out right.
 
     Raises:
@@ -294,12 +296,13 @@ def _siblings(job: Job, base: Base, kind: str, stands: list[Stand]) -> tuple[Sta
         return tuple({s.path: s for i in (0, 1) for s in [max(stands, key=lambda s: s.outputs_inputs[i])]}.values())
     if kind not in ORDERED:
         return ()
-    stored = kind == "UNILORA" and job.config.says("save_indices")
-    tied = kind == "TINYLORA" and job.config.number("weight_tying", 0) == 1.0
+    stored = kind == "UNILORA" and context.config.says("save_indices")
+    tied = kind == "TINYLORA" and context.config.number("weight_tying", 0) == 1.0
     if not (stored or tied or base.checkpoint.format.startswith(("memory", "pytorch"))):
         raise AdapterError(
-            f"{job.source}: {kind} gives its shared values to modules by their order in the model, which {base.source} "
-            f"({base.checkpoint.format}) does not keep; give the base as a state dict or pytorch_model.bin"
+            f"{context.source}: {kind} gives its shared values to modules by their order in the model, "
+            f"which {base.source} ({base.checkpoint.format}) does not keep; give the "
+            "base as a state dict or pytorch_model.bin"
         )
     return tuple(stands)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from deltaw.adapters.base import Base
 from deltaw.adapters.factored import ExpertPart, LowRank, SomeRows, Stack, Term
 from deltaw.adapters.keys import Module
-from deltaw.adapters.lora import Job
+from deltaw.adapters.lora import Context
 from deltaw.adapters.scaling import rank, scale
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
@@ -68,24 +68,26 @@ def targets(config: Document, path: str) -> list[str]:
     return found
 
 
-def expert_pairs(job: Job, path: str, wrappings: Sequence[Module]) -> list[Pair | Skipped]:
+def expert_pairs(context: Context, path: str, wrappings: Sequence[Module]) -> list[Pair | Skipped]:
     """The pairs of all targeted parameters of one module.
 
     Raises:
         AdapterError: A factor is missing, or the tensors fit no parameter of the base, or more than one.
     """
-    names = targets(job.config, path)
-    if job.base is None:
+    names = targets(context.config, path)
+    if context.base is None:
         why = "which parameter of a module LoRA changes is known from the base's shapes only"
         return [Skipped(name, Reason.NEEDS_BASE, why) for name in names]
     out: list[Pair | Skipped] = []
     taken: set[str] = set()
     for module in sorted(wrappings, key=lambda m: -m.depth):
         if not {"lora_A", "lora_B"} <= module.parts.keys():
-            raise AdapterError(f"{job.source}: {path} has {', '.join(module.parts)}; both lora_A and lora_B are needed")
-        fit = _fit(job, job.base, module, [n for n in names if n not in taken])
+            raise AdapterError(
+                f"{context.source}: {path} has {', '.join(module.parts)}; both lora_A and lora_B are needed"
+            )
+        fit = _fit(context, context.base, module, [n for n in names if n not in taken])
         taken.add(fit.target.name)
-        out.extend(_pairs(job, job.base, module, fit))
+        out.extend(_pairs(context, context.base, module, fit))
     return out
 
 
@@ -110,25 +112,27 @@ def find_target(base: Base, name: str) -> Target | None:
     return Target(name, (len(found), len(found[0]) * shape[0], shape[1]), tuple(found), inputs_first=False, apart=True)
 
 
-def _fit(job: Job, base: Base, module: Module, names: Sequence[str]) -> Fit:
+def _fit(context: Context, base: Base, module: Module, names: Sequence[str]) -> Fit:
     A, B = module.parts["lora_A"], module.parts["lora_B"]
     known = {name: find_target(base, name) for name in names}
-    fits = [fit for target in known.values() if target for fit in _candidates(job, target, A.shape, B.shape)]
+    fits = [fit for target in known.values() if target for fit in _candidates(context, target, A.shape, B.shape)]
     if len({f.target.name for f in fits}) == 1:
         return fits[0]
     sizes = f"lora_A {_size(A.shape)} and lora_B {_size(B.shape)}"
     if not fits:
         have = ", ".join(f"{n} is {_size(t.shape)}" if t else f"{n} is not there" for n, t in known.items())
-        raise AdapterError(f"{job.source}: {sizes} of {module.path} fit no target parameter of {base.source} ({have})")
+        raise AdapterError(
+            f"{context.source}: {sizes} of {module.path} fit no target parameter of {base.source} ({have})"
+        )
     several = " and ".join(sorted({f.target.name for f in fits}))
     raise AdapterError(
-        f"{job.source}: {sizes} of {module.path} fit both {several} of {base.source}; they cannot be told apart"
+        f"{context.source}: {sizes} of {module.path} fit both {several} of {base.source}; they cannot be told apart"
     )
 
 
-def _candidates(job: Job, target: Target, a: tuple[int, ...], b: tuple[int, ...]) -> list[Fit]:
+def _candidates(context: Context, target: Target, a: tuple[int, ...], b: tuple[int, ...]) -> list[Fit]:
     d1, d2 = target.shape[-2:]
-    r = rank(job.config, target.name)
+    r = rank(context.config, target.name)
     if a[0] != r * target.experts or b[1] != r * target.experts:
         return []
     ways = [first for first, (out, inputs) in ((False, (d1, d2)), (True, (d2, d1))) if (b[0], a[1]) == (out, inputs)]
@@ -137,10 +141,10 @@ def _candidates(job: Job, target: Target, a: tuple[int, ...], b: tuple[int, ...]
     return [Fit(target, r, first) for first in ways]
 
 
-def _pairs(job: Job, base: Base, module: Module, fit: Fit) -> list[Pair | Skipped]:
+def _pairs(context: Context, base: Base, module: Module, fit: Fit) -> list[Pair | Skipped]:
     """One pair per expert (and its tensors), oriented as the model's layout says, whichever way it is stored."""
     target = fit.target
-    s = scale(job.config, target.name)
+    s = scale(context.config, target.name)
     A, B = Stack(module.parts["lora_A"]), Stack(module.parts["lora_B"])
     flip = fit.inputs_first != target.inputs_first  # (BA)ᵀ = AᵀBᵀ
     d1, d2 = target.shape[-2:]

@@ -27,7 +27,7 @@ ADALORA_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
-class Job:
+class Context:
     """What the update of every module of one adapter needs to know.
 
     Attributes:
@@ -48,38 +48,38 @@ class Job:
         return self.config.text("peft_type") == "ADALORA"
 
 
-def module_pairs(job: Job, module: Module) -> list[Pair | Skipped]:
+def module_pairs(context: Context, module: Module) -> list[Pair | Skipped]:
     """The pairs of one module: its weight, and its bias with `lora_bias`.
 
     Raises:
         AdapterError: A factor is missing, contradicts the config, or does not fit the base.
     """
-    if job.config.says("use_mora"):
-        return [mora_pair(job, module)]
+    if context.config.says("use_mora"):
+        return [mora_pair(context, module)]
     embedding = "lora_embedding_A" in module.parts or "lora_embedding_B" in module.parts
-    A, B = _factors(job, module, "lora_embedding_" if embedding else "lora_")
-    stored = job.base.weight(module.path) if job.base is not None else None
-    if job.base is not None and stored is None:
-        raise job.base.missing(module.path, job.source)
-    if _grouped(A.shape, B.shape, job.base[stored].shape if job.base is not None and stored else None):
+    A, B = _factors(context, module, "lora_embedding_" if embedding else "lora_")
+    stored = context.base.weight(module.path) if context.base is not None else None
+    if context.base is not None and stored is None:
+        raise context.base.missing(module.path, context.source)
+    if _grouped(A.shape, B.shape, context.base[stored].shape if context.base is not None and stored else None):
         why = "its convolution has groups, LoRA mixes all inputs, and peft itself does not merge it"
         return [Skipped(stored or module.path + ".weight", Reason.NO_DELTA, why)]
-    update, base = _weight(job, module, A, B, embedding)
+    update, base = _weight(context, module, A, B, embedding)
     rows = update.shape[0] if base is not None and has_vocabulary(update.name, 2) else None
     crop = rows if base is not None and rows is not None and rows < base.shape[0] else None
     view = View(crop=crop, transposed=update.transposed)
     out: list[Pair | Skipped] = [Pair(update.name, base, update, view)]
-    outputs = _product(job, module, A, B, embedding)[0]
+    outputs = _product(context, module, A, B, embedding)[0]
     if rows is not None and rows < outputs:
         out.append(added_rows(update.name, rows, outputs))
     if update.needs_base and base is None:
         out = [Skipped(update.name, Reason.NEEDS_BASE, f"ΔW of {update.adapter_type} depends on the base's weight")]
     if "lora_B.bias" in module.parts:
-        out.append(_bias(job, module, update))
+        out.append(_bias(context, module, update))
     return out
 
 
-def _factors(job: Job, module: Module, prefix: str) -> tuple[Handle, Handle]:
+def _factors(context: Context, module: Module, prefix: str) -> tuple[Handle, Handle]:
     """A and B.
 
     Raises:
@@ -88,11 +88,13 @@ def _factors(job: Job, module: Module, prefix: str) -> tuple[Handle, Handle]:
     for have, lack in (("A", "B"), ("B", "A")):
         if prefix + have in module.parts and prefix + lack not in module.parts:
             raise AdapterError(
-                f"{job.source}: {module.path} has {prefix}{have} but no {prefix}{lack}; both are needed for ΔW, "
+                f"{context.source}: {module.path} has {prefix}{have} but no {prefix}{lack}; both are needed for ΔW, "
                 "the file is incomplete"
             )
     if prefix + "A" not in module.parts:
-        raise AdapterError(f"{job.source}: {module.path} has {', '.join(module.parts)} but no {prefix}A and {prefix}B")
+        raise AdapterError(
+            f"{context.source}: {module.path} has {', '.join(module.parts)} but no {prefix}A and {prefix}B"
+        )
     return module.parts[prefix + "A"], module.parts[prefix + "B"]
 
 
@@ -104,36 +106,36 @@ def _grouped(a: tuple[int, ...], b: tuple[int, ...], base: tuple[int, ...] | Non
     return shared or (0 < b[1] < a[0] and a[0] % b[1] == 0)
 
 
-def _weight(job: Job, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[Update, Handle | None]:
+def _weight(context: Context, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[Update, Handle | None]:
     """The update of a module's weight and the base's handle.
 
     Raises:
         AdapterError: DoRA without its magnitudes.
     """
-    r, s = _adalora(job, module, A, B) if job.adalora else _lora(job, module, A, B)
+    r, s = _adalora(context, module, A, B) if context.adalora else _lora(context, module, A, B)
     low_rank = LowRank(
         name=module.path + ".weight",
-        shape=_product(job, module, A, B, embedding),
-        terms=(_term(job, module, s, embedding), *_initial(job, module, embedding)),
-        adapter_type="adalora" if job.adalora else "lora",
+        shape=_product(context, module, A, B, embedding),
+        terms=(_term(context, module, s, embedding), *_initial(context, module, embedding)),
+        adapter_type="adalora" if context.adalora else "lora",
         rank=r,
         scaling=s,
     )
     base: Handle | None = None
-    if job.base is not None:
-        low_rank, base = _placed(job, job.base, module.path, low_rank, embedding)
-    if job.config.says("kasa_config"):
+    if context.base is not None:
+        low_rank, base = _placed(context, context.base, module.path, low_rank, embedding)
+    if context.config.says("kasa_config"):
         return Kasa(replace(low_rank, adapter_type="kasa")), base
     if magnitude := module.parts.get("lora_magnitude_vector"):
         return Dora(replace(low_rank, adapter_type="dora"), magnitude, columns=embedding), base
-    if job.config.says("use_dora"):
+    if context.config.says("use_dora"):
         raise AdapterError(
-            f"{job.source}: use_dora is set but {module.path} has no lora_magnitude_vector; it is incomplete"
+            f"{context.source}: use_dora is set but {module.path} has no lora_magnitude_vector; it is incomplete"
         )
     return low_rank, base
 
 
-def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -> tuple[LowRank, Handle]:
+def _placed(context: Context, base: Base, path: str, update: LowRank, embedding: bool) -> tuple[LowRank, Handle]:
     """The update on the base's tensor: its name there, and which way round it is stored.
 
     Raises:
@@ -145,7 +147,7 @@ def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -
     transposed = stored_transposed(
         handle.shape,
         update.shape,
-        job.config,
+        context.config,
         base.inputs_first(name),
         "model_type" in base.checkpoint.config,
     )
@@ -155,7 +157,7 @@ def _placed(job: Job, base: Base, path: str, update: LowRank, embedding: bool) -
     if transposed is None or (embedding and transposed):
         what = times(handle.shape)
         raise AdapterError(
-            f"{job.source} changes {path} as {update.shape[0]}×{update.shape[1]}, but {name} is {what} in "
+            f"{context.source} changes {path} as {update.shape[0]}×{update.shape[1]}, but {name} is {what} in "
             f"{base.source}; give the base that the adapter was trained on"
         )
     return replace(update, name=base.named(path, name), transposed=transposed and not embedding), handle
@@ -173,41 +175,41 @@ def added_rows(name: str, start: int, stop: int) -> Skipped:
     return Skipped(f"{name}[rows]", Reason.ONLY_IN_FT, detail)
 
 
-def _lora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
+def _lora(context: Context, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
     """Rank and scaling from the config, checked against the tensors.
 
     Raises:
         AdapterError: The tensors have another rank.
     """
-    r = rank(job.config, module.path)
-    blocks = _blocks(job.config, module.path)[1] or 1
+    r = rank(context.config, module.path)
+    blocks = _blocks(context.config, module.path)[1] or 1
     if len(A.shape) < 2 or len(B.shape) < 2 or A.shape[0] != r or B.shape[1] * blocks != r:
-        where = "rank_pattern" if job.config.says("rank_pattern") else "r"
+        where = "rank_pattern" if context.config.says("rank_pattern") else "r"
         raise AdapterError(
-            f"{job.source}: {where} in adapter_config.json gives {module.path} rank {r}, but its tensors are "
+            f"{context.source}: {where} in adapter_config.json gives {module.path} rank {r}, but its tensors are "
             f"{A.name.rsplit('.', 2)[-2]} {_size(A)} and {B.name.rsplit('.', 2)[-2]} {_size(B)}"
         )
-    return r, scale(job.config, module.path)
+    return r, scale(context.config, module.path)
 
 
-def _adalora(job: Job, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
+def _adalora(context: Context, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
     """Stored rank and α/(init_r + 1e-5): pruning keeps the scaling of the initial rank.
 
     Raises:
         AdapterError: Λ is missing, or the tensors have another rank than the config gives.
     """
     if "lora_E" not in module.parts:
-        raise AdapterError(f"{job.source}: {module.path} has lora_A and lora_B but no lora_E; AdaLoRA needs its Λ")
-    r, init = A.shape[0], job.config.whole("init_r", 12)
-    masks = job.config.inner("rank_pattern").values
+        raise AdapterError(f"{context.source}: {module.path} has lora_A and lora_B but no lora_E; AdaLoRA needs its Λ")
+    r, init = A.shape[0], context.config.whole("init_r", 12)
+    masks = context.config.inner("rank_pattern").values
     mask = next((m for n, m in masks.items() if n.split(".lora_E")[0].endswith(module.path)), None)
     kept = sum(map(bool, mask)) if isinstance(mask, list) else init
     if r != kept or B.shape[1] != r or prod(module.parts["lora_E"].shape) != r:
         raise AdapterError(
-            f"{job.source}: adapter_config.json gives {module.path} rank {kept}, but its tensors are "
+            f"{context.source}: adapter_config.json gives {module.path} rank {kept}, but its tensors are "
             f"lora_A {_size(A)}, lora_B {_size(B)} and lora_E {_size(module.parts['lora_E'])}"
         )
-    alpha = job.config.number("lora_alpha", 8)
+    alpha = context.config.number("lora_alpha", 8)
     return r, (alpha if alpha > 0 else float(init)) / (init + ADALORA_EPSILON)
 
 
@@ -225,14 +227,14 @@ def _blocks(config: Document, path: str) -> tuple[int, int]:
     return a, b
 
 
-def _product(job: Job, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[int, int]:
+def _product(context: Context, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[int, int]:
     """Outputs × inputs of the product."""
     if embedding:
         return A.shape[1], B.shape[0]
-    return B.shape[0], prod(A.shape[1:]) * (_blocks(job.config, module.path)[0] or 1)
+    return B.shape[0], prod(A.shape[1:]) * (_blocks(context.config, module.path)[0] or 1)
 
 
-def _term(job: Job, module: Module, s: float, embedding: bool) -> Term:
+def _term(context: Context, module: Module, s: float, embedding: bool) -> Term:
     parts = module.parts
     if embedding:  # W + (B·A)ᵀ
         return Term(s, Part((parts["lora_embedding_A"],), transpose), Part((parts["lora_embedding_B"],), transpose))
@@ -240,29 +242,29 @@ def _term(job: Job, module: Module, s: float, embedding: bool) -> Term:
         return Term(s, Part((parts["lora_B"],), matrix), Part((parts["lora_A"], parts["lora_E"]), scaled_rows))
     if "lora_diag" in parts:
         return Term(s, Part((parts["lora_B"],), matrix), Part((parts["lora_A"], parts["lora_diag"]), scaled_rows))
-    a, b = (partial(block_diagonal, blocks=n) if n else matrix for n in _blocks(job.config, module.path))
+    a, b = (partial(block_diagonal, blocks=n) if n else matrix for n in _blocks(context.config, module.path))
     return Term(s, Part((parts["lora_B"],), b), Part((parts["lora_A"],), a))
 
 
-def _initial(job: Job, module: Module, embedding: bool) -> tuple[Term, ...]:
+def _initial(context: Context, module: Module, embedding: bool) -> tuple[Term, ...]:
     """What training began with, taken away: ΔW = s·B·A − s0·B0·A0.
 
     Raises:
         AdapterError: The initial adapter lacks the module.
     """
-    if job.initial is None:
+    if context.initial is None:
         return ()
-    modules, config = job.initial
+    modules, config = context.initial
     start = modules.get(module.path)
     if start is None:
         raise AdapterError(
-            f"{job.source}: the initial adapter beside it lacks {module.path}; they do not belong together"
+            f"{context.source}: the initial adapter beside it lacks {module.path}; they do not belong together"
         )
-    before = Job(job.source, config, None)
+    before = Context(context.source, config, None)
     return (_term(before, start, -scale(config, module.path), embedding),)
 
 
-def _bias(job: Job, module: Module, update: Update) -> Pair | Skipped:
+def _bias(context: Context, module: Module, update: Update) -> Pair | Skipped:
     """The update of a bias; a base without one cannot take it (PEFT refuses the same).
 
     Raises:
@@ -271,23 +273,23 @@ def _bias(job: Job, module: Module, update: Update) -> Pair | Skipped:
     handle = module.parts["lora_B.bias"]
     name: str | None = update.name.removesuffix(".weight") + ".bias"
     assert name is not None
-    if job.base is not None:
-        name = job.base.find(module.path + ".bias")
+    if context.base is not None:
+        name = context.base.find(module.path + ".bias")
         if name is None:
             raise AdapterError(
-                f"{job.source} adds to the bias of {module.path}, but {job.base.source} has no bias there"
+                f"{context.source} adds to the bias of {module.path}, but {context.base.source} has no bias there"
             )
-        if job.base[name].shape != handle.shape:
-            found = _size(job.base[name])
+        if context.base[name].shape != handle.shape:
+            found = _size(context.base[name])
             raise AdapterError(
-                f"{job.source} adds {_size(handle)} values to {name}, which has {found} in {job.base.source}"
+                f"{context.source} adds {_size(handle)} values to {name}, which has {found} in {context.base.source}"
             )
     assert update.scaling is not None
     bias = Bias(name, (handle.shape[0], 1), handle, update.rank, update.scaling, update.adapter_type)
-    return Pair(name, job.base[name] if job.base is not None else None, bias)
+    return Pair(name, context.base[name] if context.base is not None else None, bias)
 
 
-def mora_pair(job: Job, module: Module) -> Pair | Skipped:
+def mora_pair(context: Context, module: Module) -> Pair | Skipped:
     """MoRA's square matrix; its width says only in + out, so the base must say the shape.
 
     Raises:
@@ -296,22 +298,22 @@ def mora_pair(job: Job, module: Module) -> Pair | Skipped:
     handle = module.parts.get("lora_A") or module.parts.get("lora_B")
     if handle is None or len(handle.shape) != 2 or handle.shape[0] != handle.shape[1]:
         found = _size(handle) if handle is not None else "nothing"
-        raise AdapterError(f"{job.source}: MoRA needs a square lora_A for {module.path}, found {found}")
-    if job.base is None:
+        raise AdapterError(f"{context.source}: MoRA needs a square lora_A for {module.path}, found {found}")
+    if context.base is None:
         return Skipped(module.path + ".weight", Reason.NEEDS_BASE, "the shape of MoRA's ΔW is known from the base only")
-    name = job.base.weight(module.path)
+    name = context.base.weight(module.path)
     if name is None:
-        raise job.base.missing(module.path, job.source)
-    base = job.base[name]
-    transposed = job.base.inputs_first(name)
+        raise context.base.missing(module.path, context.source)
+    base = context.base[name]
+    transposed = context.base.inputs_first(name)
     rows, cols = base.shape[0], prod(base.shape[1:])
     update = mora.Mora(
         name=name,
         shape=(cols, rows) if transposed else (rows, cols),
         handle=handle,
-        kind=job.config.whole("mora_type", 1),
+        kind=context.config.whole("mora_type", 1),
         transposed=transposed,
     )
-    r = rank(job.config, module.path)
-    mora.check(update, r, job.source)
+    r = rank(context.config, module.path)
+    mora.check(update, r, context.source)
     return Pair(name, base, update, View(transposed=transposed))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deltaw.adapters.base import Base, stored_transposed
 from deltaw.adapters.factored import LowRank, Part, Term, matrix, tucker
-from deltaw.adapters.lora import Job
+from deltaw.adapters.lora import Context
 from deltaw.adapters.scaling import scale
 from deltaw.documents import Document, parse_object
 from deltaw.errors import AdapterError
@@ -87,25 +87,25 @@ def file_config(path: Path) -> Document:
     return Document(out, where, AdapterError)
 
 
-def single_file_pairs(job: Job, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
+def single_file_pairs(context: Context, tensors: Mapping[str, Handle]) -> list[Pair | Skipped]:
     """The pairs of a single file; modules of a component that the base lacks are skipped.
 
     Raises:
         AdapterError: A tensor is no LoRA factor, a factor is missing, or does not fit the base.
     """
-    names = Mangled(job.base) if job.base is not None else None
+    names = Mangled(context.base) if context.base is not None else None
     out: list[Pair | Skipped] = []
-    for single in _modules(tensors, job.source):
+    for single in _modules(tensors, context.source):
         for have, lack, say in (("A", "B", "lora_up (B)"), ("B", "A", "lora_down (A)")):
             if have in single.parts and lack not in single.parts:
                 raise AdapterError(
-                    f"{job.source}: {single.key} has no {say}; both factors are needed, the file is incomplete"
+                    f"{context.source}: {single.key} has no {say}; both factors are needed, the file is incomplete"
                 )
         if "A" not in single.parts:
             raise AdapterError(
-                f"{job.source}: {single.key} has {', '.join(single.parts)} but no factors; it is incomplete"
+                f"{context.source}: {single.key} has {', '.join(single.parts)} but no factors; it is incomplete"
             )
-        out.append(_pair(job, single, names))
+        out.append(_pair(context, single, names))
     return out
 
 
@@ -157,7 +157,7 @@ class Mangled:
         return found[0] if len(found) == 1 else None
 
 
-def _pair(job: Job, single: Single, names: Mangled | None) -> Pair | Skipped:
+def _pair(context: Context, single: Single, names: Mangled | None) -> Pair | Skipped:
     A, B, mid = single.parts["A"], single.parts["B"], single.parts.get("mid")
     name: str | None = f"{single.key}.weight"
     if names is not None:
@@ -172,33 +172,33 @@ def _pair(job: Job, single: Single, names: Mangled | None) -> Pair | Skipped:
         or (mid is not None and mid.shape[:2] != (r, A.shape[0]))
     ):
         raise AdapterError(
-            f"{job.source}: the factors of {single.key} are {_size(A)} and {_size(B)}, which do not multiply"
+            f"{context.source}: the factors of {single.key} are {_size(A)} and {_size(B)}, which do not multiply"
         )
-    s = _scale(job, single, r)
+    s = _scale(context, single, r)
     inputs = prod(A.shape[1:]) if mid is None else A.shape[1] * prod(mid.shape[2:])
     right = Part((A,), matrix) if mid is None else Part((mid, A), tucker)
     shape, transposed = (B.shape[0], inputs), False
-    base = job.base[name] if job.base is not None else None
-    if job.base is not None and base is not None:
-        fits = stored_transposed(base.shape, shape, Document(), job.base.inputs_first(name), True)
+    base = context.base[name] if context.base is not None else None
+    if context.base is not None and base is not None:
+        fits = stored_transposed(base.shape, shape, Document(), context.base.inputs_first(name), True)
         if fits is None:
             raise AdapterError(
-                f"{job.source} changes {single.key} as {shape[0]}×{shape[1]}, but {name} is {_size(base)} in "
-                f"{job.base.source}; give the base that the adapter was trained on"
+                f"{context.source} changes {single.key} as {shape[0]}×{shape[1]}, but {name} is {_size(base)} in "
+                f"{context.base.source}; give the base that the adapter was trained on"
             )
         transposed = fits
     update = LowRank(name, shape, (Term(s, Part((B,), matrix), right),), "lora", r, s, transposed=transposed)
     return Pair(name, base, update, View(transposed=transposed))
 
 
-def _scale(job: Job, single: Single, r: int) -> float:
+def _scale(context: Context, single: Single, r: int) -> float:
     alpha = single.parts.get("alpha")
     if alpha is not None:
         if prod(alpha.shape) != 1:
-            raise AdapterError(f"{job.source}: α of {single.key} is {_size(alpha)}; expected one number")
+            raise AdapterError(f"{context.source}: α of {single.key} is {_size(alpha)}; expected one number")
         return float(alpha.read().double()) / r
     component, _, module = single.key.partition(".")
-    config = job.config.inner(component)
+    config = context.config.inner(component)
     return scale(config, module) if "lora_alpha" in config else 1.0
 
 

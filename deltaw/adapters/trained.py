@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltaw.adapters.lora import Job
+from deltaw.adapters.lora import Context
 from deltaw.checkpoints import why_unread
 from deltaw.errors import AdapterError
 from deltaw.tensors.slices import Slice
@@ -104,11 +104,11 @@ class TrainedRows:
         return merged
 
 
-def saved_pairs(job: Job, saved: Mapping[str, Handle], adapted: Collection[str]) -> list[Pair | Skipped]:
+def saved_pairs(context: Context, saved: Mapping[str, Handle], adapted: Collection[str]) -> list[Pair | Skipped]:
     """Stored weights against the base's; an embedding that LoRA adapts as well is `embeddings`' concern.
 
     Args:
-        job: The adapter and its base.
+        context: The adapter and its base.
         saved: Stored tensors by the base's name.
         adapted: Modules that have LoRA factors; their saved base weight is no trained tensor.
     """
@@ -116,24 +116,24 @@ def saved_pairs(job: Job, saved: Mapping[str, Handle], adapted: Collection[str])
     for name, handle in saved.items():
         if name.removesuffix(".weight") in adapted:
             continue
-        if job.base is None:
+        if context.base is None:
             out.append(Skipped(name, Reason.NEEDS_BASE, "stored whole, as a weight and not as a difference"))
             continue
         module = name.removesuffix(".weight")
-        stored = job.base.find(name) or (job.base.tied(module) if module != name else None)
+        stored = context.base.find(name) or (context.base.tied(module) if module != name else None)
         if stored is None:
             out.append(Skipped(name, Reason.ONLY_IN_FT, times(handle.shape)))
         else:
-            own = job.base.named(module, stored)
-            out.append(Pair(own, job.base[stored], Renamed(own, handle)))
+            own = context.base.named(module, stored)
+            out.append(Pair(own, context.base[stored], Renamed(own, handle)))
     return out
 
 
-def token_pairs(job: Job, tokens: Mapping[str, Handle], indices: Any) -> list[Pair | Skipped]:
+def token_pairs(context: Context, tokens: Mapping[str, Handle], indices: Any) -> list[Pair | Skipped]:
     """Embeddings of which some rows were trained.
 
     Args:
-        job: The adapter and its base.
+        context: The adapter and its base.
         tokens: Trained rows by module.
         indices: `trainable_token_indices` or `token_indices`: a list, or lists by the end of a module's path.
 
@@ -146,24 +146,24 @@ def token_pairs(job: Job, tokens: Mapping[str, Handle], indices: Any) -> list[Pa
         if rows is None or len(rows) != handle.shape[0]:
             given = "none" if rows is None else str(len(rows))
             raise AdapterError(
-                f"{job.source}: {handle.shape[0]} trained rows for {module}, but its config names {given} tokens"
+                f"{context.source}: {handle.shape[0]} trained rows for {module}, but its config names {given} tokens"
             )
-        if job.base is None:
+        if context.base is None:
             out.append(
                 Skipped(f"{module}.weight", Reason.NEEDS_BASE, "trained token rows are weights and not differences")
             )
             continue
-        name = job.base.weight(module)
+        name = context.base.weight(module)
         if name is None:
-            raise job.base.missing(module, job.source)
-        base = job.base[name]
+            raise context.base.missing(module, context.source)
+        base = context.base[name]
         if base.shape[1:] != handle.shape[1:] or min(rows) < 0:
             found = times(base.shape)
             raise AdapterError(
-                f"{job.source} replaces rows up to {max(rows)}, {handle.shape[1]} wide, in {name}, which is {found} in "
-                f"{job.base.source}; give the base that the adapter was trained on"
+                f"{context.source} replaces rows up to {max(rows)}, {handle.shape[1]} wide, in {name}, which is "
+                f"{found} in {context.base.source}; give the base that the adapter was trained on"
             )
-        own = job.base.named(module, name)
+        own = context.base.named(module, name)
         new = [i for i in rows if i >= base.shape[0]]
         if new:
             detail = f"{len(new):,} trained rows that the base does not have (from {min(new):,})"
@@ -181,26 +181,26 @@ def _indices(indices: Any, module: str) -> Sequence[int] | None:
     return None
 
 
-def changed_base(job: Job, saved: Mapping[str, Handle], module: str) -> Skipped | None:
+def changed_base(context: Context, saved: Mapping[str, Handle], module: str) -> Skipped | None:
     """Why B·A is not the update of an embedding whose weight is stored beside its factors; None where it is.
 
     PEFT stores it (`save_embedding_layers`) whether or not it changed. Where it did, the embedding was resized or
     trained, and LoRA came on top.
     """
     handle = saved.get(f"{module}.weight")
-    name = job.base.weight(module) if job.base is not None else None
-    if handle is None or name is None or job.base is None:
+    name = context.base.weight(module) if context.base is not None else None
+    if handle is None or name is None or context.base is None:
         return None
-    base = job.base[name]
+    base = context.base[name]
     if why := why_unread(base):
         return why
     rows = range(min(base.shape[0], handle.shape[0])) if base.shape and handle.shape else None
     if base.shape[1:] == handle.shape[1:] and same(Slice(name, base, rows=rows), Slice(name, handle, rows=rows)):
         return None  # or a table that has more tokens than the base's, and the same numbers for those that both have
-    kept, there = (times(h.shape) for h in (handle, job.base[name]))
+    kept, there = (times(h.shape) for h in (handle, context.base[name]))
     detail = f"the adapter stores a weight of its own ({kept}) below its LoRA factors, not the base's ({there})"
     return Skipped(
-        job.base.named(module, name), Reason.SHAPE_MISMATCH if kept != there else Reason.BASE_CHANGED, detail
+        context.base.named(module, name), Reason.SHAPE_MISMATCH if kept != there else Reason.BASE_CHANGED, detail
     )
 
 

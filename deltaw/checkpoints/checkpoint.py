@@ -40,7 +40,7 @@ class Checkpoint:
         """Stored bytes of all tensors; tied tensors count once."""
         return sum({h.storage: h.nbytes for h in self.tensors.values()}.values())
 
-    def describe(self) -> Source:
+    def as_source(self) -> Source:
         """What `analysis.json` says of this checkpoint."""
         return Source(
             path=self.source,

@@ -72,7 +72,7 @@ def _row(runs: Runs, group: str, reference: str) -> Row:
         "group": group,
         "reference": reference,
         "method": mine[0].method,
-        "setting": runs.chosen[group].describe(),
+        "setting": runs.chosen[group].words(),
         "n_seeds": len(mine),
         "n_layers": int(np.isfinite(table.values[analysed]).any((0, 1)).sum()) if analysed else 0,
         "interval_covers": "",

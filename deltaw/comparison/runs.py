@@ -40,7 +40,7 @@ class Setting(NamedTuple):
     tokens: int | None
     hyperparameters: tuple[tuple[str, OptionValue], ...]
 
-    def describe(self) -> str:
+    def words(self) -> str:
         """`20,000,000 tokens, learning_rate = 0.001`; empty if nothing is known."""
         parts = [f"{self.tokens:,} tokens"] if self.tokens is not None else []
         return ", ".join(parts + [f"{k} = {v}" for k, v in self.hyperparameters])

@@ -86,7 +86,7 @@ class Contrast:
         return Interval(self.median_difference, self.difference_low, self.difference_high)
 
 
-class Spread(NamedTuple):
+class SeedSpread(NamedTuple):
     """The standard error that seeds give to a statistic, and its degrees of freedom; 0 and inf if unknown."""
 
     error: float
@@ -251,7 +251,7 @@ def seed_mean(a: Array) -> Array:
     return np.asarray(np.divide(total, count, out=np.full(a.shape[1], NAN), where=count > 0))
 
 
-def seed_spread(groups: Sequence[Array]) -> Spread:
+def seed_spread(groups: Sequence[Array]) -> SeedSpread:
     """Welch–Satterthwaite's standard error of a sum or difference of group means.
 
     A group of one seed takes the variance of the other; where no group has two seeds nothing is known.
@@ -261,7 +261,7 @@ def seed_spread(groups: Sequence[Array]) -> Spread:
     """
     known = [(_variance(g), len(g)) for g in groups if len(g) > 1]
     if not known or not all(math.isfinite(v) for v, _ in known):
-        return Spread(0.0, math.inf, "")
+        return SeedSpread(0.0, math.inf, "")
     parts = []  # (variance of the mean, degrees of freedom)
     for g in groups:
         variance, n = (_variance(g), len(g)) if len(g) > 1 else known[0]
@@ -272,7 +272,7 @@ def seed_spread(groups: Sequence[Array]) -> Spread:
     df = float(parts[0][1] if len(parts) == 1 else min(d for _, d in parts))
     if total > 0 and len(parts) > 1 and not borrowed:
         df = total**2 / sum(v**2 / d for v, d in parts)
-    return Spread(math.sqrt(total), df, "seeds of one group and layers" if borrowed else "seeds")
+    return SeedSpread(math.sqrt(total), df, "seeds of one group and layers" if borrowed else "seeds")
 
 
 def _variance(x: Array) -> float:
@@ -311,7 +311,7 @@ def _apart(a: Array, b: Array, log: bool) -> Array:
         return np.asarray(np.log(a) - np.log(b))
 
 
-def _bounds(center: Array, spread: Spread, seed: int, draws: int, alpha: float) -> tuple[float, float]:
+def _bounds(center: Array, spread: SeedSpread, seed: int, draws: int, alpha: float) -> tuple[float, float]:
     """The central 1 − alpha of (median of resampled layers) + (error of the seeds)."""
     ordered = np.sort(center)
     n = len(ordered)

@@ -62,7 +62,7 @@ def curves(runs: Runs) -> list[Curve]:
     found: dict[tuple[str, str], list[tuple[int, list[Run]]]] = {}
     for setting, replicates in runs.settings.items():
         if setting.tokens is not None:
-            key = (setting.group, setting._replace(tokens=None).describe())
+            key = (setting.group, setting._replace(tokens=None).words())
             found.setdefault(key, []).append((setting.tokens, replicates))
     return [Curve(*key, sorted(points, key=lambda p: p[0])) for key, points in found.items() if len(points) > 1]
 

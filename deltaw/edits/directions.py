@@ -22,7 +22,7 @@ EXACT_UP_TO = 512  # k up to which all singular values are found, whatever is as
 
 
 @dataclass(frozen=True)
-class Spread:
+class KnownSpectrum:
     """What is known of a ΔW's spectrum.
 
     Attributes:
@@ -43,7 +43,7 @@ class Spread:
         return self.values if self.signal is None else self.values[: self.signal]
 
 
-def spread(delta: Delta, rank: int | None = None) -> tuple[Spread, Triplets | None]:
+def spread(delta: Delta, rank: int | None = None) -> tuple[KnownSpectrum, Triplets | None]:
     """The spectrum of a ΔW as far as a policy needs it, and its triplets where they came with it.
 
     Args:
@@ -60,13 +60,13 @@ def spread(delta: Delta, rank: int | None = None) -> tuple[Spread, Triplets | No
     energy = float(delta.sums.delta_row_sq.sum())
     rows, cols = delta.sums.rows, delta.sums.cols
 
-    def known(values: Vector, complete: bool) -> Spread:
+    def known(values: Vector, complete: bool) -> KnownSpectrum:
         if edge:
             count = int(np.count_nonzero(values > edge))
             signal = None if count == len(values) and not complete else count
         else:
             signal = numerical_rank(values, rows, cols) if complete else None
-        return Spread(values, energy, edge, signal)
+        return KnownSpectrum(values, energy, edge, signal)
 
     if isinstance(delta.value, Factors):
         found = factored_svd(delta.value)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deltaw.delta.difference import Delta, difference
 from deltaw.edits.budget import Menu, spend
-from deltaw.edits.directions import Spread, residual, spread, triplets
+from deltaw.edits.directions import KnownSpectrum, residual, spread, triplets
 from deltaw.edits.parts import Kept, Part, Parts
 from deltaw.edits.placement import Placement, Target
 from deltaw.edits.policies import Policy, menus
@@ -189,8 +189,8 @@ class Maker:
         )
 
 
-def _nothing_changed() -> Spread:
-    return Spread(np.zeros(0), 0.0, 0.0, 0)
+def _nothing_changed() -> KnownSpectrum:
+    return KnownSpectrum(np.zeros(0), 0.0, 0.0, 0)
 
 
 def _pair(delta: Delta, top: Triplets, keep: int, rank: int, dtype: str) -> tuple[Kept, dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaw.edits.directions import Spread
+from deltaw.edits.directions import KnownSpectrum
 from deltaw.errors import ResultsError
 from deltaw.files import replacing
 from deltaw.measurement.journal import lock
@@ -55,7 +55,7 @@ class Part:
         kept: What its pair keeps; None where the rank is not decided yet.
     """
 
-    spread: Spread
+    spread: KnownSpectrum
     kept: Kept | None = None
 
 
@@ -125,7 +125,7 @@ class Parts:
                 values = np.asarray(file.get_tensor("values"), dtype=np.float64)
         except (SafetensorError, ValueError, KeyError, OSError):
             return None  # damaged: made again
-        spread = Spread(values, about["energy"], about["edge"], about["signal"])
+        spread = KnownSpectrum(values, about["energy"], about["edge"], about["signal"])
         return Part(spread, None if about["kept"] is None else Kept(**about["kept"]))
 
     def factors(self, key: str) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from deltaw.adapters import Adapter, open_adapter, variants
 from deltaw.adapters.experts import targets as parameters_of
 from deltaw.adapters.keys import Contents, Module, sort_tensors
-from deltaw.adapters.lora import Job, module_pairs
+from deltaw.adapters.lora import Context, module_pairs
 from deltaw.adapters.scaling import rank as rank_of
 from deltaw.adapters.scaling import scale as scale_of
 from deltaw.checkpoints import locate
@@ -150,7 +150,7 @@ def resize(
     folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
     opened = [_open(a) for a in given]
     placed = _placed(opened, share, selection, save_modules=save_modules == "auto")
-    sources = tuple(a.describe() for a in opened)
+    sources = tuple(a.as_source() for a in opened)
     files = [[str(f) for f in s.files] for s in sources]
     options = [share, selection.include, selection.exclude, save_modules, dtype, policy.to_dict()]
     parts = Parts(folder, digest(version("deltaw"), "resize", files, options), resume=resume)
@@ -292,14 +292,14 @@ def _units(adapter: Adapter, contents: Contents) -> list[Unit]:
     Raises:
         EditError: Something of it is no product of factors.
     """
-    job = Job(adapter.source, adapter.config, None, adapter.initial)
+    context = Context(adapter.source, adapter.config, None, adapter.initial)
     out: list[Unit] = []
     stacks: dict[str, list[Module]] = {}
     for module in contents.modules:
         if parameters_of(adapter.config, module.path):
             stacks.setdefault(module.path, []).append(module)
             continue
-        found = module_pairs(job, module)
+        found = module_pairs(context, module)
         update = next((p.ft for p in found if isinstance(p, Pair)), None)
         if len(found) != 1 or update is None or not is_update(update) or not update.factored:
             raise EditError(

@@ -9,7 +9,7 @@ from typing import Any
 from deltaw.measurement.sides import open_sides
 from deltaw.pairs.plan import Plan
 from deltaw.pairs.selection import Names, Selection
-from deltaw.pairs.views import describe
+from deltaw.pairs.views import identity
 from deltaw.results.plain import plain
 from deltaw.results.sources import Source
 from deltaw.types import Cell, JsonValue
@@ -49,7 +49,7 @@ class Inspection:
     def rows(self) -> list[dict[str, Cell]]:
         """The identity of each pair, with the name of its base tensor and the route that it will take."""
         return [
-            {**describe(p), "base_name": p.base.name if p.base else None, "route": p.route} for p in self.plan.pairs
+            {**identity(p), "base_name": p.base.name if p.base else None, "route": p.route} for p in self.plan.pairs
         ]
 
     def to_dict(self) -> dict[str, JsonValue]:

@@ -22,7 +22,7 @@ from deltaw.metrics import REGISTRY, RESIDUAL, evaluate, residual_shrinkage, upd
 from deltaw.metrics.deconvolution import ENOUGH, Denoised, Rounded, denoise, interval, without_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
-from deltaw.pairs.views import describe
+from deltaw.pairs.views import identity
 from deltaw.results.rows import number
 from deltaw.spectra import Noise, seeded, singular_values_batched, spectrum, stored_again
 from deltaw.tensors.matrix import matrix
@@ -102,7 +102,7 @@ def _measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> l
 
 def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, device: torch.device) -> Measured:
     """The row of one ΔW, with its spectrum if that is known already."""
-    row: dict[str, Cell] = {**describe(pair), "route": delta.route, "method": "", **_adapter_columns(pair)}
+    row: dict[str, Cell] = {**identity(pair), "route": delta.route, "method": "", **_adapter_columns(pair)}
     row |= {"ft_precision": delta.sums.ft_precision, "base_precision": delta.sums.base_precision}
     if delta.is_vector:
         sizes = evaluate(delta.sums.totals(), ("size", "regularisation"))

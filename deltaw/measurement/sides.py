@@ -43,7 +43,7 @@ class Sides:
     @property
     def sources(self) -> tuple[Source | None, Source]:
         """What was opened."""
-        return (None if self.base is None else self.base.describe()), self.ft.describe()
+        return (None if self.base is None else self.base.as_source()), self.ft.as_source()
 
     @property
     def configs(self) -> list[Document]:

@@ -78,7 +78,7 @@ def split_update(pair: Pair, layout: Layout) -> Iterable[Pair]:
     ]
 
 
-def describe(pair: Pair) -> dict[str, Cell]:
+def identity(pair: Pair) -> dict[str, Cell]:
     """The identity columns of a pair's row."""
     where = place(pair.name)
     rows, cols = pair.shape

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deltaw.study.costs import Estimate as Estimate
     from deltaw.study.costs import estimate as estimate
     from deltaw.study.plan import PRESETS as PRESETS
-    from deltaw.study.plan import Plan as Plan
+    from deltaw.study.plan import StudyPlan as StudyPlan
     from deltaw.study.plan import customised as customised
     from deltaw.study.plan import load_plan as load_plan
     from deltaw.study.runner import Study as Study
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "PRESETS": "plan",
     "Estimate": "costs",
-    "Plan": "plan",
+    "StudyPlan": "plan",
     "SpectrumCallback": "callback",
     "Study": "runner",
     "customised": "plan",

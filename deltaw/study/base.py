@@ -17,7 +17,7 @@ import torch
 from deltaw.errors import OptionError
 from deltaw.files import cache_directory
 from deltaw.measurement.versions import versions
-from deltaw.study.domains import Document
+from deltaw.study.domains import Text
 from deltaw.study.extra import require
 from deltaw.study.plan import BaseSpec, Training
 from deltaw.study.tokens import packed, train_tokenizer
@@ -30,7 +30,7 @@ def default_cache() -> Path:
     return cache_directory() / "study"
 
 
-def text_digest(documents: Sequence[Document]) -> str:
+def text_digest(documents: Sequence[Text]) -> str:
     """A digest of the documents, in order."""
     digest = hashlib.sha256()
     for d in documents:
@@ -41,7 +41,7 @@ def text_digest(documents: Sequence[Document]) -> str:
 def trained_base(
     spec: BaseSpec,
     training: Training,
-    documents: Sequence[Document],
+    documents: Sequence[Text],
     cache: Path,
     device: str,
     progress: Callable[[int, int], None] | None = None,
@@ -80,7 +80,7 @@ def trained_base(
 def _train(
     spec: BaseSpec,
     training: Training,
-    documents: Sequence[Document],
+    documents: Sequence[Text],
     folder: Path,
     device: str,
     progress: Callable[[int, int], None] | None,

@@ -19,7 +19,7 @@ from deltaw.study import arms
 from deltaw.study.base import llama_config
 from deltaw.study.extra import require
 from deltaw.study.job import threads
-from deltaw.study.plan import Arm, Plan, Run
+from deltaw.study.plan import Arm, PlannedRun, StudyPlan
 from deltaw.study.runner import PROCESS, default_jobs, resolve_device
 
 MEASURED_TOKENS = 2048  # of the step that is timed on a CPU; a larger one is taken to cost in proportion
@@ -56,7 +56,7 @@ class Estimate:
     seconds: dict[str, float]
 
 
-def estimate(plan: Plan, *, device: str = "auto", jobs: int | None = None) -> Estimate:
+def estimate(plan: StudyPlan, *, device: str = "auto", jobs: int | None = None) -> Estimate:
     """Estimate a plan by timing its parts on this machine; takes seconds for a small model.
 
     Args:
@@ -109,7 +109,7 @@ def estimate(plan: Plan, *, device: str = "auto", jobs: int | None = None) -> Es
     )
 
 
-def _base(plan: Plan, arm: Arm | None = None) -> Any:
+def _base(plan: StudyPlan, arm: Arm | None = None) -> Any:
     import transformers
 
     if plan.base.model:
@@ -118,7 +118,7 @@ def _base(plan: Plan, arm: Arm | None = None) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def _step_seconds(model: Any, plan: Plan, batch: int) -> float:
+def _step_seconds(model: Any, plan: StudyPlan, batch: int) -> float:
     """One optimiser step of a batch, the quickest of two after a warm-up."""
     length = plan.training.length
     few = _measured(batch, length, model.device)
@@ -136,7 +136,7 @@ def _step_seconds(model: Any, plan: Plan, batch: int) -> float:
     return _quickest(step, model.device) * batch / few
 
 
-def _point_seconds(model: Any, plan: Plan) -> float:
+def _point_seconds(model: Any, plan: StudyPlan) -> float:
     """Scoring and measuring one saved point."""
     s, length = plan.scores, plan.training.length
     model.eval()
@@ -186,7 +186,7 @@ def _quickest(work: Callable[[], Any], device: torch.device) -> float:
     return min(times[1:])
 
 
-def _memory(model: Any, plan: Plan, trainable: int) -> int:
+def _memory(model: Any, plan: StudyPlan, trainable: int) -> int:
     """Bytes of one process: weights, base, gradients, AdamW's moments, activations, logits."""
     config, t = model.config, plan.training
     parameters = sum(p.numel() for p in model.parameters())
@@ -197,7 +197,7 @@ def _memory(model: Any, plan: Plan, trainable: int) -> int:
     return int(PROCESS + 4 * (2 * parameters + 3 * trainable + activations + logits))
 
 
-def _disk(plan: Plan, runs: Sequence[Run], parameters: int, trainable: dict[str, int]) -> int:
+def _disk(plan: StudyPlan, runs: Sequence[PlannedRun], parameters: int, trainable: dict[str, int]) -> int:
     """Bytes of the checkpoints that are kept, and of the results of every point."""
 
     def checkpoint(arm: Arm) -> int:
@@ -211,7 +211,7 @@ def _disk(plan: Plan, runs: Sequence[Run], parameters: int, trainable: dict[str,
     return weights + sum(checkpoint(r.arm) * kept + results for r in runs)
 
 
-def describe(plan: Plan, found: Estimate) -> str:
+def in_words(plan: StudyPlan, found: Estimate) -> str:
     """The plan and its estimate, for people."""
     t = plan.training
     base = plan.base.model or "a Llama trained from scratch"

@@ -19,8 +19,8 @@ from deltaw.errors import ResultsError
 from deltaw.measurement.versions import versions
 from deltaw.study.arms import open_tokenizer
 from deltaw.study.base import text_digest, trained_base
-from deltaw.study.domains import Corpus, Document, FileCorpus, PackageCorpus, ProblemCorpus
-from deltaw.study.plan import Domain, Plan
+from deltaw.study.domains import Corpus, FileCorpus, PackageCorpus, ProblemCorpus, Text
+from deltaw.study.plan import Domain, StudyPlan
 from deltaw.study.splits import Split, split
 from deltaw.study.tokens import Blocks, packed, prompted
 from deltaw.study.workspace import finishing, key, read_json, write_json
@@ -55,12 +55,12 @@ class Data:
         """The held-out blocks of a domain."""
         return Blocks.load(self.folder / f"{domain}-held_out.safetensors")
 
-    def documents(self, domain: str) -> list[Document]:
+    def documents(self, domain: str) -> list[Text]:
         """Some held-out documents of a domain."""
-        return [Document(**d) for d in read_json(self.folder / f"{domain}-held_out.json")]
+        return [Text(**d) for d in read_json(self.folder / f"{domain}-held_out.json")]
 
 
-def prepare_data(plan: Plan, out: Path, cache: Path, device: str, report: Report) -> Data:
+def prepare_data(plan: StudyPlan, out: Path, cache: Path, device: str, report: Report) -> Data:
     """Read, split and tokenise the plan's domains, and train its base; what is there already is kept.
 
     Args:
@@ -89,7 +89,7 @@ def prepare_data(plan: Plan, out: Path, cache: Path, device: str, report: Report
     return Data(folder, base, about["domains"], about["key"])
 
 
-def _wanted(plan: Plan, device: str) -> str:
+def _wanted(plan: StudyPlan, device: str) -> str:
     """A key of all that decides the data, without reading it."""
     files = [f for d in (plan.source, *plan.targets) for f in d.files]
     if plan.base.model and Path(plan.base.model).is_dir():
@@ -102,7 +102,7 @@ def _wanted(plan: Plan, device: str) -> str:
     return key(domains, asdict(plan.base), plan.training.length, plan.held_out, stamps, packages, sys.version, device)
 
 
-def _prepare(plan: Plan, folder: Path, cache: Path, device: str, report: Report, wanted: str) -> None:
+def _prepare(plan: StudyPlan, folder: Path, cache: Path, device: str, report: Report, wanted: str) -> None:
     domains = (plan.source, *plan.targets)
     splits: dict[str, Split] = {}
     for i, domain in enumerate(domains):
@@ -150,7 +150,7 @@ def _corpus(domain: Domain) -> Corpus:
     return PackageCorpus(domain.corpus)
 
 
-def _blocks(domain: Domain, found: Split, tokenizer: Any, plan: Plan, folder: Path) -> dict[str, JsonValue]:
+def _blocks(domain: Domain, found: Split, tokenizer: Any, plan: StudyPlan, folder: Path) -> dict[str, JsonValue]:
     cut = packed if domain.regime == "pretraining" else prompted
     length = plan.training.length
     train = cut(tokenizer, found.train, length)

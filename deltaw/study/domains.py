@@ -33,7 +33,7 @@ Defined = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
-class Document:
+class Text:
     """One text: `text` is learned; `prompt` is given and not learned; `answer` is what an exact match compares."""
 
     text: str
@@ -47,7 +47,7 @@ class Corpus(Protocol):
     def origins(self) -> Sequence[str]:
         """The files or templates, by a name that is the same on every machine with the same packages."""
 
-    def read(self, origin: str) -> list[Document]:
+    def read(self, origin: str) -> list[Text]:
         """The documents of one origin."""
 
 
@@ -62,7 +62,7 @@ class PackageCorpus:
         """Source files, as `package/path.py`."""
         return list(self.files)
 
-    def read(self, origin: str) -> list[Document]:
+    def read(self, origin: str) -> list[Text]:
         """The documents of one source file; none if this Python cannot parse it."""
         source = self.files[origin].read_text(encoding="utf-8", errors="replace")
         try:
@@ -71,7 +71,7 @@ class PackageCorpus:
                 tree = ast.parse(source)
         except (SyntaxError, ValueError):
             return []
-        return [Document(text) for text in self.parse(tree)]
+        return [Text(text) for text in self.parse(tree)]
 
 
 @cache
@@ -128,17 +128,17 @@ class ProblemCorpus:
         """Templates: `gsm_symbolic/17`, or the name of an arithmetic family."""
         return [*self.templates, *FAMILIES]
 
-    def read(self, origin: str) -> list[Document]:
+    def read(self, origin: str) -> list[Text]:
         """Different problems of one template."""
         drawn = self._draw_symbolic(origin) if origin in self.templates else self._draw_family(origin)
         return list({problem.prompt: problem for problem in drawn}.values())
 
-    def _draw_symbolic(self, origin: str) -> Iterator[Document]:
+    def _draw_symbolic(self, origin: str) -> Iterator[Text]:
         for i in range(self.per_template):
             entry = self.templates[origin](Random(f"{origin} {self.seed} {i}"), 1.0)
             yield problem(entry["question"], str(entry["answer"]), entry["metadata"]["answer_cot"])
 
-    def _draw_family(self, origin: str) -> Iterator[Document]:
+    def _draw_family(self, origin: str) -> Iterator[Text]:
         import reasoning_gym
 
         dataset = reasoning_gym.create_dataset(origin, seed=self.seed, size=self.per_template)
@@ -146,11 +146,11 @@ class ProblemCorpus:
             yield problem(dataset[i]["question"], str(dataset[i]["answer"]))
 
 
-def problem(question: str, answer: str, worked: str = "") -> Document:
+def problem(question: str, answer: str, worked: str = "") -> Text:
     """A problem in GSM8K's form: the solution, if any, then `#### answer`."""
     steps = worked.split("####")[0].strip()
     text = f"{steps}\n#### {answer}" if steps else f"#### {answer}"
-    return Document(text, f"Question: {' '.join(question.split())}\nAnswer: ", answer)
+    return Text(text, f"Question: {' '.join(question.split())}\nAnswer: ", answer)
 
 
 class FileCorpus:
@@ -174,27 +174,27 @@ class FileCorpus:
         """Files, or documents if the files are few."""
         return list(self.documents)
 
-    def read(self, origin: str) -> list[Document]:
+    def read(self, origin: str) -> list[Text]:
         """The documents of one origin."""
         return self.documents[origin]
 
 
-def _documents(path: Path) -> list[Document]:
+def _documents(path: Path) -> list[Text]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise OptionError(f"{path}: cannot be read as UTF-8 text ({e}); give text files or JSON lines") from e
     if path.suffix == ".jsonl":
         return [_line(path, i, line) for i, line in enumerate(content.splitlines(), 1) if line.strip()]
-    return [Document(text) for part in content.split("\n\n") if (text := inspect.cleandoc(part).strip())]
+    return [Text(text) for part in content.split("\n\n") if (text := inspect.cleandoc(part).strip())]
 
 
-def _line(path: Path, number: int, line: str) -> Document:
+def _line(path: Path, number: int, line: str) -> Text:
     try:
         entry: Any = json.loads(line)
         if "text" in entry:
-            return Document(str(entry["text"]))
-        return Document(str(entry["completion"]), str(entry["prompt"]), str(entry.get("answer", "")))
+            return Text(str(entry["text"]))
+        return Text(str(entry["completion"]), str(entry["prompt"]), str(entry.get("answer", "")))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise OptionError(
             f"{path}, line {number}: expected a JSON object with `text`, or with `prompt` and `completion` ({e})"

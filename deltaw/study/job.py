@@ -25,7 +25,7 @@ import deltaw
 from deltaw.measurement.versions import versions
 from deltaw.study import arms, scores
 from deltaw.study.data import Data
-from deltaw.study.plan import Domain, Run, Scoring, Training
+from deltaw.study.plan import Domain, PlannedRun, Scoring, Training
 from deltaw.study.training import deterministic, train
 from deltaw.study.workspace import LIBRARIES, finishing, key, write_json
 from deltaw.types import JsonValue
@@ -45,7 +45,7 @@ class Job:
         folder: The study's `runs`.
     """
 
-    run: Run | None
+    run: PlannedRun | None
     target: Domain
     source: Domain
     training: Training

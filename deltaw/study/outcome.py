@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deltaw.files import replacing
 from deltaw.measurement.versions import versions
 from deltaw.study.job import Job, point_folder
-from deltaw.study.plan import Plan
+from deltaw.study.plan import StudyPlan
 from deltaw.study.workspace import read_json
 from deltaw.types import Cell
 
@@ -80,7 +80,7 @@ def learned(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def manifest(plan: Plan, jobs: Sequence[Job], out: Path, base: str) -> str:
+def manifest(plan: StudyPlan, jobs: Sequence[Job], out: Path, base: str) -> str:
     """The manifest of a study, as TOML; paths are relative to the study's directory.
 
     A group is an arm on a target: its learning rates and tokens are its front. Scores of different targets are not
@@ -138,7 +138,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value).replace("\x7f", "\\u007F")
 
 
-def write_outcome(plan: Plan, jobs: Sequence[Job], out: Path, left_out: Mapping[str, str]) -> pd.DataFrame:
+def write_outcome(plan: StudyPlan, jobs: Sequence[Job], out: Path, left_out: Mapping[str, str]) -> pd.DataFrame:
     """Write `points.csv`, `runs.toml` and `study.json`; returns the points."""
     points = points_table(jobs)
     data = jobs[0].data

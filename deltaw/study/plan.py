@@ -1,6 +1,6 @@
 """The plan of a study: which base, which targets, which arms, how long; read from TOML, strictly.
 
-Presets are TOML files beside this one. `Plan.runs` is the list of trainings that follow, one for each target, arm,
+Presets are TOML files beside this one. `StudyPlan.runs` is the list of trainings that follow, one for each target, arm,
 learning rate and seed: all that decides the numbers of a run is in the plan.
 """
 
@@ -190,7 +190,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training: an arm on a target, at one learning rate, from one seed."""
 
     target: Domain
@@ -206,7 +206,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A study, whole.
 
     Attributes:
@@ -250,23 +250,23 @@ class Plan:
                     f"{', '.join(sorted(known))}"
                 )
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[PlannedRun]:
         """Every training: seeds outermost, so that an interrupted study has whole replicates first."""
         for seed in self.seeds:
             for target in self.targets:
                 for arm in self.arms:
                     if not target.arms or arm.name in target.arms:
-                        yield from (Run(target, arm, rate, seed) for rate in arm.learning_rates)
+                        yield from (PlannedRun(target, arm, rate, seed) for rate in arm.learning_rates)
 
 
-def load_plan(source: str | Path) -> Plan:
+def load_plan(source: str | Path) -> StudyPlan:
     """A plan from a preset's name or a TOML file.
 
     Raises:
         OptionError: There is no such preset or file, or it is not a valid plan.
     """
     text, where = _text(source)
-    return build(Plan, parse_toml(text, where, error=OptionError))
+    return build(StudyPlan, parse_toml(text, where, error=OptionError))
 
 
 def _text(source: str | Path) -> tuple[str, str]:
@@ -280,13 +280,13 @@ def _text(source: str | Path) -> tuple[str, str]:
 
 
 def customised(
-    plan: Plan,
+    plan: StudyPlan,
     *,
     source: tuple[str, ...] = (),
     target: tuple[str, ...] = (),
     base: str | None = None,
     seeds: int | None = None,
-) -> Plan:
+) -> StudyPlan:
     """A plan with the user's own text, base or number of seeds.
 
     Args:

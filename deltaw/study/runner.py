@@ -33,7 +33,7 @@ from deltaw.study.data import Data, prepare_data
 from deltaw.study.extra import require
 from deltaw.study.job import Job, work
 from deltaw.study.outcome import write_outcome
-from deltaw.study.plan import Plan
+from deltaw.study.plan import StudyPlan
 from deltaw.study.workspace import remove_unfinished
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ TRAINED = 20  # bytes for each parameter: weight, gradient, AdamW's moments, and
 BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Progress(NamedTuple):
+class Stage(NamedTuple):
     """How far a study is.
 
     Attributes:
@@ -61,7 +61,7 @@ class Progress(NamedTuple):
     left: float | None = None
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[Stage], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Study:
 
 
 def run(
-    plan: Plan,
+    plan: StudyPlan,
     out: str | Path,
     *,
     device: str = "auto",
@@ -126,20 +126,20 @@ def run(
                 left_out = arms.misfits(plan.arms, partial(arms.open_base, data.base))
             todo = [j for j in list_jobs(plan, data, out, device) if j.run is None or j.run.arm.name not in left_out]
             _work(todo, jobs or default_jobs(plan, device, parameters), say)
-            say(Progress("comparing", 0, 1))
+            say(Stage("comparing", 0, 1))
             points = write_outcome(plan, todo, out, left_out)
             return Study(out, points, compare(out), left_out)
     except Timeout:
         raise ResultsError(f"{out}: another study is running there; wait for it, or choose another --out") from None
 
 
-def _data(plan: Plan, out: Path, cache: Path, device: str, say: Report) -> Data:
+def _data(plan: StudyPlan, out: Path, cache: Path, device: str, say: Report) -> Data:
     started: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int) -> None:
         began = started.setdefault(stage, time.monotonic())
         spent = time.monotonic() - began
-        say(Progress(stage, done, total, spent / done * (total - done) if done > 10 else None))
+        say(Stage(stage, done, total, spent / done * (total - done) if done > 10 else None))
 
     with arms.quiet():
         return prepare_data(plan, out, cache, device, report)
@@ -152,7 +152,7 @@ def compare(out: Path) -> deltaw.Comparison:
     return comparison
 
 
-def list_jobs(plan: Plan, data: Data, out: Path, device: str) -> list[Job]:
+def list_jobs(plan: StudyPlan, data: Data, out: Path, device: str) -> list[Job]:
     """The base's scores on each target, then every run of the plan."""
     shared = (plan.source, plan.training, plan.scores, plan.threads, data, device, out / "runs")
     bases = [Job(None, target, *shared) for target in plan.targets]
@@ -172,7 +172,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def default_jobs(plan: Plan, device: str, parameters: int) -> int:
+def default_jobs(plan: StudyPlan, device: str, parameters: int) -> int:
     """Runs at a time: by cores and free memory, and on a GPU no more than its memory or its patience allow.
 
     Small models leave most of a GPU idle between kernels, so a few processes share it well; many do not.
@@ -204,10 +204,10 @@ def _work(jobs: Sequence[Job], processes: int, say: Report) -> None:
     """Carry out what is not finished, and report after each."""
     todo = [job for job in jobs if not job.out.exists()]
     done, started = len(jobs) - len(todo), time.monotonic()
-    say(Progress("training", done, len(jobs)))
+    say(Stage("training", done, len(jobs)))
     for i, name in enumerate(_finished(todo, min(processes, len(todo))), 1):
         left = (time.monotonic() - started) / i * (len(todo) - i)
-        say(Progress(f"trained {name}", done + i, len(jobs), left))
+        say(Stage(f"trained {name}", done + i, len(jobs), left))
 
 
 def _finished(jobs: Sequence[Job], processes: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deltaw.study.domains import Document
+from deltaw.study.domains import Text
 from deltaw.study.tokens import IGNORED, Blocks, encode, end_of, fitting
 
 PROMPT_TOKENS = 32  # of a text that has no prompt: how much of it a sample continues
@@ -42,7 +42,7 @@ def loss(model: Any, blocks: Blocks, batch: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: Any, tokenizer: Any, problems: Sequence[Document]) -> float:
+def accuracy(model: Any, tokenizer: Any, problems: Sequence[Text]) -> float:
     """Share of problems whose greedy completion ends in the exact answer (`#### 42`, as in GSM8K).
 
     The limit of a completion follows from the reference solutions, and is no option: a lower one would cut every
@@ -55,7 +55,7 @@ def accuracy(model: Any, tokenizer: Any, problems: Sequence[Document]) -> float:
     return sum(right) / len(right)
 
 
-def problems_of(tokenizer: Any, documents: Sequence[Document], count: int, length: int) -> list[Document]:
+def problems_of(tokenizer: Any, documents: Sequence[Text], count: int, length: int) -> list[Text]:
     """Documents with an answer that fit in a block, as those that are trained on do: longer ones are never learned."""
     return [d for d, _, _ in fitting(tokenizer, [d for d in documents if d.answer], length)][:count]
 
@@ -78,7 +78,7 @@ def diversity(
     return sum(unique) / len(unique)
 
 
-def prompts_of(tokenizer: Any, documents: Sequence[Document], count: int) -> list[list[int]]:
+def prompts_of(tokenizer: Any, documents: Sequence[Text], count: int) -> list[list[int]]:
     """Prompts to sample from: the documents' own, or their first tokens."""
     found = encode(tokenizer, [d.prompt or d.text for d in documents[: 4 * count]])
     cut = [ids if d.prompt else ids[:PROMPT_TOKENS] for ids, d in zip(found, documents, strict=False) if ids]

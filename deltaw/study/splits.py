@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.errors import OptionError
-from deltaw.study.domains import Corpus, Document
+from deltaw.study.domains import Corpus, Text
 
 WORDS = 13
 EVERY = 10
@@ -29,8 +29,8 @@ Hashes = NDArray[np.uint64]
 class Split:
     """Training and held-out documents of one corpus, and what was left out to keep them apart."""
 
-    train: Sequence[Document]
-    held_out: Sequence[Document]
+    train: Sequence[Text]
+    held_out: Sequence[Text]
     about: dict[str, int] = field(default_factory=dict)
 
 
@@ -75,8 +75,8 @@ def split(corpus: Corpus, characters: int | None = None, held_out_characters: in
     return Split(train, held_out, about)
 
 
-def _read(corpus: Corpus, origins: Iterable[str], characters: int | None) -> list[Document]:
-    documents: list[Document] = []
+def _read(corpus: Corpus, origins: Iterable[str], characters: int | None) -> list[Text]:
+    documents: list[Text] = []
     size = 0
     for origin in origins:
         if characters is not None and size >= characters:
@@ -87,7 +87,7 @@ def _read(corpus: Corpus, origins: Iterable[str], characters: int | None) -> lis
     return documents
 
 
-def _until(documents: Iterable[Document], characters: int | None) -> list[Document]:
+def _until(documents: Iterable[Text], characters: int | None) -> list[Text]:
     kept, size = [], 0
     for document in documents:
         if characters is not None and size >= characters:
@@ -97,11 +97,11 @@ def _until(documents: Iterable[Document], characters: int | None) -> list[Docume
     return kept
 
 
-def _unique(documents: Iterable[Document]) -> list[Document]:
+def _unique(documents: Iterable[Text]) -> list[Text]:
     return list({(d.prompt, d.text): d for d in documents}.values())
 
 
-def leaks(document: Document, seen: Hashes) -> bool:
+def leaks(document: Text, seen: Hashes) -> bool:
     """Whether any 13 words in a row of the document are among the training shingles."""
     mine = shingles([document])
     where = np.searchsorted(seen, mine)
@@ -109,7 +109,7 @@ def leaks(document: Document, seen: Hashes) -> bool:
     return bool(found.any())
 
 
-def shingles(documents: Iterable[Document]) -> Hashes:
+def shingles(documents: Iterable[Text]) -> Hashes:
     """Sorted 64-bit hashes of every 13 words in a row (of the whole text if it is shorter), case folded."""
     found = [_shingles(f"{d.prompt} {d.text}") for d in documents]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from deltaw.errors import OptionError
-from deltaw.study.domains import Document
+from deltaw.study.domains import Text
 from deltaw.study.extra import require
 
 END = "<|end|>"
@@ -72,7 +72,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         return cls(**load_file(path))
 
 
-def train_tokenizer(documents: Iterable[Document], vocabulary: int) -> Any:
+def train_tokenizer(documents: Iterable[Text], vocabulary: int) -> Any:
     """A byte-level BPE (Sennrich et al. 2016) trained on the documents, as a transformers tokenizer."""
     require("tokenizers", "transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -110,7 +110,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return list(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
 
-def packed(tokenizer: Any, documents: Sequence[Document], length: int, tokens: int | None = None) -> Blocks:
+def packed(tokenizer: Any, documents: Sequence[Text], length: int, tokens: int | None = None) -> Blocks:
     """Continued pretraining: documents end to end, an end-of-text token behind each, cut to blocks.
 
     Args:
@@ -132,14 +132,14 @@ def packed(tokenizer: Any, documents: Sequence[Document], length: int, tokens: i
     return Blocks(ids, ids.clone())
 
 
-def fitting(tokenizer: Any, documents: Sequence[Document], length: int) -> list[tuple[Document, list[int], list[int]]]:
+def fitting(tokenizer: Any, documents: Sequence[Text], length: int) -> list[tuple[Text, list[int], list[int]]]:
     """The documents that fit in a block with their end-of-text token, and the tokens of prompt and completion."""
     prompts = encode(tokenizer, [d.prompt for d in documents])
     texts = encode(tokenizer, [d.text for d in documents])
     return [(d, p, t) for d, p, t in zip(documents, prompts, texts, strict=True) if len(p) + len(t) < length]
 
 
-def prompted(tokenizer: Any, documents: Sequence[Document], length: int, tokens: int | None = None) -> Blocks:
+def prompted(tokenizer: Any, documents: Sequence[Text], length: int, tokens: int | None = None) -> Blocks:
     """Instruction tuning: one prompt and its completion to a block; only the completion is learned.
 
     What does not fit in a block is left out, and counted. Padding is on the right, where causal attention never looks

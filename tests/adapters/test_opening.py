@@ -46,7 +46,7 @@ def test_what_an_opened_adapter_says(tmp_path):
     opened = open_adapter(write(tmp_path / "a"))
     assert (opened.format, opened.base_name, opened.source) == ("peft lora", "org/base", str(tmp_path / "a"))
     assert opened.nbytes == (2 * 8 + 6 * 2) * 4
-    assert opened.describe().tensors == 2
+    assert opened.as_source().tensors == 2
     assert len(opened.files) == 2
 
 

@@ -16,7 +16,7 @@ from deltaw.cli.screen import file_link
 from deltaw.cli.summary import fitting
 from deltaw.files import near_path
 from deltaw.measurement.loop import Progress
-from deltaw.study.runner import Progress as StudyProgress
+from deltaw.study.runner import Stage
 
 
 def error(*args: object, code: int) -> str:
@@ -117,8 +117,8 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert capsys.readouterr().err == "deltaw: measuring, 50/100 matrices, 20 s, about 60 s left\n"
     lines.verified(3, 8, "c")
     assert capsys.readouterr().err == "deltaw: verifying, 3/8 tensors\n"  # another stage is named at once
-    lines.studied(StudyProgress("trained full-s0", 1, 4))
-    lines.studied(StudyProgress("trained full-s1", 2, 4))
+    lines.studied(Stage("trained full-s0", 1, 4))
+    lines.studied(Stage("trained full-s1", 2, 4))
     assert capsys.readouterr().err == "deltaw: trained full-s0, 1/4\n"
 
 
@@ -128,7 +128,7 @@ def test_the_bar_begins_anew_with_a_stage():
 
     with Rich(console=Console(file=io.StringIO())) as rich:
         bar = progress.Bar(rich)
-        bar.studied(StudyProgress("base", 3, 4))
-        bar.studied(StudyProgress("trained a", 1, 9))
+        bar.studied(Stage("base", 3, 4))
+        bar.studied(Stage("trained a", 1, 9))
         task = rich.tasks[0]
         assert (task.description, task.completed, task.total) == ("trained a", 1, 9)

@@ -212,5 +212,5 @@ def test_experts_have_their_own_map(kit: Any):
 def test_a_misspelt_metric_suggests_the_near_ones(full_analysis: Analysis):
     with pytest.raises(OptionError, match="Did you mean 'effective_rank'"):
         full_analysis.plot.heatmap("efective_rank")
-    with pytest.raises(OptionError, match="Did you mean rank_90"):
+    with pytest.raises(OptionError, match="Did you mean 'rank_90'"):
         full_analysis.plot.ranks("rank90")

@@ -16,8 +16,8 @@ import torch
 
 from deltaw.study import arms
 from deltaw.study.base import llama_config
-from deltaw.study.domains import Document
-from deltaw.study.plan import Arm, BaseSpec, Domain, Plan, Scoring, Training
+from deltaw.study.domains import Text
+from deltaw.study.plan import Arm, BaseSpec, Domain, Scoring, StudyPlan, Training
 from deltaw.study.tokens import train_tokenizer
 
 PROSE = "the value of a matrix is returned when both arguments are given and an error is raised if they differ"
@@ -50,16 +50,16 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def documents() -> list[Document]:
+def documents() -> list[Text]:
     rng = Random(0)
-    return [Document(" ".join(rng.choices(PROSE.split(), k=40))) for _ in range(60)]
+    return [Text(" ".join(rng.choices(PROSE.split(), k=40))) for _ in range(60)]
 
 
 SPEC = BaseSpec(hidden=16, layers=2, heads=2, intermediate=24, vocabulary=400, steps=10, batch=4, warmup=2, threads=1)
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, documents: list[Text]) -> Path:
     """A Llama of random weights with its tokenizer, as transformers saves it."""
     import transformers
 
@@ -81,9 +81,9 @@ MORA6 = Arm("MoRA type 6", "mora", (3e-2,), rank=2, mora_type=6)
 
 
 @pytest.fixture
-def plan(texts: dict[str, str]) -> Plan:
+def plan(texts: dict[str, str]) -> StudyPlan:
     """Three arms on text of the user's own and on problems, one seed."""
-    return Plan(
+    return StudyPlan(
         title="Pico",
         source=Domain("prose", "files", files=(texts["prose"],)),
         targets=(

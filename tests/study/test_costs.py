@@ -7,14 +7,14 @@ import pytest
 from click.testing import CliRunner
 
 from deltaw.cli.program import main
-from deltaw.study import Plan, estimate
+from deltaw.study import StudyPlan, estimate
 from deltaw.study.arms import open_base
-from deltaw.study.costs import describe
+from deltaw.study.costs import in_words
 
 from .conftest import SPEC
 
 
-def test_the_counts_are_the_plans(plan: Plan) -> None:
+def test_the_counts_are_the_plans(plan: StudyPlan) -> None:
     found = estimate(plan, device="cpu", jobs=2)
     assert (found.runs, found.points) == (6, 12)
     assert found.run_tokens == 4 * 2 * 384
@@ -26,12 +26,12 @@ def test_the_counts_are_the_plans(plan: Plan) -> None:
     assert found.trainable["MoRA type 6"] == 2 * (4 * 8**2 + 3 * 8**2)  # r̂ = √64 and √80, made even
     assert all(seconds > 0 for name, seconds in found.seconds.items() if name != "data")
     assert found.memory > 4 * found.parameters
-    text = describe(plan, found)
+    text = in_words(plan, found)
     assert f"{found.parameters:,} parameters" in text
     assert all(a.name in text for a in plan.arms)
 
 
-def test_a_given_base_is_not_trained(plan: Plan, base: Path) -> None:
+def test_a_given_base_is_not_trained(plan: StudyPlan, base: Path) -> None:
     given = dataclasses.replace(plan, base=dataclasses.replace(SPEC, model=str(base)))
     found = estimate(given, device="cpu", jobs=1)
     assert (found.base_tokens, found.seconds["base"]) == (0, 0)

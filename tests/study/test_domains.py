@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deltaw.errors import OptionError
-from deltaw.study.domains import FAMILIES, Document, FileCorpus, PackageCorpus, ProblemCorpus, definitions, docstrings
+from deltaw.study.domains import FAMILIES, FileCorpus, PackageCorpus, ProblemCorpus, Text, definitions, docstrings
 
 LONG = "Returns the smallest whole number whose square is at least the argument, for every argument above zero."
 SOURCE = f'''
@@ -98,7 +98,7 @@ def test_files_of_text_and_json_lines(tmp_path: Path) -> None:
     corpus = FileCorpus([text, lines])
     found = [d for o in corpus.origins() for d in corpus.read(o)]
     expected = ["one", "two\nlines", "three", "four"]
-    assert found == [*(Document(t) for t in expected), Document("c", "p", "c")]
+    assert found == [*(Text(t) for t in expected), Text("c", "p", "c")]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '"text"', '{"prompt": "p"}', "3"])

@@ -11,7 +11,7 @@ import pytest
 
 from deltaw.documents import parse_toml
 from deltaw.errors import OptionError
-from deltaw.study.plan import PRESETS, Arm, Plan, Training, customised, load_plan
+from deltaw.study.plan import PRESETS, Arm, StudyPlan, Training, customised, load_plan
 from deltaw.study.strict import build
 
 MINIMAL = """
@@ -29,7 +29,7 @@ learning_rates = [1e-3, 3]
 """
 
 
-def load(tmp_path: Path, text: str) -> Plan:
+def load(tmp_path: Path, text: str) -> StudyPlan:
     path = tmp_path / "plan.toml"
     path.write_text(text, encoding="utf-8")
     return load_plan(path)

@@ -21,7 +21,7 @@ import torch
 import deltaw
 from deltaw.comparison import read_manifest
 from deltaw.errors import MissingExtraError, OptionError, ResultsError
-from deltaw.study import Plan, arms, costs, extra, runner
+from deltaw.study import StudyPlan, arms, costs, extra, runner
 from deltaw.study.outcome import learned
 from deltaw.study.workspace import finishing
 
@@ -30,7 +30,7 @@ from .conftest import FULL, LORA, MORA6
 TABLES = Path(__file__).parents[2] / "docs" / "study_tables.py"
 
 
-def run(plan: Plan, out: Path, cache: Path, **options: object) -> pd.DataFrame:
+def run(plan: StudyPlan, out: Path, cache: Path, **options: object) -> pd.DataFrame:
     return runner.run(plan, out, cache=cache, jobs=1, device="cpu", **options).points  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def numbers(out: Path) -> dict[str, str]:
     return found
 
 
-def test_a_study_from_beginning_to_end(plan: Plan, tmp_path: Path) -> None:
+def test_a_study_from_beginning_to_end(plan: StudyPlan, tmp_path: Path) -> None:
     """Trained, scored, measured and compared; the same again from the same seeds; then more of it."""
     told: list[runner.Progress] = []
     study = runner.run(plan, tmp_path / "a", cache=tmp_path / "cache", jobs=1, device="cpu", progress=told.append)
@@ -102,7 +102,7 @@ def test_a_study_from_beginning_to_end(plan: Plan, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_comparison")
-def test_a_grown_plan_trains_only_what_is_new(plan: Plan, tmp_path: Path) -> None:
+def test_a_grown_plan_trains_only_what_is_new(plan: StudyPlan, tmp_path: Path) -> None:
     small = dataclasses.replace(plan, arms=(LORA,), targets=plan.targets[:1])
     before = run(small, tmp_path / "a", tmp_path / "cache")
     (folder,) = (tmp_path / "a" / "runs").glob("*lora*")
@@ -122,7 +122,7 @@ def test_a_grown_plan_trains_only_what_is_new(plan: Plan, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("without_comparison")
-def test_a_training_that_diverges_is_kept_and_named(plan: Plan, tmp_path: Path) -> None:
+def test_a_training_that_diverges_is_kept_and_named(plan: StudyPlan, tmp_path: Path) -> None:
     wild = dataclasses.replace(FULL, learning_rates=(1e20, 1e-3))
     points = run(dataclasses.replace(plan, arms=(wild,)), tmp_path / "a", tmp_path / "cache")
     lost = points[points["learning_rate"] == 1e20]
@@ -134,7 +134,7 @@ def test_a_training_that_diverges_is_kept_and_named(plan: Plan, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("without_comparison")
-def test_arms_that_do_not_fit_the_base_are_left_out_and_named(plan: Plan, base: Path, tmp_path: Path) -> None:
+def test_arms_that_do_not_fit_the_base_are_left_out_and_named(plan: StudyPlan, base: Path, tmp_path: Path) -> None:
     """GPT-2 has no nn.Linear but its head: MoRA cannot be put into it, which is told before anything is trained."""
     import transformers
 
@@ -154,13 +154,13 @@ def test_arms_that_do_not_fit_the_base_are_left_out_and_named(plan: Plan, base: 
     assert list(study.left_out) == [MORA6.name]
     assert json.loads((tmp_path / "a" / "study.json").read_text())["left_out"] == dict(study.left_out)
     assert read_manifest(tmp_path / "a" / "runs.toml").reference == f"code: {FULL.name}"
-    shown = costs.describe(own, costs.estimate(own, device="cpu"))
+    shown = costs.in_words(own, costs.estimate(own, device="cpu"))
     assert "does not fit this base: left out" in shown
     with pytest.raises(OptionError, match="no arm of the plan fits"):
         run(dataclasses.replace(own, arms=(MORA6,)), tmp_path / "b", tmp_path / "cache")
 
 
-def test_runs_at_a_time_fit_in_the_memory(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_at_a_time_fit_in_the_memory(plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "usable_cores", lambda: 16)
     free = psutil.virtual_memory()._replace(available=8_000_000_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
@@ -170,7 +170,7 @@ def test_runs_at_a_time_fit_in_the_memory(plan: Plan, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("without_comparison")
-def test_a_base_of_ones_own(plan: Plan, base: Path, tmp_path: Path) -> None:
+def test_a_base_of_ones_own(plan: StudyPlan, base: Path, tmp_path: Path) -> None:
     own = dataclasses.replace(
         plan,
         base=dataclasses.replace(plan.base, model=str(base)),
@@ -186,7 +186,7 @@ def test_a_base_of_ones_own(plan: Plan, base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_is_the_same_study(plan: Plan, tmp_path: Path) -> None:
+def test_killed_and_started_again_it_is_the_same_study(plan: StudyPlan, tmp_path: Path) -> None:
     """SIGKILL while the base is trained, and while two runs are in two processes; then on in one."""
     stored = tmp_path / "plan"
     stored.write_bytes(pickle.dumps(plan))
@@ -219,7 +219,7 @@ def test_killed_and_started_again_it_is_the_same_study(plan: Plan, tmp_path: Pat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("without_comparison")
-def test_on_a_gpu_the_same_seed_gives_the_same_numbers(plan: Plan, tmp_path: Path, precision: str) -> None:
+def test_on_a_gpu_the_same_seed_gives_the_same_numbers(plan: StudyPlan, tmp_path: Path, precision: str) -> None:
     there = dataclasses.replace(plan, training=dataclasses.replace(plan.training, precision=precision))
     for name in ("a", "b"):
         runner.run(there, tmp_path / name, cache=tmp_path / f"cache-{name}", jobs=1, device="cuda")
@@ -243,7 +243,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.usefixtures("without_comparison")
-def test_two_studies_in_one_place_are_refused(plan: Plan, tmp_path: Path) -> None:
+def test_two_studies_in_one_place_are_refused(plan: StudyPlan, tmp_path: Path) -> None:
     from filelock import FileLock
 
     (tmp_path / "a").mkdir()
@@ -272,7 +272,7 @@ def test_a_device_that_is_not_there() -> None:
             runner.resolve_device(name)
 
 
-def test_a_missing_extra_says_what_to_install(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_says_what_to_install(plan: StudyPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "peft" else object())
     with pytest.raises(MissingExtraError, match=r"needs peft, .*: pip install 'deltaw\[study\]'"):
         run(plan, tmp_path / "a", tmp_path / "cache")

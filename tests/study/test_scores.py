@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltaw.study import arms, scores
-from deltaw.study.domains import Document, ProblemCorpus
+from deltaw.study.domains import ProblemCorpus, Text
 from deltaw.study.tokens import IGNORED, Blocks, encode, train_tokenizer
 
 
@@ -55,14 +55,14 @@ def test_the_answer_stands_behind_the_mark(text: str, answer: str | None) -> Non
 
 
 def test_accuracy_counts_exact_matches(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = [Document(f"#### {a}", f"p{i}", a) for i, a in enumerate(["1", "2", "3", "4"])]
+    problems = [Text(f"#### {a}", f"p{i}", a) for i, a in enumerate(["1", "2", "3", "4"])]
     completions = ["#### 1", "#### 2 apples", "so 3", "x\n#### 4\n"]
     monkeypatch.setattr(scores, "generate", lambda *_: completions)
     monkeypatch.setattr(scores, "encode", lambda _, texts: [[0]] * len(texts))
     assert scores.accuracy(None, None, problems) == 0.5
 
 
-def test_the_reference_solutions_are_right_answers(documents: list[Document]) -> None:
+def test_the_reference_solutions_are_right_answers(documents: list[Text]) -> None:
     """However long they are: what writes them, within the limit that it is given, has every answer."""
     corpus = ProblemCorpus(2)
     problems = [d for origin in corpus.origins() for d in corpus.read(origin)]
@@ -104,7 +104,7 @@ def test_diversity_counts_different_samples(model, base: Path) -> None:  # type:
 def test_prompts_are_the_documents_own_or_their_beginning(base: Path) -> None:
     tokenizer = arms.open_tokenizer(base)
     long = "the value of a matrix " * 40
-    found = scores.prompts_of(tokenizer, [Document(long), Document("x", "Question: why?")], 2)
+    found = scores.prompts_of(tokenizer, [Text(long), Text("x", "Question: why?")], 2)
     assert len(found[0]) == scores.PROMPT_TOKENS
     assert long.startswith(tokenizer.decode(found[0]))
     assert tokenizer.decode(found[1]) == "Question: why?"

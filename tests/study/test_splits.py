@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltaw.errors import OptionError
-from deltaw.study.domains import Document, ProblemCorpus
+from deltaw.study.domains import ProblemCorpus, Text
 from deltaw.study.splits import WORDS, leaks, ordered, shingles, split
 
 
@@ -21,8 +21,8 @@ class Texts:
     def origins(self) -> Sequence[str]:
         return list(self.texts)
 
-    def read(self, origin: str) -> list[Document]:
-        return [Document(t) for t in self.texts[origin]]
+    def read(self, origin: str) -> list[Text]:
+        return [Text(t) for t in self.texts[origin]]
 
 
 def windows(text: str) -> set[tuple[str, ...]]:
@@ -38,7 +38,7 @@ words = st.lists(st.sampled_from(["a", "b", "c"]), min_size=0, max_size=30).map(
 @given(st.lists(words, max_size=6), words)
 def test_leaks_agrees_with_comparing_words(train: list[str], text: str) -> None:
     seen = {w for t in train for w in windows(t)}
-    found = leaks(Document(text), shingles(Document(t) for t in train))
+    found = leaks(Text(text), shingles(Text(t) for t in train))
     assert found == bool(windows(text) & seen)
 
 
@@ -62,10 +62,10 @@ def test_no_held_out_text_occurs_in_training(texts: dict[str, list[str]]) -> Non
 
 def test_thirteen_words_leak_and_twelve_do_not() -> None:
     train = " ".join(f"w{i}" for i in range(40))
-    seen = shingles([Document(train)])
+    seen = shingles([Text(train)])
     inside = train.split()[10:22]
-    assert leaks(Document(" ".join(["x", *inside, "w22", "y"])), seen)
-    assert not leaks(Document(" ".join(["x", *inside, "y"])), seen)
+    assert leaks(Text(" ".join(["x", *inside, "w22", "y"])), seen)
+    assert not leaks(Text(" ".join(["x", *inside, "y"])), seen)
 
 
 def test_the_order_follows_from_the_names_alone() -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from deltaw.errors import OptionError
-from deltaw.study.domains import Document
+from deltaw.study.domains import Text
 from deltaw.study.tokens import END, IGNORED, Blocks, encode, packed, prompted, train_tokenizer
 
 
-def test_text_comes_back(documents: list[Document]) -> None:
+def test_text_comes_back(documents: list[Text]) -> None:
     tokenizer = train_tokenizer(documents, 400)
     strange = "naïve  Δσ\n\ttabs & 数"
     for text in (documents[0].text, strange):
@@ -19,7 +19,7 @@ def test_text_comes_back(documents: list[Document]) -> None:
     assert len(tokenizer) <= 400
 
 
-def test_packed_is_the_documents_end_to_end(documents: list[Document]) -> None:
+def test_packed_is_the_documents_end_to_end(documents: list[Text]) -> None:
     tokenizer = train_tokenizer(documents, 400)
     blocks = packed(tokenizer, documents, 32)
     whole = END.join(d.text for d in documents) + END
@@ -32,9 +32,9 @@ def test_packed_is_the_documents_end_to_end(documents: list[Document]) -> None:
     assert len(packed(tokenizer, documents, 32, tokens=100)) == 3
 
 
-def test_prompted_learns_the_completion_alone(documents: list[Document]) -> None:
+def test_prompted_learns_the_completion_alone(documents: list[Text]) -> None:
     tokenizer = train_tokenizer(documents, 400)
-    asked = [Document("the value", "matrix of ", "x"), Document("a " * 400, "too long ")]
+    asked = [Text("the value", "matrix of ", "x"), Text("a " * 400, "too long ")]
     blocks = prompted(tokenizer, asked, 48)
     assert len(blocks) == 1
     assert blocks.dropped_too_long == 1
@@ -47,7 +47,7 @@ def test_prompted_learns_the_completion_alone(documents: list[Document]) -> None
     assert tokenizer.decode(blocks.input_ids[0, first + len(learned) :]) == END * (48 - first - len(learned))
 
 
-def test_too_little_text_is_refused(documents: list[Document]) -> None:
+def test_too_little_text_is_refused(documents: list[Text]) -> None:
     tokenizer = train_tokenizer(documents, 400)
     with pytest.raises(OptionError, match="at least one block of 4096"):
         packed(tokenizer, documents[:1], 4096)
