@@ -11,6 +11,7 @@ import numpy as np
 
 from deltaw.comparison import statistics
 from deltaw.comparison.endpoints import endpoints, has_layers
+from deltaw.comparison.ranking import wilcoxon_many
 from deltaw.comparison.runs import Array, Runs
 from deltaw.comparison.statistics import Contrast
 from deltaw.comparison.welch import holm
@@ -98,4 +99,4 @@ def tests_of(x: Array, y: Array, metrics: Sequence[str]) -> Tests:
         if len(a) and len(b):
             differences[m] = a.mean(0) - b.mean(0)  # NaN where some run has no value
     seeds = statistics.seed_p_many(x, y, [is_signed(m) for m in metrics])
-    return Tests(statistics.wilcoxon_many(differences), seeds)
+    return Tests(wilcoxon_many(differences), seeds)

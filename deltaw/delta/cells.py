@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from deltaw.checkpoints import QuantisedHandle
+from deltaw.delta.entry_sums import EntrySums
 from deltaw.delta.rounding import histogram
-from deltaw.delta.sums import EntrySums
 from deltaw.tensors.bits import STORED
 from deltaw.tensors.matrix import matrix
 from deltaw.tensors.numbers import Grid, Numbers

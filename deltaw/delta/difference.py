@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deltaw.checkpoints import why_unread
 from deltaw.delta.cells import coded, with_cells
-from deltaw.delta.sums import EntrySums, sweep, sweep_factors, sweep_update, unchanged_sums
+from deltaw.delta.entry_sums import EntrySums
+from deltaw.delta.sums import sweep, sweep_factors, sweep_update, unchanged_sums
 from deltaw.errors import TensorError
 from deltaw.tensors.bits import same_bits
 from deltaw.tensors.matrix import matrix, outputs

@@ -21,7 +21,8 @@ from deltaw.results import about
 from deltaw.results.plain import plain
 from deltaw.results.sources import Source
 from deltaw.results.spectra_file import read_spectra, write_spectra
-from deltaw.results.summary import Summary, summarize
+from deltaw.results.summarize import summarize
+from deltaw.results.summary import Summary
 from deltaw.results.tables import FORMATS, read_layers, to_frame, write_table
 from deltaw.types import (
     Coverage,

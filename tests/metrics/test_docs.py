@@ -65,7 +65,7 @@ def test_the_pair_in_bfloat16(frame, real_pair, tmp_path):
 
 
 def test_the_verdict_on_decay(frame):
-    decay = deltaw.results.summary.summarize(frame.reset_index().to_dict("records")).decay
+    decay = deltaw.results.summarize.summarize(frame.reset_index().to_dict("records")).decay
     assert decay.evidence == "rows"
     assert decay.value == pytest.approx(9.5e-5, rel=0.02)
     assert frame.loc[WORDS, "decay_rows_fraction"] > 0.9

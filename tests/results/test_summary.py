@@ -8,7 +8,8 @@ import pytest
 from deltaw.results.analysis import Analysis, load
 from deltaw.results.plain import plain
 from deltaw.results.rows import Rows, Spread
-from deltaw.results.summary import Resolution, summarize
+from deltaw.results.summarize import summarize
+from deltaw.results.summary import Resolution
 from deltaw.types import Coverage, Reason, Skipped
 
 

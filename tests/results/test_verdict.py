@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from deltaw.results.summary import summarize
+from deltaw.results.summarize import summarize
 from deltaw.results.verdict import RULES, Verdict
 
 
