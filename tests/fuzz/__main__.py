@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -13,7 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.fuzz.cases import KINDS, run, working_folder
 
-COSTLY = {"journal": 50, "analysis.json": 5, "layers.csv": 5, "spectra": 5}  # an input of these counts as so many
+COSTLY = {
+    "journal": 50,
+    "analysis.json": 5,
+    "layers.csv": 5,
+    "spectra": 5,
+    "runs.json": 50,
+}  # an input of these counts as so many
 ANALYZE_EACH = 10
 SHARE = 2000  # inputs of one task
 
@@ -37,10 +44,13 @@ def main() -> None:
     weights = [1 / COSTLY.get(kind.name, 1) for kind in KINDS]
     wanted = [max(1, round(options.inputs * w / sum(weights))) for w in weights]
     tasks = [(i, at, min(n, at + SHARE)) for i, n in enumerate(wanted) for at in range(0, n, SHARE)]
+    done = 0
     found = [Counter[str]() for _ in KINDS]
     with ProcessPoolExecutor(options.jobs) as pool:
         for number, counts in pool.map(task, *zip(*tasks, strict=True)):
             found[number].update(counts)
+            done += sum(counts[what] for what in ("used", "refused"))
+            print(f"{done:,} inputs after {(time.monotonic() - started) / 60:.0f} min", file=sys.stderr, flush=True)
     print("| file | inputs | refused in one line | used | of them measured |\n|---|---:|---:|---:|---:|")
     for kind, counts in zip(KINDS, found, strict=True):
         cells = (counts["used"] + counts["refused"], counts["refused"], counts["used"], counts["analysed"])

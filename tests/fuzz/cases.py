@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
@@ -23,6 +24,7 @@ import deltaw
 from deltaw.errors import DeltaWError
 from tests.fuzz.mutators import (
     dumps,
+    mutate_header,
     mutate_json,
     mutate_pickle,
     mutate_safetensors,
@@ -140,6 +142,56 @@ def write_quantised(folder: Path) -> None:
         tensors["model.layers.0.self_attn.q_proj.weight"] = torch.randn(4, 4, generator=g)
         put(folder / side / "model.safetensors", save(tensors))
         put(folder / side / "config.json", json.dumps(CONFIG).encode())
+
+
+def write_gptq(folder: Path) -> None:
+    """Four bits in groups of 32: 32 inputs, 8 outputs, and a bitsandbytes matrix beside them."""
+    about = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": True}
+    for i, side in enumerate(("base", "ft")):
+        g = torch.Generator().manual_seed(i)
+        at = "model.layers.0.mlp.up_proj"
+        tensors = {f"{at}.qweight": torch.randint(-(2**31), 2**31 - 1, (4, 8), generator=g, dtype=torch.int32)}
+        tensors |= {f"{at}.qzeros": torch.zeros(1, 1, dtype=torch.int32), f"{at}.g_idx": torch.zeros(32).int()}
+        tensors |= {f"{at}.scales": torch.rand(1, 8, generator=g).half(), "model.norm.weight": torch.ones(4) + i}
+        tensors["model.layers.0.self_attn.q_proj.weight"] = torch.randn(4, 4, generator=g)
+        put(folder / side / "model.safetensors", save(tensors))
+        put(folder / side / "config.json", json.dumps(CONFIG | {"quantization_config": about}).encode())
+
+
+def write_nf4(folder: Path) -> None:
+    state = {"quant_type": "nf4", "blocksize": 16, "dtype": "float32", "shape": [8, 8]}
+    about = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+    for i, side in enumerate(("base", "ft")):
+        g = torch.Generator().manual_seed(i)
+        at = "model.layers.0.mlp.up_proj.weight"
+        tensors = {at: torch.randint(0, 255, (32, 1), generator=g, dtype=torch.uint8)}
+        tensors |= {f"{at}.absmax": torch.rand(4, generator=g), f"{at}.quant_map": torch.linspace(-1, 1, 16)}
+        tensors |= {f"{at}.quant_state.bitsandbytes__nf4": about, "model.norm.weight": torch.ones(4) + i}
+        tensors["model.layers.0.self_attn.q_proj.weight"] = torch.randn(4, 4, generator=g)
+        put(folder / side / "model.safetensors", save(tensors))
+        config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        put(folder / side / "config.json", json.dumps(CONFIG | {"quantization_config": config}).encode())
+
+
+def write_gguf(folder: Path) -> None:
+    import gguf
+
+    for i, side in enumerate(("base", "ft")):
+        rng = np.random.default_rng(i)
+        (folder / side).mkdir(parents=True)
+        writer = gguf.GGUFWriter(folder / side / "model.gguf", "llama")
+        writer.add_block_count(1)
+        writer.add_head_count(2)
+        writer.add_head_count_kv(2)
+        for name, shape in {"blk.0.attn_q.weight": (4, 32), "blk.0.ffn_up.weight": (4, 32)}.items():
+            w = rng.standard_normal(shape).astype(np.float32)
+            kind = gguf.GGMLQuantizationType.Q4_0 if "ffn" in name else gguf.GGMLQuantizationType.F32
+            coded = "ffn" in name
+            writer.add_tensor(name, gguf.quantize(w, kind) if coded else w, raw_dtype=kind if coded else None)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
 def write_adapter(folder: Path, peft_type: str = "LORA") -> None:
@@ -263,6 +315,45 @@ def compare(folder: Path, analyze: bool) -> object:
     return read_manifest(folder / "runs.toml")
 
 
+PLAN = b"""title = "t"
+seeds = [0]
+[source]
+name = "s"
+corpus = "docstrings"
+[training]
+steps = 10
+points = 2
+[[targets]]
+name = "c"
+corpus = "code"
+[[arms]]
+name = "full"
+method = "full"
+learning_rates = [1e-3, 3]
+"""
+
+
+def write_plan(folder: Path) -> None:
+    put(folder / "plan.toml", PLAN)
+
+
+def read_plan(folder: Path, analyze: bool) -> object:
+    from deltaw.study.plan import load_plan
+
+    return [run.name for run in load_plan(folder / "plan.toml").runs()]
+
+
+def write_comparison(folder: Path) -> None:
+    write_safetensors(folder)
+    result = deltaw.analyze(folder / "base", folder / "ft", jobs=1, cache=False)
+    deltaw.compare({"a": result, "b": [result]}).save(folder / "out", report=False)
+
+
+def load_comparison(folder: Path, analyze: bool) -> object:
+    found = deltaw.Comparison.load(folder / "out")
+    return found.contrasts() if analyze else found.runs()
+
+
 def json_file(data: bytes, r: Random) -> bytes:
     return dumps(mutate_json(json.loads(data), r), r)
 
@@ -277,6 +368,9 @@ KINDS = (
     Kind("config", write_safetensors, "ft/config.json", json_file, full("")),
     Kind("pipeline", write_pipeline, "base/model_index.json", json_file, full("")),
     Kind("quantised", write_quantised, "ft/model.safetensors", mutate_safetensors, full("")),
+    Kind("GPTQ", write_gptq, "ft/model.safetensors", mutate_safetensors, full("")),
+    Kind("NF4", write_nf4, "ft/model.safetensors", mutate_safetensors, full("")),
+    Kind("GGUF", write_gguf, "ft/model.gguf", mutate_header, full("model.gguf")),
     Kind("quantised config", write_quantised, "base/config.json", json_file, full("")),
     Kind("adapter config", write_adapter, "ft/adapter_config.json", json_file, full("")),
     Kind("adapter", write_adapter, "ft/adapter_model.safetensors", mutate_safetensors, full("")),
@@ -292,6 +386,8 @@ KINDS = (
     Kind("spectra", write_results, "out/spectra.safetensors", mutate_safetensors, load),
     Kind("journal", write_journal, "out/.deltaw-journal.jsonl", mutate_text, resume),
     Kind("manifest", write_manifest, "runs.toml", mutate_text, compare),
+    Kind("study plan", write_plan, "plan.toml", mutate_text, read_plan),
+    Kind("runs.json", write_comparison, "out/runs.json", json_file, load_comparison),
     Kind("lm-eval", write_manifest, "results.json", json_file, compare),
 )
 

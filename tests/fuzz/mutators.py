@@ -80,6 +80,13 @@ def mutate_bytes(data: bytes, r: Random) -> bytes:
     return bytes(out)
 
 
+def mutate_header(data: bytes, r: Random, size: int = 700) -> bytes:
+    """A binary file whose first bytes, which say where everything lies, are damaged; now and then all of it."""
+    if r.random() < 0.2:
+        return mutate_bytes(data, r)
+    return mutate_bytes(data[:size], r) + data[size:]
+
+
 def dumps(document: Any, r: Random) -> bytes:
     """As JSON, now and then not quite."""
     text = json.dumps(document).encode()

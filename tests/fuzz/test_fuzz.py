@@ -7,8 +7,14 @@ import pytest
 
 from tests.fuzz.cases import KINDS, Kind, run, working_folder
 
-INPUTS = 1400  # of each kind
-SLOW = {"journal": 40, "analysis.json": 500, "layers.csv": 300, "spectra": 500}  # each of these costs a whole run
+INPUTS = 1200  # of each kind
+SLOW = {
+    "journal": 40,
+    "analysis.json": 500,
+    "layers.csv": 300,
+    "spectra": 500,
+    "runs.json": 40,
+}  # each of these costs a whole run
 ANALYZE_EACH = 5
 
 
