@@ -19,6 +19,7 @@ COMMANDS = (
     "analyze",
     "inspect",
     "compare",
+    "survey",
     "extract",
     "resize",
     "edit",

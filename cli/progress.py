@@ -37,6 +37,10 @@ class Reporter:
         """What `deltaw.verify` calls before each tensor."""
         self.move("verifying", done, total, f"{done:,}/{total:,} tensors")
 
+    def surveyed(self, stage: str, done: int, total: int) -> None:
+        """What `deltaw.survey` calls after each adapter, or after each few matrices of all."""
+        self.move(stage, done, total, f"{done:,}/{total:,}")
+
     def studied(self, progress: Stage) -> None:
         """What a study calls after each step of a stage."""
         self.move(progress.stage, progress.done, progress.total, f"{progress.done:,}/{progress.total:,}")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from deltaw.measurement.run import analyze as analyze
     from deltaw.results.analysis import Analysis as Analysis
     from deltaw.results.analysis import load as load
+    from deltaw.surveys import Survey as Survey
+    from deltaw.surveys import survey as survey
     from deltaw.types import Interval as Interval
     from deltaw.types import Skipped as Skipped
     from deltaw.types import Spectrum as Spectrum
@@ -52,6 +54,7 @@ _WHERE = {
     "Progress": "measurement.loop",
     "Skipped": "types",
     "Spectrum": "types",
+    "Survey": "surveys",
     "Verification": "verification",
     "analyze": "measurement.run",
     "compare": "comparison",
@@ -61,6 +64,7 @@ _WHERE = {
     "load": "results.analysis",
     "predict": "verification",
     "resize": "edits",
+    "survey": "surveys",
     "verify": "verification",
 }
 _MODULES = ("metrics", "study")

@@ -14,9 +14,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from deltaw.edits import ExtractedRow, SavedModule
+from deltaw.metrics import REGISTRY
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.results.columns import columns
 from deltaw.results.summary import Summary
+from deltaw.surveys.merging import Interference, Kept
+from deltaw.surveys.pairs import COLUMNS as PAIRS
+from deltaw.surveys.result import SCHEMA_VERSION as SURVEY_VERSION
+from deltaw.surveys.tables import ADAPTERS, TEXTS, WHOLE, About
 from deltaw.tensors.quantisers import QUANTISERS
 from deltaw.types import Coverage, IntruderCount
 from deltaw.verification import Survival, Verdict
@@ -85,6 +90,14 @@ def row() -> dict[str, Schema]:
     """The columns of `layers`."""
     units: dict[str, Schema] = {"word": TEXT, "count": {"type": ["integer", "null"]}}
     return {name: {**units.get(c.unit, NUMBER), **described(c)} for name, c in columns().items()}
+
+
+def survey_column(name: str) -> Schema:
+    """A column of a survey's tables."""
+    if name in {"exact"}:
+        return {"type": "boolean"}
+    kind: Schema = TEXT if name in TEXTS else {"type": ["integer", "null"]} if name in WHOLE else NUMBER
+    return {**kind, **described(REGISTRY.get(name))}
 
 
 def described(column: object) -> Schema:
@@ -157,6 +170,22 @@ def schemas() -> dict[str, Schema]:
                         "source": TEXT,
                     }
                 ),
+            },
+            {"out": TEXT},
+        ),
+        "survey": document(
+            "Many adapters of one base (survey --json)",
+            {
+                "schema_version": {"const": SURVEY_VERSION},
+                **of(About)["properties"],  # type: ignore[dict-item]
+                "adapters": table({name: survey_column(name) for name in ADAPTERS}),
+                "pairs": table({name: survey_column(name) for name in PAIRS}),
+                "merge_check": {"anyOf": [{"type": "null"}, closed({
+                    "names": of(list[str]),
+                    "density": NUMBER,
+                    "interference": of(list[Interference]),
+                    "kept": of(list[Kept]),
+                })]},
             },
             {"out": TEXT},
         ),

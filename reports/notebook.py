@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deltaw.reports.page import Column
     from deltaw.results.analysis import Analysis
     from deltaw.results.sources import Source
+    from deltaw.surveys import Survey
 
 LONGEST = 200  # characters of a repr
 NAME = 40  # … of a name in it
@@ -76,6 +77,18 @@ def comparison_line(comparison: Comparison) -> str:
     groups = f"{plural(len(comparison.runs_.items), 'run')} in {plural(len(comparison.groups), 'group')}"
     title = short(comparison.title, NAME) if comparison.title else ""
     return line("Comparison", (title, groups, f"reference {short(comparison.reference, NAME)}")).replace(NARROW, " ")
+
+
+def survey_line(survey: Survey) -> str:
+    """`<deltaw.Survey: 312 adapters of base, 14 clusters, 12 flagged>`."""
+    from deltaw.reports.survey_findings import sizes_of_clusters
+
+    frame = survey.adapters()
+    base = f" of {short(survey.about.base, NAME)}" if survey.about.base else ""
+    groups = int((sizes_of_clusters(frame) > 1).sum())
+    flagged = int((frame["flags"] != "").sum())
+    parts = (f"{plural(len(frame), 'adapter')}{base}", plural(groups, "cluster"), f"{whole(flagged)} flagged")
+    return line("Survey", parts).replace(NARROW, " ")
 
 
 def analysis_html(analysis: Analysis) -> str:

@@ -378,5 +378,5 @@ const deltaw = (() => {
   choices();
   printing();
   if (innerWidth < 1100) document.querySelector(".toc details").open = false;
-  return { data, byId, make, number, written, copyButton, term, heatmap, table, chart, csv, compare };
+  return { data, byId, make, number, written, copyButton, placeTip, term, heatmap, table, chart, csv, compare };
 })();

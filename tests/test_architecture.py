@@ -15,6 +15,7 @@ PUBLIC = ("deltaw", "deltaw.__main__")  # the public API and its command, above 
 DOORS = {
     "deltaw.results.analysis",
     "deltaw.comparison.comparison",
+    "deltaw.surveys.result",
     "deltaw.measurement.inspection",
     "deltaw.verification",
 }

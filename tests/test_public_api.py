@@ -28,6 +28,7 @@ NAMES = [
     "Progress",
     "Skipped",
     "Spectrum",
+    "Survey",
     "Verification",
     "__version__",
     "analyze",
@@ -40,6 +41,7 @@ NAMES = [
     "predict",
     "resize",
     "study",
+    "survey",
     "verify",
 ]
 # What each public function is called with, in a folder that `inputs` filled; later calls use what earlier ones wrote.
@@ -52,6 +54,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "extract": lambda at: deltaw.extract(at / "base", at / "merged", at / "extracted", rank=2, force=True),
     "edit": lambda at: deltaw.edit(at / "base", at / "merged", at / "edited", scale=0.5, force=True),
     "resize": lambda at: deltaw.resize(at / "adapter", at / "resized", rank=1, force=True),
+    "survey": lambda at: deltaw.survey(at / "base", [at / "adapter", at / "resized"]),
     "verify": lambda at: deltaw.verify(at / "base", at / "adapter", at / "merged"),
 }
 

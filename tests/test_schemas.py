@@ -32,7 +32,7 @@ def shipped(name: str) -> Any:
     return json.loads((files("deltaw") / "schemas" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["analysis", "inspect", "compare", "extract", "verify"])
+@pytest.mark.parametrize("name", ["analysis", "inspect", "compare", "survey", "extract", "verify"])
 def test_they_are_current_and_valid(generated: dict[str, str], name: str):
     text = (files("deltaw") / "schemas" / f"{name}.json").read_text(encoding="utf-8")
     assert text == generated[name], "run `python docs/make_schemas.py`"
@@ -86,6 +86,8 @@ def documents(tmp_path: Path, pico_pair: tuple[Path, Path]) -> list[tuple[str, A
         ("verify", printed("verify", plain, adapter, "--predict", "int4-g32", "--json")),
         ("extract", printed("extract", base, ft, "--rank", 2, "--out", tmp_path / "extracted", "--json")),
         ("extract", printed("resize", adapter, "--rank", 1, "--out", tmp_path / "resized", "--json")),
+        ("survey", printed("survey", plain, adapter, tmp_path / "resized", "--out", tmp_path / "one", *quick)),
+        ("survey", printed("survey", plain, adapter, "none", "--out", tmp_path / "two", *quick, code=3)),
         ("compare", printed("compare", runs / "a", runs / "b", "--out", tmp_path / "cmp", *quick)),
     ]
 

@@ -20,6 +20,7 @@ ARGUMENTS = {
     "analyze": ["a", "b"],
     "inspect": ["a", "b"],
     "compare": ["runs.toml"],
+    "survey": ["a", "b"],
     "study": ["--out", "o"],
     "report": ["a"],
     "verify": ["a", "b", "c"],

@@ -1,0 +1,239 @@
+"""Inner products and overlaps of leading directions, exactly, for a list of pairs.
+
+With thin SVDs ΔW = U·diag(s)·Vᵀ of both, ⟨ΔW, ΔW'⟩ = Σ_ij s_i·s'_j·(UᵀU')_ij·(VᵀV')_ij, which is
+tr((A'Aᵀ)(BᵀB')) of the factors. The same small products hold φ. The adapters of a tile have the same few matrices in
+memory; what is read streams through, matrix by matrix.
+
+φ(i, j) = ‖U_iᵀU_j‖F²/r, r the smaller of the two ranks and at most 16 (Hu et al. 2021, §7.2); of random ones: r/d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deltaw.surveys.look import TOP
+from deltaw.surveys.table import Table
+from deltaw.types import Matrix as Array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+BLOCK = 16  # adapters that are multiplied with all others at once, where all pairs are wanted
+FLOAT = 8  # bytes
+
+
+@dataclass(frozen=True)
+class Thin:
+    """A thin SVD, or the leading part of one where the update is dense: U (m, r), s (r,), V (n, r)."""
+
+    U: Tensor
+    s: Tensor
+    V: Tensor
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of each pair and kind of module, sums over the matrices that both change, (pairs, kinds).
+
+    Attributes:
+        inner: ⟨ΔW, ΔW'⟩ over those of which both are factored.
+        left, right: φ of outputs and of inputs.
+        null: The mean of both that random directions would have.
+        count: How many matrices there are.
+    """
+
+    inner: Array
+    left: Array
+    right: Array
+    null: Array
+    count: Array
+
+
+Read = Callable[[int, int], Thin]
+
+
+def pair_sums(
+    table: Table, pairs: NDArray[np.int64], read: Read, *, memory: int, done: Callable[[int, int], None]
+) -> Sums:
+    """Sums over the matrices of each pair.
+
+    Args:
+        table: Adapters by matrices.
+        pairs: (P, 2) numbers of adapters; neighbours in the list should share adapters.
+        read: The SVD of a matrix, by the numbers of adapter and matrix; called from several threads.
+        memory: Bytes that the vectors of a tile may take.
+        done: Called with the number of matrices that are finished, and of all.
+
+    Raises:
+        DeltaWError: A factor cannot be read any more.
+    """
+    kinds = list(table.kinds.values())
+    sums = Sums(*(np.zeros((len(pairs), len(kinds))) for _ in range(5)))
+    finished = 0
+    if not len(pairs):
+        return sums
+    for columns in _chunks(table, memory):
+        of_kind = [next(i for i, k in enumerate(kinds) if k[c]) for c in columns]
+        for tile, chosen in _tiles(table, pairs, columns, memory):
+            _tile(table, pairs, columns, of_kind, tile, chosen, read, sums)
+        finished += len(columns)
+        done(finished, len(table.columns))
+    return sums
+
+
+def _bytes(table: Table, adapters: NDArray[np.int64], column: int) -> int:
+    """Bytes of the vectors of one matrix of some adapters."""
+    m, n = table.columns[column].shape
+    widest = int(np.where(table.dense[adapters, column], TOP, table.ranks[adapters, column]).max(initial=1))
+    return int(table.has[adapters, column].sum()) * (m + n) * widest * FLOAT
+
+
+def _chunks(table: Table, memory: int) -> Iterator[list[int]]:
+    """Matrices of one shape that all adapters may hold at a time; at least one."""
+    everyone = np.arange(len(table.index))
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for k, column in enumerate(table.columns):
+        by_shape.setdefault(column.shape, []).append(k)
+    for members in by_shape.values():
+        chunk: list[int] = []
+        size = 0
+        for k in members:
+            need = _bytes(table, everyone, k)
+            if chunk and size + need > memory:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(k)
+            size += need
+        yield chunk
+
+
+def _tiles(
+    table: Table, pairs: NDArray[np.int64], columns: Sequence[int], memory: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Adapters that are held at a time, and which pairs lie among them: all at once where they fit."""
+    involved = np.unique(pairs)
+    need = sum(_bytes(table, involved, k) for k in columns)
+    if need <= memory or len(involved) <= 2:
+        yield involved, np.arange(len(pairs))
+        return
+    size = max(1, int(len(involved) * memory / need) // 2)  # two blocks at a time
+    _, first = np.unique(pairs.reshape(-1), return_index=True)
+    order = np.empty(int(involved.max()) + 1, dtype=np.int64)
+    order[involved[np.argsort(first, kind="stable")]] = np.arange(len(involved)) // size
+    blocks = np.sort(order[pairs], axis=1)
+    for block in np.unique(blocks, axis=0):
+        chosen = np.flatnonzero((blocks == block).all(axis=1))
+        yield np.unique(pairs[chosen]), chosen
+
+
+def _tile(
+    table: Table,
+    pairs: NDArray[np.int64],
+    columns: Sequence[int],
+    of_kind: Sequence[int],
+    tile: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    read: Read,
+    sums: Sums,
+) -> None:
+    """Add what the pairs of one tile have in some matrices."""
+    loaded = _load(table, tile, columns, read)
+    place = np.full(len(table.index), -1, dtype=np.int64)
+    place[tile] = np.arange(len(tile))
+    a, b = place[pairs[chosen]].T
+    complete = len(chosen) >= len(tile) * (len(tile) - 1) // 4
+    block = BLOCK if complete else 1
+    for start in range(0, len(tile), block):
+        mine = np.flatnonzero((a >= start) & (a < start + block))
+        if not mine.size:
+            continue
+        others, back = np.unique(b[mine], return_inverse=True)
+        rows = np.arange(start, min(start + block, len(tile)))
+        inner, left, right, null, both = _products(loaded, rows, others)
+        at = a[mine] - start, back
+        for j, kind in enumerate(of_kind):
+            for into, values in ((sums.inner, inner), (sums.left, left), (sums.right, right), (sums.null, null)):
+                into[chosen[mine], kind] += values[j][at]
+            sums.count[chosen[mine], kind] += both[j][at]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Vectors of k matrices of N adapters, zero-padded to r: U (k, N, r, m), s (k, N, r), V (k, N, r, n).
+
+    `ranks` (k, N) is 0 where an adapter lacks a matrix; `exact` (k, N) where s holds all of its singular values.
+    """
+
+    U: Tensor
+    s: Tensor
+    V: Tensor
+    ranks: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+
+
+def _load(table: Table, tile: NDArray[np.int64], columns: Sequence[int], read: Read) -> Loaded:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    m, n = table.columns[columns[0]].shape
+    at = np.ix_(tile, np.array(columns, dtype=np.int64))
+    has, dense = table.has[at].T, table.dense[at].T
+    exact = has & ~dense
+    stored = np.where(dense, TOP, table.ranks[at].T)
+    ranks = np.where(has, np.minimum(stored, min(m, n)), 0)
+    widest = max(1, int(ranks.max()))
+    k, N = ranks.shape
+    U, V = torch.zeros(k, N, widest, m, dtype=torch.float64), torch.zeros(k, N, widest, n, dtype=torch.float64)
+    s = torch.zeros(k, N, widest, dtype=torch.float64)
+
+    def one(place: tuple[int, int]) -> None:
+        j, i = place
+        thin = read(int(tile[i]), columns[j])
+        r = len(thin.s)
+        U[j, i, :r], V[j, i, :r], s[j, i, :r] = thin.U.T, thin.V.T, thin.s
+        ranks[j, i] = r
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(one, ((j, i) for j, i in np.argwhere(has).tolist())))
+    return Loaded(U, s, V, ranks, exact)
+
+
+def _products(
+    of: Loaded, rows: NDArray[np.int64], others: NDArray[np.int64]
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Inner products, φ left and right, their null, and whether both have the matrix: each (k, rows, others)."""
+    import torch
+
+    m, n = of.U.shape[-1], of.V.shape[-1]
+    left, right = (_cross(x, rows, others) for x in (of.U, of.V))  # (k, a, r, b, r)
+    weights = of.s[:, rows][:, :, :, None, None] * of.s[:, others][:, None, None]
+    ra, rb = of.ranks[:, rows], of.ranks[:, others]
+    both = (ra[:, :, None] > 0) & (rb[:, None] > 0)
+    exact = of.exact[:, rows][:, :, None] & of.exact[:, others][:, None]
+    inner = (left * right * weights).sum((2, 4)).numpy() * exact
+    leading = np.minimum(np.minimum(ra[:, :, None], rb[:, None]), TOP)
+    at = torch.from_numpy(np.maximum(leading - 1, 0))
+    overlaps = []
+    for x in (left, right):
+        top = x[:, :, :TOP, :, :TOP].square().cumsum(2).cumsum(4).permute(0, 1, 3, 2, 4)  # (k, a, b, i, j)
+        width = top.shape[-1]
+        found = top.reshape(*top.shape[:3], -1).gather(3, (at * (width + 1))[..., None])[..., 0]
+        overlaps.append(np.minimum(found.numpy() / np.maximum(leading, 1), 1.0) * both)
+    null = leading * (1 / m + 1 / n) / 2 * both
+
+    return inner, overlaps[0], overlaps[1], null, both.astype(np.float64)
+
+
+def _cross(x: Tensor, rows: NDArray[np.int64], others: NDArray[np.int64]) -> Tensor:
+    """The products of vectors: (k, N, r, d) → (k, rows, r, others, r)."""
+    k, _, r, d = x.shape
+    a = x[:, int(rows[0]) : int(rows[-1]) + 1].reshape(k, -1, d)
+    whole = len(others) == int(others[-1]) + 1 - int(others[0])  # a range of them is not copied
+    b = (x[:, int(others[0]) : int(others[-1]) + 1] if whole else x[:, others]).reshape(k, -1, d)
+    return (a @ b.mT).reshape(k, len(rows), r, len(others), r)

@@ -1,0 +1,316 @@
+"""`deltaw.survey`: each adapter is read once, then all are compared."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from deltaw.adapters import open_base
+from deltaw.checkpoints import Checkpoint, locate
+from deltaw.errors import CheckpointError, DeltaWError, OptionError, near
+from deltaw.measurement.engines.sharing import Workers
+from deltaw.measurement.journal import digest
+from deltaw.measurement.options import resolve_devices
+from deltaw.measurement.versions import versions
+from deltaw.pairs.selection import Selection
+from deltaw.results.sources import FileStamp, writable
+from deltaw.surveys import rows
+from deltaw.surveys.all_pairs import sketched_cosines
+from deltaw.surveys.clusters import clusters, coordinates, cut_at
+from deltaw.surveys.command import command
+from deltaw.surveys.flags import RULES, copies, flags
+from deltaw.surveys.inputs import Member, members
+from deltaw.surveys.look import Base, look
+from deltaw.surveys.merging import check_merge
+from deltaw.surveys.neighbours import candidates, nearest
+from deltaw.surveys.pairs import compare_pairs, cosine_null, energies
+from deltaw.surveys.parts import Looked, Parts
+from deltaw.surveys.reading import Factored
+from deltaw.surveys.result import Survey
+from deltaw.surveys.saved import refuse_others
+from deltaw.surveys.table import Table
+from deltaw.surveys.tables import About, Tables
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+log = logging.getLogger("deltaw")
+
+EXACT = 200  # adapters up to which all pairs are compared from their factors
+MEMORY = 400 << 20  # bytes for the vectors, or the sketches, that are held at a time
+NULLS = 20_000  # pairs of which the cosine under independence is computed
+Progress = Callable[[str, int, int], None]
+
+
+def survey(
+    base: Any,
+    adapters: str | Path | Sequence[str | Path],
+    *,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    merge_check: Sequence[str] = (),
+    mark: str = "",
+    out: str | Path | None = None,
+    jobs: int | None = None,
+    memory: int | str | None = None,
+    resume: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Survey:
+    """Look at many adapters of one base: a row of each, who is alike, what stands out.
+
+    Args:
+        base: Path, Hub id, `nn.Module` or state dict; None to look at adapters alone.
+        adapters: Paths of adapters (or of full fine-tunes) or of folders of them, patterns, `@FILE` or `FILE.txt` with
+            one on each line, Hub ids.
+        include, exclude: Regular expressions on the names of the matrices.
+        merge_check: Names of adapters whose merge is looked at.
+        mark: The adapter that the report marks; only checked here.
+        out: Where what is finished is kept until the survey is whole; the tables are written by `save`.
+        jobs: Adapters at a time; by default as many as cores.
+        memory: Bytes for what is held at a time, or a size such as `2GB`.
+        resume: Go on from what an interrupted survey of the same base left in `out`.
+        force: Whatever `out` holds.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        DeltaWError: The base or no adapter can be used, or `out` cannot be written.
+        CheckpointError: An adapter of the merge cannot be used.
+        OptionError: An option has a bad value.
+    """
+    started = time.perf_counter()
+    given = [adapters] if isinstance(adapters, (str, Path)) else list(adapters)
+    everyone, notes = members(given)
+    asked = _asked(everyone, merge_check, mark)
+    selection = Selection.of(include=include, exclude=exclude)
+    selection.wanted()
+    workers = Workers(resolve_devices("cpu"), jobs, memory)
+    checkpoint = None if base is None else open_base(base)
+    name = "" if checkpoint is None else writable(checkpoint.source)
+    if out is not None and not force:
+        refuse_others(Path(out), name)
+    show = progress or (lambda stage, done, total: None)
+    with Parts(None if out is None else Path(out), _identity(checkpoint, selection), resume=resume) as parts:
+        job = Job(checkpoint, selection, everyone, parts, workers, show)
+        found, about = job.tables()
+        merge = None
+        if asked:
+            lost = found.adapters[found.adapters["name"].isin(list(asked)) & (found.adapters["reason"] != "")]
+            for row in lost.itertuples():
+                raise CheckpointError(f"{row.name}: cannot be merged: {row.reason}")
+            merge = check_merge(checkpoint, asked, selection, lambda d, t: show("merging", d, t))
+        parts.close(finished=True)
+    return Survey(
+        found,
+        About(
+            base=name,
+            command=command(base, given, selection, merge_check, mark),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=time.perf_counter() - started,
+            versions=versions(),
+            notes=(*notes, *about.notes),
+            compared=about.compared,
+            cut=about.cut,
+            cut_null=about.cut_null,
+            cut_rule=about.cut_rule,
+            rules=RULES,
+        ),
+        merge,
+    )
+
+
+def _asked(everyone: Sequence[Member], merge_check: Sequence[str], mark: str) -> dict[str, str]:
+    """The adapters of a merge by name.
+
+    Raises:
+        OptionError: One is unknown, or fewer than two were named.
+    """
+    known = {member.name: member.source for member in everyone} | {member.source: member.source for member in everyone}
+    for option, names in (("--merge-check", merge_check), ("--mark", [mark] if mark else [])):
+        for wanted in names:
+            if wanted not in known:
+                names_ = [member.name for member in everyone]
+                raise OptionError(f"{option}: no adapter of the survey is called {wanted!r}.{near(wanted, names_)}")
+    by_source = {member.source: member.name for member in everyone}
+    chosen = {by_source[known[wanted]]: known[wanted] for wanted in merge_check}
+    if len(chosen) == 1:
+        raise OptionError("--merge-check needs at least two adapters, separated by commas")
+    return chosen
+
+
+def _identity(base: Checkpoint | None, selection: Selection) -> str:
+    files = [] if base is None else [str(file) for file in base.files]
+    return digest(version("deltaw"), files, None if base is None else base.config.values, vars(selection))
+
+
+class Compared(NamedTuple):
+    """Tables of the pairs that were looked at; the cosines of all, (N, N), with half of their intervals' widths."""
+
+    pairs: pd.DataFrame
+    kinds: pd.DataFrame
+    cosine: NDArray[np.floating]
+    half: NDArray[np.floating]
+    looked_at: NDArray[np.int64]
+    how: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a survey works with."""
+
+    base: Checkpoint | None
+    selection: Selection
+    members: Sequence[Member]
+    parts: Parts
+    workers: Workers
+    show: Progress
+
+    @property
+    def memory(self) -> int:
+        """Bytes for what is held at a time."""
+        asked = self.workers.memory
+        return MEMORY if asked is None else int(asked)
+
+    def tables(self) -> tuple[Tables, About]:
+        """All tables, and how pairs and clusters were decided.
+
+        Raises:
+            CheckpointError: No adapter can be used.
+        """
+        identities = [identity(m.source) for m in self.members]
+        all_ = self._look(identities)
+        usable = [i for i, looked in enumerate(all_) if looked.keys]
+        if all(looked.reason for looked in all_):
+            more = f" (and {len(all_) - 1} more adapters)" if len(all_) > 1 else ""
+            raise CheckpointError(f"no adapter can be used: {self.members[0].name}: {all_[0].reason}{more}")
+        names = [self.members[i].name for i in usable]
+        table = Table.of([all_[i] for i in usable])
+        found = self._pairs(table, usable, names, identities)
+        order = nearest(found.cosine, found.looked_at)
+        cut = cut_at(_nulls(table))
+        group = clusters(found.cosine, cut)
+        at = coordinates(found.cosine)
+        columns = rows.sizes(all_)
+        place = {name: i for i, name in enumerate(m.name for m in self.members)}
+        whose = {place[names[i]]: why for i, why in copies(found.pairs, names).items()}
+        said = flags(all_, columns, whose, "" if self.base is None else self.base.source)
+        close = {
+            i: (names[order[k, 0]], float(found.cosine[k, order[k, 0]]))
+            for k, i in enumerate(usable)
+            if order.shape[1] and order[k, 0] >= 0
+        }
+        frame = rows.adapters_frame(
+            self.members,
+            all_,
+            columns,
+            said,
+            {i: int(group[k]) for k, i in enumerate(usable)},
+            close,
+            {i: at[k] for k, i in enumerate(usable)},
+        )
+        tables = Tables(
+            adapters=frame,
+            pairs=found.pairs,
+            kinds=found.kinds,
+            neighbours=rows.neighbours_frame(names, order, found.cosine, found.half),
+            spectra=rows.spectra_frame(names, [all_[i] for i in usable]),
+        )
+        return tables, About(compared=found.how, cut=cut.cosine, cut_null=cut.null, cut_rule=cut.rule)
+
+    def _look(self, identities: Sequence[str]) -> list[Looked]:
+        """Every adapter, read now or by an earlier run."""
+        found: dict[int, Looked] = {}
+        for i, key in enumerate(identities):
+            if key and (kept := self.parts.get(key)) is not None:
+                found[i] = kept
+        todo = [i for i in range(len(self.members)) if i not in found]
+        if found:
+            log.info("%d of %d adapters were read by an earlier run", len(found), len(self.members))
+        base = Base(self.base)
+
+        def one(i: int, device: object) -> Looked:
+            return look(
+                base, self.members[i].source, self.selection, lambda lk, t: self.parts.put(identities[i], lk, t)
+            )
+
+        def done(i: int, looked: Looked) -> None:
+            found[i] = looked
+            if looked.reason:
+                log.info("%s: %s", self.members[i].name, looked.reason)
+            self.show("reading", len(found), len(self.members))
+
+        self.workers.share_out(
+            one, todo, done, work=lambda i: 1.0, need=lambda i: 64 << 20, total=len(todo), most=len(self.members)
+        )
+        return [found[i] for i in range(len(self.members))]
+
+    def _pairs(self, table: Table, usable: Sequence[int], names: Sequence[str], identities: Sequence[str]) -> Compared:
+        """Tables of pairs, the cosines of all with half of their intervals' widths, and how they were compared."""
+        own = [identities[i] for i in usable]
+        N = len(usable)
+
+        def tensors(i: int, name: str) -> NDArray[np.generic]:
+            return self.parts.tensor(own[i], name)
+
+        cosine: NDArray[np.floating]
+        half: NDArray[np.floating]
+        if N <= EXACT:
+            compared = "exact"
+            pairs = np.stack(np.triu_indices(N, 1), axis=1).astype(np.int64)
+            cosine, half = np.eye(N), np.zeros((N, N))
+        else:
+            compared = "sketched"
+            cosine, half = sketched_cosines(
+                table,
+                lambda i, part: self.parts.tensor(own[i], "sketch", part),
+                memory=self.memory,
+                done=lambda d, t: self.show("sketches", d, t),
+            )
+            pairs = candidates(cosine, half)
+        sources = [self.members[i].source for i in usable]
+        read = Factored(self.base, sources, self.selection, table, self.parts, own)
+        frame, kinds = compare_pairs(
+            table, pairs, read, tensors, names, memory=self.memory, done=lambda d, t: self.show("comparing", d, t)
+        )
+        a, b = pairs.T
+        value = frame["cosine"].to_numpy(dtype=np.float64)
+        width = (frame["cosine_high"] - frame["cosine_low"]).to_numpy(dtype=np.float64) / 2
+        for i, j in ((a, b), (b, a)):
+            cosine[i, j], half[i, j] = value, width
+        return Compared(frame, kinds, cosine, half, pairs, compared)
+
+
+def identity(source: str) -> str:
+    """Of an adapter's files, as they are; empty where they are not there."""
+    try:
+        path = locate(source)[0]
+        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        return digest(source, [str(FileStamp.of(p)) for p in files])
+    except (DeltaWError, OSError):
+        return ""
+
+
+def _nulls(table: Table) -> NDArray[np.float64]:
+    """The standard deviations of cosines of independent updates, of all pairs or of many."""
+    N = len(table.index)
+    pairs = np.stack(np.triu_indices(N, 1), axis=1) if N * N <= 2 * NULLS else _some_pairs(N)
+    everything = np.ones(len(table.columns), dtype=np.bool_)
+
+    a_sq, b_sq = energies(table, pairs, everything)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(cosine_null(table, pairs, everything) / np.sqrt(a_sq * b_sq))
+
+
+def _some_pairs(N: int) -> NDArray[np.int64]:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, N, NULLS)
+    return np.stack((a, (a + rng.integers(1, N, NULLS)) % N), axis=1)
