@@ -21,18 +21,16 @@ FORMS = ("markdown", "latex", "card")
 @click.option("--card", is_flag=True, help="Print a model card for the Hugging Face Hub instead.")
 @verbosity
 def command(results: Path, out: Path | None, figures: bool, quiet: bool, **forms: bool) -> None:
-    """Render the report of RESULT_DIR again, without measuring anything: what analyze or compare wrote.
+    """Render the report of RESULT_DIR again, without measuring anything: what analyze, compare or survey wrote.
 
-    With --markdown, --latex or --card (not of a comparison) nothing is written: the text goes to stdout.
+    With --markdown, --latex or --card (of an analysis; the first two of a comparison, too) nothing is written: the text
+    goes to stdout.
     """  # noqa: DOC501  (a help text)
     asked = [form for form in FORMS if forms[form]]
     if len(asked) > 1:
         raise click.UsageError(f"--{asked[0]} and --{asked[1]}: give one of them")
     form = asked[0] if asked else ""
-    compared = (results / "comparison.json").exists() and not (results / "analysis.json").exists()
-    if compared and form == "card":
-        raise click.UsageError(f"--card: {results} holds a comparison, which has no model card; try --markdown")
-    printed, report, write = _comparison(results, form) if compared else _analysis(results, form)
+    printed, report, write = _read(results, form)
     if form:
         click.echo(printed(), nl=False)
         return
@@ -43,6 +41,24 @@ def command(results: Path, out: Path | None, figures: bool, quiet: bool, **forms
         from deltaw.cli.screen import console, file_link
 
         console().print(file_link(path), soft_wrap=True)
+
+
+def _read(results: Path, form: str) -> Actions:
+    """What can be done with the results of a directory.
+
+    Raises:
+        UsageError: They cannot be printed in this form.
+    """
+    if not (results / "analysis.json").exists():
+        if (results / "comparison.json").exists():
+            if form == "card":
+                raise click.UsageError(f"--card: {results} holds a comparison, which has no model card; try --markdown")
+            return _comparison(results, form)
+        if (results / "survey.json").exists():
+            if form:
+                raise click.UsageError(f"--{form}: {results} holds a survey, which is not printed; its tables are CSV")
+            return _survey(results)
+    return _analysis(results, form)
 
 
 Actions = tuple[Callable[[], str], Callable[[Path], Path], Callable[[Path], object]]  # print a form, report, figures
@@ -63,3 +79,11 @@ def _comparison(results: Path, form: str) -> Actions:
 
     found = Comparison.load(results)
     return lambda: getattr(comparison_exports, form)(found), found.report, lambda folder: write_figures(found, folder)
+
+
+def _survey(results: Path) -> Actions:
+    from deltaw.reports.survey import write_figures
+    from deltaw.surveys import Survey
+
+    found = Survey.load(results)
+    return str, found.report, lambda folder: write_figures(found, folder)

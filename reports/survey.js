@@ -43,13 +43,11 @@
     const change = blocks.filter((b) => b[3]).map((b) => ({ layer: b[0], kind: kind(b), value: b[2] / b[3] }));
     const sigma = blocks.flatMap((b) => b[4].map((value, i) => ({ layer: b[0], kind: kind(b), i: i + 1, value })));
     const common = { x: { label: "layer", tickFormat: "d" }, width: 520, height: 240 };
-    const figure = (title, what, options) =>
-      make(
-        "figure",
-        {},
-        make("figcaption", {}, make("h3", {}, title), make("p", {}, what)),
-        chart({ ...common, ...options, title: undefined }),
-      );
+    const figure = (title, what, options) => {
+      const svg = chart({ ...common, ...options });
+      svg.setAttribute("aria-label", title);
+      return make("figure", {}, make("figcaption", {}, make("h3", {}, title), make("p", {}, what)), svg);
+    };
     const palette = ["#0072b2", "#d55e00", "#00865f", "#b4568c", "#9a7500", "#3a8fbf", "#6e7781"];
     const kinds = [...new Set(blocks.map(kind))];
     const paint = (name) => palette[kinds.indexOf(name) % palette.length];
@@ -183,23 +181,30 @@
       : high > low
         ? `${number(values.length)} adapters`
         : `${shown({ [name]: low }, name)} in all of them`;
-    return make(
+    const figure = make(
       "figure",
       {},
       make("figcaption", {}, make("h3", {}, term(name, label)), make("p", {}, caption)),
-      bars.length
-        ? chart({
-            height: 190,
-            width: 380,
-            x: { label: shares.has(name) ? `${label} in %` : label, type: log && low > 0 ? "log" : "linear", ticks: 5 },
-            y: { label: "adapters", grid: true, ticks: 4 },
-            marks: [
-              Plot.rect(bars, { x1: "x1", x2: "x2", y1: 0, y2: "n", fill: "#0072b2", inset: 0.4 }),
-              ...(isShown ? [Plot.ruleX([mine * scale], { stroke: "#d55e00", strokeWidth: 2.5 })] : []),
-            ],
-          })
-        : null,
     );
+    if (!bars.length) return figure;
+    const svg = chart({
+      height: 190,
+      width: 380,
+      x: {
+        label: shares.has(name) ? `${label} in %` : label,
+        type: log ? "log" : "linear",
+        ticks: 5,
+        tickFormat: (v) => number(v),
+      },
+      y: { label: "adapters", grid: true, ticks: 4, tickFormat: "d" },
+      marks: [
+        Plot.rect(bars, { x1: "x1", x2: "x2", y1: 0, y2: "n", fill: "#0072b2", inset: 0.4 }),
+        ...(isShown ? [Plot.ruleX([mine * scale], { stroke: "#d55e00", strokeWidth: 2.5 })] : []),
+      ],
+    });
+    svg.setAttribute("aria-label", `${label}: ${caption}`);
+    figure.append(svg);
+    return figure;
   }
 
   function distributions() {

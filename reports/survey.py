@@ -70,6 +70,23 @@ def write_survey(survey: Survey, path: Path, mark: str = "") -> Path:
     return page.write(Path(path), html(survey, mark))
 
 
+def write_figures(survey: Survey, folder: Path) -> list[Path]:
+    """Write the figures as SVG, PDF and PNG, for papers.
+
+    Raises:
+        ResultsError: A file cannot be written.
+    """
+    plots = SurveyPlots(survey)
+    written: list[Path] = []
+    for name in READINGS:
+        try:
+            axes = getattr(plots, name)()
+        except OptionError:  # the figure does not apply; the report says why in its place
+            continue
+        written += figures.save(figures.of(axes), folder, name)
+    return written
+
+
 def html(survey: Survey, mark: str = "") -> str:
     """The report as a text."""
     frame = survey.adapters()
@@ -80,7 +97,7 @@ def html(survey: Survey, mark: str = "") -> str:
         "answer": findings.answer(survey),
         "merge_answer": findings.merge_sentences(survey.merge),
         "five": findings.five(survey),
-        "flagged": _flagged(frame),
+        "flagged": flagged(frame),
         "rules": [(word, visible(rule)) for word, rule in survey.about.rules.items()],
         "pictures": pictures(survey, mark),
         "groups": _groups(survey, frame),
@@ -130,7 +147,7 @@ def _picture(name: str, draw: Callable[[], Any]) -> Picture:
     return Picture(f"f-{name}", title, svg.inline(figures.of(axes), name, title, how), how=how)
 
 
-def _flagged(frame: pd.DataFrame) -> tuple[list[Column], list[dict[str, str]], int]:
+def flagged(frame: pd.DataFrame) -> tuple[list[Column], list[dict[str, str]], int]:
     """What a rule points at: copies first, then the others in their order."""
     some = frame[frame["flags"] != ""]
     first = ~some["flags"].str.contains("duplicate")

@@ -19,6 +19,7 @@ LISTS = (".txt", ".list", ".lst")
 MOST_LISTED = 1_000_000  # lines of a list that are read
 MODEL = re.compile(r"(config\.json|model_index\.json|.*\.index\.json|(model|pytorch_model|consolidated).*\.\w+)$")
 FILES = (".safetensors", ".gguf")
+DEEPEST = 4  # folders in folders that are looked into
 # Last parts of a path that say nothing of what lies there: the one above says more.
 VAGUE = re.compile(
     r"(adapters?|checkpoints?|models?|weights|final\w*|best\w*|last|latest|main|outputs?|results|default|"
@@ -112,19 +113,18 @@ def _listed(path: Path) -> list[str]:
     return [one for item in items for one in _expand(item, path.parent)]
 
 
-def _inside(path: Path) -> list[str]:
-    """A directory itself, or the adapters and models in it where it is only the folder that holds them."""
+def _inside(path: Path, depth: int = 0) -> list[str]:
+    """A directory itself, or the adapters and models in it and its folders where it only holds them."""
     children = sorted(path.iterdir(), key=lambda p: natural(p.name))
     if is_adapter(path) or _holds_model(children):
         return [str(path)]
-    found = []
+    found: list[str] = []
     for child in children:
-        if child.is_dir():
-            if not child.name.startswith(".") and (is_adapter(child) or _holds_model(child.iterdir())):
-                found.append(str(child))
-        elif child.suffix in FILES:
+        if child.is_dir() and not child.name.startswith(".") and depth < DEEPEST:
+            found += _inside(child, depth + 1)
+        elif child.suffix in FILES and child.is_file() and is_adapter(child):
             found.append(str(child))
-    return found or [str(path)]
+    return found or ([str(path)] if not depth else [])
 
 
 def _holds_model(files: Iterable[Path]) -> bool:

@@ -35,6 +35,15 @@ def test_a_folder_a_pattern_and_a_list_are_what_they_hold(tiny, tmp_path: Path):
     assert names(folder / "list.txt") == names(f"@{folder / 'list.txt'}") == expected
 
 
+def test_folders_in_folders_are_looked_into_but_not_adapters(tiny, tmp_path: Path):
+    tiny("org/one")
+    tiny("org/two/checkpoint-9")
+    tiny("org/one/checkpoint-1")  # of a training whose end lies above it
+    tiny("other/.hidden")
+    (tmp_path / "adapters" / "logs").mkdir()
+    assert names(tmp_path / "adapters") == ["one", "two/checkpoint-9"]
+
+
 def test_what_is_given_twice_is_looked_at_once(tiny, tmp_path: Path):
     tiny("a")
     found, notes = members([tmp_path / "adapters", tmp_path / "adapters" / "a"])

@@ -324,7 +324,7 @@ def test_without_a_base_and_of_one_adapter(tiny: Callable[..., Path], tmp_path: 
 def test_what_cannot_be_used_is_one_error(tiny: Callable[..., Path], tiny_base: Path, tmp_path: Path):
     tiny("one")
     tiny("two", seed=1)
-    with pytest.raises(OptionError, match=r"--mark: no adapter of the survey is called 'tow'. Did you mean two\?"):
+    with pytest.raises(OptionError, match=r"--mark: no adapter of the survey is called 'tow'. Did you mean 'two'\?"):
         deltaw.survey(tiny_base, tmp_path / "adapters", mark="tow")
     with pytest.raises(OptionError, match="at least two"):
         deltaw.survey(tiny_base, tmp_path / "adapters", merge_check=["one"])
