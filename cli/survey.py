@@ -101,8 +101,9 @@ def command(
             force=force,
             progress=progress.surveyed,
         )
-        progress.say("writing the report" if not no_report else "writing the tables")
-        found.save(out, report=not no_report, force=force, mark=mark)
+        if not no_report:
+            progress.say("writing the report")
+            found.report(out / "report.html", mark=mark)
     if as_json:
         click.echo(json.dumps(found.to_dict() | {"out": str(out)}, indent=1, allow_nan=False))
     elif not quiet:

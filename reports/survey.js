@@ -55,7 +55,7 @@
     if (change.length)
       out.push(
         figure("Relative change by layer", "‖ΔW‖ / ‖W0‖, by kind of module", {
-          y: { label: "relative change", grid: true, zero: true, tickFormat: (v) => number(v) },
+          y: { label: "relative change", grid: true, zero: true },
           marks: [
             Plot.line(change, { x: "layer", y: "value", z: "kind", stroke: (d) => paint(d.kind), strokeWidth: 1.8 }),
             Plot.dot(change, { x: "layer", y: "value", fill: (d) => paint(d.kind), r: 2.5 }),
@@ -76,7 +76,7 @@
       out.push(
         figure("Spectrum by layer", "Leading singular values, one line each; root mean squares over a block", {
           fx: { label: null },
-          y: { label: "σ", grid: true, type: "log", ticks: 5, tickFormat: (v) => number(v) },
+          y: { label: "σ", grid: true, zero: true, ticks: 5 },
           marks: [
             Plot.line(sigma, {
               x: "layer",
@@ -192,9 +192,8 @@
       width: 380,
       x: {
         label: shares.has(name) ? `${label} in %` : label,
-        type: log ? "log" : "linear",
+        ...(log ? { type: "log", tickFormat: (v) => number(v) } : {}), // a linear axis has the decimals of its step
         ticks: 5,
-        tickFormat: (v) => number(v),
       },
       y: { label: "adapters", grid: true, ticks: 4, tickFormat: "d" },
       marks: [

@@ -14,8 +14,8 @@ import numpy as np
 from deltaw import metrics
 from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.delta.difference import difference
-from deltaw.errors import DeltaWError
-from deltaw.measurement.measure import measure
+from deltaw.errors import DeltaWError, TensorError
+from deltaw.measurement.measure import DEFECT, ONE_TENSOR, measure
 from deltaw.measurement.options import Options
 from deltaw.pairs.selection import Selection
 from deltaw.results.rows import number, quoted
@@ -35,10 +35,11 @@ log = logging.getLogger("deltaw")
 TOP = 16  # leading directions of an update that are compared
 SAMPLED = 16_384  # entries of a model whose signs are compared, over all its matrices
 NEAR_ZERO = 1e-150  # norms below which squares vanish
+NOT_FINITE = "not finite"  # what is said of an entry wherever one is met
 
 
 @dataclass(frozen=True)
-class Matrix:
+class SeenMatrix:
     """What is known of one matrix of an adapter.
 
     Attributes:
@@ -59,19 +60,20 @@ class Matrix:
 
 
 class Base:
-    """The base of a survey, with the norms of its matrices as far as they were asked for; safe from several threads."""
+    """The base of a survey, with the norms of its matrices as far as they were asked for; safe from several threads.
+
+    Attributes:
+        checkpoint: The base; None without one.
+        samples: Entries of each matrix whose signs are compared: the same for every adapter.
+    """
 
     def __init__(self, checkpoint: Checkpoint | None) -> None:
         self.checkpoint = checkpoint
         self._norms: dict[str, float] = {}
         self._lock = threading.Lock()
-
-    @property
-    def samples(self) -> int:
-        """Entries of each matrix whose signs are compared: the same for every adapter of this base."""
-        tensors = self.checkpoint.tensors.values() if self.checkpoint is not None else ()
+        tensors = checkpoint.tensors.values() if checkpoint is not None else ()
         count = sum(len(h.shape) > 1 for h in tensors)
-        return min(1024, max(64, SAMPLED // max(count, 1))) if count else 256
+        self.samples = min(1024, max(64, SAMPLED // count)) if count else 256
 
     def norm(self, key: str, pair: Pair) -> float:
         """‖W0‖F of a matrix; NaN without one that can be read.
@@ -105,6 +107,9 @@ def look(
         opened = open_member(base.checkpoint, source, selection)
     except (DeltaWError, OSError) as e:
         return _unusable(source, base, " ".join(str(e).split()))
+    except Exception as e:  # a defect costs this adapter, never what was read of the others
+        log.debug("%s", source, exc_info=True)
+        return Looked(reason=f"unexpected {type(e).__name__}: {' '.join(str(e).split())} ({DEFECT})")
     about = Looked(
         format=opened.source.format,
         base_name=opened.source.base_name or "",
@@ -112,7 +117,7 @@ def look(
         parameters=opened.numbers,
     )
     found, failed, untrained = _matrices(base, opened)
-    broken = any("not finite" in why for why in failed.values())
+    broken = any(NOT_FINITE in why for why in failed.values())
     notes = tuple(f"{key}: {why}" for key, why in failed.items())
     about = replace(about, notes=notes, nonfinite=broken, untrained=untrained, method=_method(opened))
     if failed and not found:
@@ -133,15 +138,15 @@ def _method(opened: Opened) -> str:
     return max(sorted(set(kinds)), key=kinds.count, default="")
 
 
-def _matrices(base: Base, opened: Opened) -> tuple[dict[str, Matrix], dict[str, str], int]:
+def _matrices(base: Base, opened: Opened) -> tuple[dict[str, SeenMatrix], dict[str, str], int]:
     """What changed, what cannot be read and why, and how many matrices have B = 0."""
-    found: dict[str, Matrix] = {}
+    found: dict[str, SeenMatrix] = {}
     failed: dict[str, str] = {}
     untrained = 0
     for key, pair in opened.pairs.items():
         try:
             one = _factored(base, key, pair) if pair.route == "factored" else _dense(base, key, pair)
-        except (DeltaWError, RuntimeError, MemoryError, OSError) as e:
+        except ONE_TENSOR as e:
             failed[key] = " ".join(str(e).split()) or type(e).__name__
             continue
         if one is None:
@@ -151,7 +156,7 @@ def _matrices(base: Base, opened: Opened) -> tuple[dict[str, Matrix], dict[str, 
     return found, failed, untrained
 
 
-def _factored(base: Base, key: str, pair: Pair) -> Matrix | None:
+def _factored(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
     """From the factors; None where their product is 0.
 
     Raises:
@@ -174,7 +179,7 @@ def _factored(base: Base, key: str, pair: Pair) -> Matrix | None:
     if pair.ft.scaling is not None and value.B.shape[1] == pair.ft.rank:
         a_sq, b_sq = float(value.A.square().sum()), float(value.B.square().sum())
         balance = metrics.factor_balance(a_sq, b_sq, pair.ft.scaling, float(sigma.sum()))
-    return Matrix(
+    return SeenMatrix(
         norm=norm,
         base_norm=base.norm(key, pair),
         rank=value.B.shape[1],
@@ -186,11 +191,12 @@ def _factored(base: Base, key: str, pair: Pair) -> Matrix | None:
     )
 
 
-def _dense(base: Base, key: str, pair: Pair) -> Matrix | None:
+def _dense(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
     """From ΔW itself, with the ranks that may be quoted of it; None where nothing changed.
 
     Raises:
         DeltaWError: It cannot be read, or is not finite.
+        TensorError: Its spectrum cannot be found.
     """
     import torch
 
@@ -203,10 +209,12 @@ def _dense(base: Base, key: str, pair: Pair) -> Matrix | None:
     value = value.double()
     norm = float(torch.linalg.vector_norm(value))
     [measured] = measure([pair], Options(mode="fast"), device)
-    row = measured.row or {}
+    if measured.row is None:
+        raise TensorError(measured.skipped.subject if measured.skipped else "it cannot be measured")
+    row = measured.row
     top = leading_triplets(value, TOP)
     rows, cols = entries(key, (value.shape[0], value.shape[1]), base.samples)
-    return Matrix(
+    return SeenMatrix(
         norm=norm,
         base_norm=number(row, "base_fro_norm"),
         rank=0,
@@ -223,7 +231,7 @@ def _dense(base: Base, key: str, pair: Pair) -> Matrix | None:
     )
 
 
-def _together(about: Looked, opened: Opened, found: Mapping[str, Matrix]) -> Looked:
+def _together(about: Looked, opened: Opened, found: Mapping[str, SeenMatrix]) -> Looked:
     """The matrices of an adapter as arrays."""
     rows = list(found.values())
     sigma = np.zeros((len(rows), TOP))
@@ -247,7 +255,7 @@ def _together(about: Looked, opened: Opened, found: Mapping[str, Matrix]) -> Loo
     )
 
 
-def _tensors(found: Mapping[str, Matrix]) -> dict[str, NDArray[np.generic]]:
+def _tensors(found: Mapping[str, SeenMatrix]) -> dict[str, NDArray[np.generic]]:
     """Sketches (K, 16, 256) and signs (K, samples) of all, leading directions by the number of the matrix."""
     import torch
 
@@ -258,8 +266,3 @@ def _tensors(found: Mapping[str, Matrix]) -> dict[str, NDArray[np.generic]]:
     for i, row in enumerate(rows):
         out |= {f"{n}.{i}": row.tensors[n].contiguous().numpy() for n in ("left", "right") if n in row.tensors}
     return out
-
-
-def zero_row(looked: Looked) -> bool:
-    """Whether an adapter was read and changes nothing."""
-    return not looked.reason and not looked.keys

@@ -26,7 +26,7 @@ from deltaw.delta.difference import difference
 from deltaw.pairs.selection import Selection
 from deltaw.spectra import seeded
 from deltaw.surveys.opened import open_member
-from deltaw.surveys.table import Column
+from deltaw.surveys.table import kind_of
 from deltaw.tensors.matrix import outputs
 from deltaw.tensors.names import natural
 from deltaw.types import Factors, JsonValue, Pair, Vector, is_update
@@ -144,7 +144,7 @@ def check_merge(
         having = [pairs.get(key) for pairs in opened]
         values = [None if p is None or p.shape != shape else _value(p) for p in having]
         one = _sums(values, shape)
-        kind = Column(key, shape).kind
+        kind = kind_of(key)
         for into in (ALL, kind):
             by_kind[into] = by_kind.get(into, Sums.zero(len(opened))).plus(one)
         done(number, len(shapes))

@@ -10,7 +10,7 @@ import numpy as np
 
 from deltaw.surveys.inputs import Member
 from deltaw.surveys.parts import Looked
-from deltaw.surveys.table import Column
+from deltaw.surveys.table import kind_of, name_of
 from deltaw.surveys.tables import ADAPTERS, LEADING, SPECTRA
 from deltaw.tensors.names import place
 from deltaw.types import Cell, Vector
@@ -105,11 +105,11 @@ def spectra_frame(names: Sequence[str], all_: Sequence[Looked]) -> pd.DataFrame:
     for name, looked in zip(names, all_, strict=True):
         if not looked.keys:
             continue
-        places = [place(key.removeprefix('["').partition('"')[0]).layer for key in looked.keys]
+        places = [place(name_of(key)).layer for key in looked.keys]
         frame = pd.DataFrame(
             {
                 "layer": [math.nan if layer is None else float(layer) for layer in places],
-                "kind": [Column(key, shape).kind for key, shape in zip(looked.keys, looked.shapes, strict=True)],
+                "kind": [kind_of(key) for key in looked.keys],
                 "matrices": 1,
                 "fro_norm": looked.norms**2,
                 "base_fro_norm": looked.base_norms**2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -75,11 +75,11 @@ def survey(
         include, exclude: Regular expressions on the names of the matrices.
         merge_check: Names of adapters whose merge is looked at.
         mark: The adapter that the report marks; only checked here.
-        out: Where what is finished is kept until the survey is whole; the tables are written by `save`.
+        out: A directory to write the tables to. What an interrupted survey finished is kept there.
         jobs: Adapters at a time; by default as many as cores.
         memory: Bytes for what is held at a time, or a size such as `2GB`.
         resume: Go on from what an interrupted survey of the same base left in `out`.
-        force: Whatever `out` holds.
+        force: Overwrite other results in `out`.
         progress: Called with (stage, done, total).
 
     Raises:
@@ -99,33 +99,29 @@ def survey(
     if out is not None and not force:
         refuse_others(Path(out), name)
     show = progress or (lambda stage, done, total: None)
+    # Tensors in memory have no files: nothing says that they are still what they were.
+    resume = resume and (checkpoint is None or bool(checkpoint.files))
     with Parts(None if out is None else Path(out), _identity(checkpoint, selection), resume=resume) as parts:
-        job = Job(checkpoint, selection, everyone, parts, workers, show)
-        found, about = job.tables()
+        found, about = Setup(checkpoint, selection, everyone, parts, workers, show).tables()
         merge = None
         if asked:
-            lost = found.adapters[found.adapters["name"].isin(list(asked)) & (found.adapters["reason"] != "")]
-            for row in lost.itertuples():
-                raise CheckpointError(f"{row.name}: cannot be merged: {row.reason}")
+            _refuse_failed(found.adapters, asked)
             merge = check_merge(checkpoint, asked, selection, lambda d, t: show("merging", d, t))
-        parts.close(finished=True)
-    return Survey(
-        found,
-        About(
+        about = replace(
+            about,
             base=name,
             command=command(base, given, selection, merge_check, mark),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=time.perf_counter() - started,
             versions=versions(),
-            notes=(*notes, *about.notes),
-            compared=about.compared,
-            cut=about.cut,
-            cut_null=about.cut_null,
-            cut_rule=about.cut_rule,
+            notes=notes,
             rules=RULES,
-        ),
-        merge,
-    )
+        )
+        survey_ = Survey(found, about, merge)
+        if out is not None:
+            survey_.save(out, report=False, force=force)
+        parts.close(finished=True)
+    return survey_
 
 
 def _asked(everyone: Sequence[Member], merge_check: Sequence[str], mark: str) -> dict[str, str]:
@@ -134,17 +130,26 @@ def _asked(everyone: Sequence[Member], merge_check: Sequence[str], mark: str) ->
     Raises:
         OptionError: One is unknown, or fewer than two were named.
     """
-    known = {member.name: member.source for member in everyone} | {member.source: member.source for member in everyone}
+    known = {member.name: member.source for member in everyone}
     for option, names in (("--merge-check", merge_check), ("--mark", [mark] if mark else [])):
         for wanted in names:
             if wanted not in known:
-                names_ = [member.name for member in everyone]
-                raise OptionError(f"{option}: no adapter of the survey is called {wanted!r}.{near(wanted, names_)}")
-    by_source = {member.source: member.name for member in everyone}
-    chosen = {by_source[known[wanted]]: known[wanted] for wanted in merge_check}
+                raise OptionError(f"{option}: no adapter of the survey is called {wanted!r}.{near(wanted, known)}")
+    chosen = {wanted: known[wanted] for wanted in merge_check}
     if len(chosen) == 1:
         raise OptionError("--merge-check needs at least two adapters, separated by commas")
     return chosen
+
+
+def _refuse_failed(adapters: pd.DataFrame, asked: Iterable[str]) -> None:
+    """End where an adapter of a merge cannot be read.
+
+    Raises:
+        CheckpointError: One cannot.
+    """
+    lost = adapters[adapters["name"].isin(list(asked)) & (adapters["reason"] != "")]
+    if len(lost):
+        raise CheckpointError(f"--merge-check: {lost['name'].iloc[0]} cannot be merged: {lost['reason'].iloc[0]}")
 
 
 def _identity(base: Checkpoint | None, selection: Selection) -> str:
@@ -164,7 +169,7 @@ class Compared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class Setup:
     """What a survey works with."""
 
     base: Checkpoint | None
@@ -186,8 +191,9 @@ class Job:
         Raises:
             CheckpointError: No adapter can be used.
         """
-        identities = [identity(m.source) for m in self.members]
-        all_ = self._look(identities)
+        known = [identity(m.source) for m in self.members]
+        identities = [key or f"unknown-{i}" for i, key in enumerate(known)]
+        all_ = self._look(identities, [key is not None for key in known])
         usable = [i for i, looked in enumerate(all_) if looked.keys]
         if all(looked.reason for looked in all_):
             more = f" (and {len(all_) - 1} more adapters)" if len(all_) > 1 else ""
@@ -226,11 +232,12 @@ class Job:
         )
         return tables, About(compared=found.how, cut=cut.cosine, cut_null=cut.null, cut_rule=cut.rule)
 
-    def _look(self, identities: Sequence[str]) -> list[Looked]:
+    def _look(self, identities: Sequence[str], known: Sequence[bool]) -> list[Looked]:
         """Every adapter, read now or by an earlier run."""
         found: dict[int, Looked] = {}
         for i, key in enumerate(identities):
-            if key and (kept := self.parts.get(key)) is not None:
+            kept = self.parts.get(key) if known[i] else None
+            if kept is not None and not kept.notes:  # what failed may have been a full memory or a lost disk
                 found[i] = kept
         todo = [i for i in range(len(self.members)) if i not in found]
         if found:
@@ -289,14 +296,14 @@ class Job:
         return Compared(frame, kinds, cosine, half, pairs, compared)
 
 
-def identity(source: str) -> str:
-    """Of an adapter's files, as they are; empty where they are not there."""
+def identity(source: str) -> str | None:
+    """Of an adapter's files, as they are; None where they are not there."""
     try:
         path = locate(source)[0]
         files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
         return digest(source, [str(FileStamp.of(p)) for p in files])
     except (DeltaWError, OSError):
-        return ""
+        return None
 
 
 def _nulls(table: Table) -> NDArray[np.float64]:
@@ -304,7 +311,6 @@ def _nulls(table: Table) -> NDArray[np.float64]:
     N = len(table.index)
     pairs = np.stack(np.triu_indices(N, 1), axis=1) if N * N <= 2 * NULLS else _some_pairs(N)
     everything = np.ones(len(table.columns), dtype=np.bool_)
-
     a_sq, b_sq = energies(table, pairs, everything)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(cosine_null(table, pairs, everything) / np.sqrt(a_sq * b_sq))

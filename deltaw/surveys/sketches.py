@@ -64,6 +64,7 @@ def gaussian(side: str, size: int) -> Tensor:
     return torch.randn(GROUPS * SIDE, size, generator=generator) / math.sqrt(SIDE)
 
 
+@lru_cache(maxsize=1024)
 def signs(key: str, side: str, size: int) -> Tensor:
     """±1 for each row (or column) of a matrix: what makes one Gaussian of a size serve all matrices of it.
 
@@ -75,6 +76,7 @@ def signs(key: str, side: str, size: int) -> Tensor:
     return torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8).float() * 2 - 1
 
 
+@lru_cache(maxsize=512)
 def entries(key: str, shape: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
     """Rows and columns of `count` entries of a matrix, drawn uniformly; the same for every adapter."""
     import torch

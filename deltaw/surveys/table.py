@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def name_of(key: str) -> str:
+    """The tensor of a matrix's key, see `matrix_key`."""
+    return str(json.loads(key)[0]) if key.startswith('["') else key
+
+
+@lru_cache(maxsize=1 << 16)
+def kind_of(key: str) -> str:
+    """The kind of module that a matrix belongs to."""
+    return kind(name_of(key), 2)
+
+
 @dataclass(frozen=True)
 class Column:
     """A matrix that some adapters change; of the same name and another shape is another one."""
@@ -27,7 +40,7 @@ class Column:
     @property
     def kind(self) -> str:
         """Of the module."""
-        return kind(self.key.removeprefix('["').partition('"')[0], 2)
+        return kind_of(self.key)
 
 
 @dataclass(frozen=True)
