@@ -10,6 +10,8 @@ memory; what is read streams through, matrix by matrix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 BLOCK = 16  # adapters that are multiplied with all others at once, where all pairs are wanted
 FLOAT = 8  # bytes
+PRODUCTS = 16  # arrays as large as the products of a block that are alive at a time
 
 
 @dataclass(frozen=True)
@@ -77,20 +80,38 @@ def pair_sums(
     finished = 0
     if not len(pairs):
         return sums
-    for columns in _chunks(table, memory):
-        of_kind = [next(i for i, k in enumerate(kinds) if k[c]) for c in columns]
-        for tile, chosen in _tiles(table, pairs, columns, memory):
-            _tile(table, pairs, columns, of_kind, tile, chosen, read, sums)
-        finished += len(columns)
-        done(finished, len(table.columns))
+    with one_thread_each() as pool:
+        for columns in _chunks(table, memory):
+            of_kind = [next(i for i, k in enumerate(kinds) if k[c]) for c in columns]
+            for tile, chosen in _tiles(table, pairs, columns, memory):
+                _tile(_load(table, tile, columns, read, pool), tile, pairs, of_kind, chosen, memory, sums, pool)
+            finished += len(columns)
+            done(finished, len(table.columns))
     return sums
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as cores, each of which multiplies alone: the products are many and small."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    allowed = torch.get_num_threads()
+    try:
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(allowed, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
+            yield pool
+    finally:
+        torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's
 
 
 def _bytes(table: Table, adapters: NDArray[np.int64], column: int) -> int:
     """Bytes of the vectors of one matrix of some adapters."""
     m, n = table.columns[column].shape
     widest = int(np.where(table.dense[adapters, column], TOP, table.ranks[adapters, column]).max(initial=1))
-    return int(table.has[adapters, column].sum()) * (m + n) * widest * FLOAT
+    return len(adapters) * (m + n) * min(widest, m, n) * FLOAT
 
 
 def _chunks(table: Table, memory: int) -> Iterator[list[int]]:
@@ -132,26 +153,25 @@ def _tiles(
 
 
 def _tile(
-    table: Table,
-    pairs: NDArray[np.int64],
-    columns: Sequence[int],
-    of_kind: Sequence[int],
+    loaded: Loaded,
     tile: NDArray[np.int64],
+    pairs: NDArray[np.int64],
+    of_kind: Sequence[int],
     chosen: NDArray[np.int64],
-    read: Read,
+    memory: int,
     sums: Sums,
+    pool: ThreadPoolExecutor,
 ) -> None:
     """Add what the pairs of one tile have in some matrices."""
-    loaded = _load(table, tile, columns, read)
-    place = np.full(len(table.index), -1, dtype=np.int64)
-    place[tile] = np.arange(len(tile))
-    a, b = place[pairs[chosen]].T
+    a, b = np.searchsorted(tile, pairs[chosen]).T  # a tile is sorted
     complete = len(chosen) >= len(tile) * (len(tile) - 1) // 4
-    block = BLOCK if complete else 1
-    for start in range(0, len(tile), block):
+    k, N, r = loaded.s.shape
+    block = min(BLOCK, max(1, memory // (PRODUCTS * FLOAT * k * N * r * r))) if complete else 1
+
+    def add(start: int) -> None:  # pairs of its own: no two threads write to one place
         mine = np.flatnonzero((a >= start) & (a < start + block))
         if not mine.size:
-            continue
+            return
         others, back = np.unique(b[mine], return_inverse=True)
         rows = np.arange(start, min(start + block, len(tile)))
         inner, left, right, null, both = _products(loaded, rows, others)
@@ -160,6 +180,8 @@ def _tile(
             for into, values in ((sums.inner, inner), (sums.left, left), (sums.right, right), (sums.null, null)):
                 into[chosen[mine], kind] += values[j][at]
             sums.count[chosen[mine], kind] += both[j][at]
+
+    list(pool.map(add, range(0, len(tile), block)))
 
 
 @dataclass(frozen=True)
@@ -176,9 +198,9 @@ class Loaded:
     exact: NDArray[np.bool_]
 
 
-def _load(table: Table, tile: NDArray[np.int64], columns: Sequence[int], read: Read) -> Loaded:
-    from concurrent.futures import ThreadPoolExecutor
-
+def _load(
+    table: Table, tile: NDArray[np.int64], columns: Sequence[int], read: Read, pool: ThreadPoolExecutor
+) -> Loaded:
     import torch
 
     m, n = table.columns[columns[0]].shape
@@ -199,8 +221,7 @@ def _load(table: Table, tile: NDArray[np.int64], columns: Sequence[int], read: R
         U[j, i, :r], V[j, i, :r], s[j, i, :r] = thin.U.T, thin.V.T, thin.s
         ranks[j, i] = r
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(one, ((j, i) for j, i in np.argwhere(has).tolist())))
+    list(pool.map(one, ((j, i) for j, i in np.argwhere(has).tolist())))
     return Loaded(U, s, V, ranks, exact)
 
 

@@ -35,6 +35,7 @@ log = logging.getLogger("deltaw")
 TOP = 16  # leading directions of an update that are compared
 SAMPLED = 16_384  # entries of a model whose signs are compared, over all its matrices
 NEAR_ZERO = 1e-150  # norms below which squares vanish
+NO_DIRECTION = 1e-10  # of σ1: below it a singular vector is rounding
 NOT_FINITE = "not finite"  # what is said of an entry wherever one is met
 
 
@@ -213,6 +214,7 @@ def _dense(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
         raise TensorError(measured.skipped.subject if measured.skipped else "it cannot be measured")
     row = measured.row
     top = leading_triplets(value, TOP)
+    r = int((NO_DIRECTION * top.S[0] < top.S).sum())
     rows, cols = entries(key, (value.shape[0], value.shape[1]), base.samples)
     return SeenMatrix(
         norm=norm,
@@ -225,8 +227,8 @@ def _dense(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
         tensors={
             "sketch": sketch(value, norm, key).half(),
             "signs": value[rows, cols].sign().char(),
-            "left": top.U.float(),
-            "right": top.Vh.T.float(),
+            "left": top.U[:, :r].float(),
+            "right": top.Vh[:r].T.float(),
         },
     )
 

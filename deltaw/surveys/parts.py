@@ -18,7 +18,7 @@ import numpy as np
 
 from deltaw.documents import parse_object
 from deltaw.errors import ResultsError
-from deltaw.files import replacing
+from deltaw.files import remove_left, replacing
 from deltaw.measurement.journal import lock
 from deltaw.types import Vector
 
@@ -104,6 +104,7 @@ class Parts:
             self.root = Path(self._temporary.name)
         else:
             self._lock = lock(out)
+            remove_left(out)
             self.root = out / FOLDER
             if self.root.is_dir():
                 for other in self.root.iterdir():
