@@ -97,7 +97,8 @@ def _said(s: Summary, offered: Offer | None) -> list[Finding]:
         failed = f" {plural(s.failed, 'tensor')} could not be measured." if s.failed else ""
         return [Finding(f"No tensor of the two checkpoints has a row in this analysis.{failed}", rule, "warn")]
     if kind == Verdict.UNCHANGED:
-        equal = f"{_all(s.tensors, s.coverage.partial)} compared hold the same numbers on both sides."
+        hold = "holds" if s.tensors == 1 else "hold"
+        equal = f"{_all(s.tensors, s.coverage.partial)} compared {hold} the same numbers on both sides."
         return [Finding(equal.capitalize() if s.coverage.partial else f"{strong('Nothing changed')}: {equal}", rule)]
     return [said for said in (_what(s, kind), _real(s, kind), _rank(s, kind, offered)) if said]
 
@@ -252,9 +253,10 @@ def _rank(s: Summary, kind: Verdict, offered: Offer | None) -> Finding | None:
             rule,
         )
     if kind == Verdict.LOW_RANK:
-        directions = "direction" if s.precision.signal_rank.high == 1 else "directions"
+        one = s.precision.signal_rank.high == 1
+        directions, hold = ("direction", "holds") if one else ("directions", "hold")
         return Finding(
-            f"{strong(f'Low-rank: {_span(s.precision.signal_rank)} {directions}')} above rounding hold "
+            f"{strong(f'Low-rank: {_span(s.precision.signal_rank)} {directions}')} above rounding {hold} "
             f"{percent(s.precision.signal_energy.median)} of the energy in the typical matrix; the rest is no more "
             "than rounding leaves. This is consistent with a merged low-rank update.",
             rule,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from deltaw.adapters import variants
 from deltaw.adapters.base import Base
+from deltaw.adapters.companions import not_read
 from deltaw.adapters.experts import expert_pairs, leaves, targets
 from deltaw.adapters.keys import Contents, Module, sort_tensors
 from deltaw.adapters.lora import Context, module_pairs
@@ -25,12 +27,14 @@ from deltaw.types import Handle, Pair, Reason, Skipped
 class Matched(NamedTuple):
     """An adapter against a base: every tensor of the adapter is in a pair or has a reason.
 
-    `ft` of a pair is an `Update`, or a `Handle` where the adapter stores the weight itself.
+    `ft` of a pair is an `Update`, or a `Handle` where the adapter stores the weight itself. `lost` has the sizes of
+    what found no place in the base: a tensor of that size that seems untouched may be the one.
     """
 
     pairs: tuple[Pair, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...] = ()
+    lost: frozenset[tuple[int, ...]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Adapter:
         files: The files that were read, as they were.
         initial: The modules and config of the stored initial adapter, where the method takes it out of the base.
         permuted: Names of factors whose rows are heads in ggml's order, and whether of keys (GGUF).
+        beside: The names of tensors in files of its directory that are not read, by file.
     """
 
     source: str
@@ -59,6 +64,7 @@ class Adapter:
     revision: str | None = None
     initial: tuple[Mapping[str, Module], Document] | None = field(default=None, repr=False)
     permuted: Mapping[str, bool] = field(default_factory=dict, repr=False)
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +94,9 @@ class Adapter:
             MissingExtraError: The method needs the `peft` library, which is not installed.
         """
         tensors = arranged(self.tensors, self.permuted, base)
-        on = Base(base, self._expected()) if base is not None else None
+        expected = self._expected()
+        dotted = {} if self.format == "kohya" else expected
+        on = Base(base, dotted) if base is not None else None
         context = Context(self.source, self.config, on, self.initial)
         kind = self.config.text("peft_type")
         if self.format in {"kohya", "diffusers"}:
@@ -103,10 +111,15 @@ class Adapter:
             found = bridged_pairs(context, tensors)
         pairs = tuple(_placed(p, on) for p in found if isinstance(p, Pair))
         skipped = tuple(s for s in found if isinstance(s, Skipped))
+        if on is not None:
+            skipped += tuple(not_read(self.beside, on, {p.base.name for p in pairs if p.base is not None}))
         if not pairs:
             first = skipped[0] if skipped else Skipped("", Reason.EMPTY, "it holds no tensor")
-            raise AdapterError(f"{self.source}: no ΔW can be known ({first.name}: {first.reason}, {first.detail})")
-        return Matched(pairs, skipped, on.notes if on is not None else ())
+            why = f"{self.source}: no ΔW can be known ({first.name}: {first.reason}, {first.detail})"
+            if on is not None and first.because == Reason.ONLY_IN_FT:
+                why += f"; in {on.source} {on.near(first.name)}; give the base that it was trained on"
+            raise AdapterError(why)
+        return Matched(pairs, skipped, on.notes if on is not None else (), _lost(skipped, expected))
 
     def renamed(self, rules: Sequence[str]) -> tuple[Adapter, tuple[str, ...]]:
         """The adapter with the names of its tensors after `--rename`, and notes on the rules.
@@ -123,7 +136,9 @@ class Adapter:
         """The weights of the base that it will ask for, with outputs × inputs where the factors tell."""
         kind = self.config.text("peft_type")
         if self.format in {"kohya", "diffusers"}:
-            return {}
+            from deltaw.adapters.singlefile import expected_weights as of_one_file
+
+            return of_one_file(self.tensors, self.source)
         if kind in {"LORA", "ADALORA"}:
             return expected_weights(self.config, sort_tensors(self.tensors, self.source))
         from deltaw.adapters.bridge import adapted_modules
@@ -140,6 +155,18 @@ def _placed(pair: Pair, base: Base | None) -> Pair:
     if piece is None or not piece.part:
         return pair
     return replace(pair, name=piece.name, view=replace(pair.view, part=piece.part))
+
+
+def _lost(skipped: Sequence[Skipped], expected: Mapping[str, tuple[int, ...] | None]) -> frozenset[tuple[int, ...]]:
+    """The sizes of what has no place in the base although other modules of the same part of the model have one."""
+    apart = {n for s in skipped if s.because == Reason.ONLY_IN_FT for n in (s.name, f"{s.name}.weight")}
+    found = {_component(n) for n in expected if n not in apart}
+    return frozenset(size for n, size in expected.items() if n in apart and size and _component(n) in found)
+
+
+def _component(name: str) -> str:
+    """The part of a model that a module belongs to: `text_encoder`, or kohya's `lora_te1`."""
+    return re.match(r"lora_[a-z]+\d?(?=_)|[^.]*", name)[0]  # type: ignore[index]
 
 
 def expected_weights(config: Document, contents: Contents) -> dict[str, tuple[int, ...] | None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from math import prod
 
-from deltaw.checkpoints import Checkpoint
+from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.experts import APART, Piece, find_stacks, leaf_sizes
@@ -42,7 +43,7 @@ class Base:
         self.pieces: dict[str, Piece] = {n: Piece(n, h) for n, h in checkpoint.tensors.items()}
         self._cut(expected)
         asked = {n: s for n, s in expected.items() if self.tied(n.removesuffix(".weight")) is None}
-        joined = join({n: self._sized(p.handle.shape) for n, p in self.pieces.items()}, asked, checkpoint.config)
+        joined = join({n: product_size(p.handle) for n, p in self.pieces.items()}, asked, checkpoint.config)
         self._rules = [Rule("", key, key) for key in (unwrap, known)] + joined.rules
         self._matched = joined.pairs
         self.notes = tuple(joined.notes)
@@ -54,11 +55,6 @@ class Base:
         sizes = leaf_sizes({n: s for n, s in expected.items() if s is not None})
         for stack in find_stacks(self.checkpoint.tensors, self.layout).values():
             self.pieces |= stack.cut(stack.sizes() | sizes)
-
-    @staticmethod
-    def _sized(shape: tuple[int, ...]) -> Shape:
-        """Outputs × inputs of a convolution, as its factors multiply."""
-        return shape if len(shape) < 3 else (shape[0], prod(shape[1:]))
 
     @property
     def source(self) -> str:
@@ -115,9 +111,12 @@ class Base:
         """A hint for a message: the tensor whose name is nearest."""
         close = difflib.get_close_matches(module + ".weight", self.checkpoint.tensors, n=1, cutoff=0.0)
         if not close:
-            return "it has no tensors"
-        option = suggestion(f"{module}.weight", close[0])
-        return f"the nearest name there is {close[0]!r}; if that is its name, give {option}"
+            return "there is no tensor"
+        nearest = f"the nearest name there is {close[0]!r}"
+        own, there = (re.sub(r"\d+", "", n) for n in (f"{module}.weight", close[0]))
+        if own == there or own.split(".")[-2:] != there.split(".")[-2:]:
+            return nearest  # another layer, or another module: no rule would make one name of both
+        return f"{nearest}; if that is its name, give {suggestion(f'{module}.weight', close[0])}"
 
     def missing(self, module: str, source: str) -> AdapterError:
         """The error for a module that the base lacks."""
@@ -125,6 +124,14 @@ class Base:
             f"{source} adapts {module!r}, but {self.source} has no such module ({self.near(module)}); "
             f"else give the base that the adapter was trained on"
         )
+
+
+def product_size(handle: Handle) -> Shape:
+    """Outputs × inputs, as the factors of a module multiply; None of codes that are not read."""
+    shape = handle.shape
+    if why_unread(handle) is not None:
+        return None
+    return shape if len(shape) < 3 else (shape[0], prod(shape[1:]))
 
 
 def stored_transposed(

@@ -1,4 +1,4 @@
-"""Updates that are no product of thin factors: DoRA, KaSA, and a bias."""
+"""Updates that are no product of thin factors: DoRA, KaSA, and what is added as it is stored."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class Kasa(Around):
 
 
 @dataclass(frozen=True)
-class Bias:
-    """What `lora_bias` adds to a bias: s·b, a vector."""
+class Added:
+    """What is added as it is stored, s·D: `lora_bias`, or a difference beside the factors of a single file."""
 
     name: str
     shape: tuple[int, int]
@@ -125,6 +125,7 @@ class Bias:
     needs_base: bool = field(default=False, init=False)
 
     def delta(self, base: Tensor | None = None) -> Tensor:
-        """ΔW (m,), float64."""
+        """ΔW (m, n), or (m,) for a bias, float64."""
         out = self.handle.read().double() * self.scaling
+        out = out.reshape(self.shape) if out.ndim > 1 else out
         return out if base is None else out.to(base.device)

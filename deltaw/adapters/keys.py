@@ -17,7 +17,8 @@ from deltaw.types import Handle
 
 LEAVES = "lora_embedding_A|lora_embedding_B|lora_A|lora_B|lora_E|lora_magnitude_vector|lora_diag"
 LORA = re.compile(
-    rf"^(?P<module>.*?)\.?(?<![^.])(?P<leaf>{LEAVES})(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<kind>weight|bias))?$"
+    rf"^(?P<module>.*?)\.?(?<![^.])(?P<leaf>{LEAVES})(?:\.(?!weight$|bias$)(?P<adapter>[^.]+(?:\.(?!weight$|bias$)[^.]+)?))?"
+    r"(?:\.(?P<kind>weight|bias))?$"
 )
 TOKENS = re.compile(r"^(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?$")
 SAVED = re.compile(r"^(?P<module>.+?)\.modules_to_save\.(?P<rest>.+)$")
@@ -25,6 +26,8 @@ SAVED = re.compile(r"^(?P<module>.+?)\.modules_to_save\.(?P<rest>.+)$")
 TRAINING_ONLY = re.compile(
     r"\.(lora_monteclora_sampler|lora_velora_embed|original_module|ranknum|trainable_tokens_original)(\.|$)"
 )
+# What peft 0.17 and older made of the keys of an adapter that is called "lora".
+CALLED_LORA = re.compile(r"^(?P<module>.+)_(?P<leaf>[AB])\.weight$")
 # Leaves that some LoRA-like method stores beside its factors: without them B·A is not the update.
 FOREIGN = re.compile(r"(^|\.)(lora|hada|lokr|dora|ia3|oft|boft|vera|glora|glokr)_[A-Za-z0-9_]+(\.|$)")
 
@@ -73,15 +76,24 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
     training: list[str] = []
     adapters: set[str] = set()
     called = adapter_names(tensors)
+    bare = {unwrap(stored) for stored in tensors}
     for stored, handle in tensors.items():
         name = unwrap(stored)
         if TRAINING_ONLY.search(name):
             training.append(stored)
         elif lora := LORA.match(name):
-            adapters.add(lora["adapter"] or "")
+            adapters |= {a for a in [lora["adapter"]] if a}
             path, depth = _place(lora["module"])
             leaf = lora["leaf"] + (".bias" if lora["kind"] == "bias" else "")
-            modules.setdefault((path, depth), Module(path, depth)).parts[leaf] = handle
+            parts = modules.setdefault((path, depth), Module(path, depth)).parts
+            if leaf in parts:
+                raise AdapterError(
+                    f"{source}: {stored!r} is there a second time; expected one adapter, save them one by one"
+                )
+            parts[leaf] = handle
+        elif (short := CALLED_LORA.match(name)) and _both(short["module"], bare):
+            path, depth = _place(short["module"])
+            modules.setdefault((path, depth), Module(path, depth)).parts[f"lora_{short['leaf']}"] = handle
         elif found := TOKENS.match(name):
             tokens[_place(found["module"])[0]] = handle
         elif FOREIGN.search(name):
@@ -92,9 +104,14 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
         else:
             saved[saved_name(stored, called)] = handle
     if len(adapters) > 1:
-        names = ", ".join(sorted(a or "(no name)" for a in adapters))
+        names = ", ".join(sorted(adapters))
         raise AdapterError(f"{source}: holds {len(adapters)} adapters ({names}); expected one, save them one by one")
     return Contents(tuple(modules.values()), saved, tokens, tuple(training))
+
+
+def _both(module: str, names: set[str]) -> bool:
+    """Whether both factors of an adapter that is called "lora" are there, and no weight would have that name."""
+    return {f"{module}_A.weight", f"{module}_B.weight"} <= names and f"{module}.weight" not in names
 
 
 def is_factor(name: str) -> bool:
@@ -133,6 +150,7 @@ def looks_like_lora(names: Iterable[str]) -> bool:
     names = list(names)
     single = re.compile(
         r"\.(lora_down|lora_up|lora_mid|alpha|dora_scale|lora\.(up|down)|lora_linear_layer\.(up|down))(\.weight)?$"
+        r"|\.(hada|lokr|oft|glora)_\w+(\.weight)?$|\.(diff|diff_b|w_norm|b_norm)$"
     )
     hits = sum(
         bool(LORA.match(unwrap(n)) or single.search(n) or re.search(r"_lora\.(up|down)\.weight$", n)) for n in names

@@ -13,10 +13,11 @@ from math import prod
 
 from deltaw.adapters import mora
 from deltaw.adapters.base import Base, stored_transposed
-from deltaw.adapters.dense import Bias, Dora, Kasa
+from deltaw.adapters.dense import Added, Dora, Kasa
 from deltaw.adapters.factored import LowRank, Part, SomeRows, Term, block_diagonal, matrix, scaled_rows, transpose
 from deltaw.adapters.keys import Module
 from deltaw.adapters.scaling import rank, scale
+from deltaw.checkpoints import why_unread
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.tensors.names import has_vocabulary
@@ -144,6 +145,8 @@ def _placed(context: Context, base: Base, path: str, update: LowRank, embedding:
     name = base.weight(path)
     assert name is not None
     handle = base[name]
+    if why_unread(handle) is not None:  # the shape is that of its codes
+        return replace(update, name=base.named(path, name)), handle
     transposed = stored_transposed(
         handle.shape,
         update.shape,
@@ -285,7 +288,7 @@ def _bias(context: Context, module: Module, update: Update) -> Pair | Skipped:
                 f"{context.source} adds {_size(handle)} values to {name}, which has {found} in {context.base.source}"
             )
     assert update.scaling is not None
-    bias = Bias(name, (handle.shape[0], 1), handle, update.rank, update.scaling, update.adapter_type)
+    bias = Added(name, (handle.shape[0], 1), handle, update.rank, update.scaling, update.adapter_type)
     return Pair(name, context.base[name] if context.base is not None else None, bias)
 
 
@@ -305,6 +308,8 @@ def mora_pair(context: Context, module: Module) -> Pair | Skipped:
     if name is None:
         raise context.base.missing(module.path, context.source)
     base = context.base[name]
+    if (why := why_unread(base)) is not None:
+        return replace(why, name=name)
     transposed = context.base.inputs_first(name)
     rows, cols = base.shape[0], prod(base.shape[1:])
     update = mora.Mora(

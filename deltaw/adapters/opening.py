@@ -11,6 +11,7 @@ from typing import Any
 
 from deltaw.adapters import variants
 from deltaw.adapters.adapter import Adapter
+from deltaw.adapters.companions import names_beside, with_companions
 from deltaw.adapters.initial import CONFIG, find_initial, open_initial
 from deltaw.adapters.keys import looks_like_lora
 from deltaw.adapters.translated import MLX_FILE, Translated, gguf_lora, is_gguf_lora, mlx
@@ -134,9 +135,12 @@ def _open_peft(path: Path, open_tensors: Open) -> Adapter:
     config = _config(path)
     if weights is None:
         return _open_whole_in(path, config, open_tensors)
-    tensors = open_tensors(weights)
-    others = () if weights.name.endswith(INDEX) else beside(path, [weights], tensors.tensors)
-    return _peft(path, config, tensors, others, open_tensors)
+    tensors, more = with_companions(path, open_tensors(weights), open_tensors)
+    if weights.name.endswith(INDEX):
+        return _peft(path, config, tensors, (), open_tensors)
+    read = [weights, *more]
+    adapter = _peft(path, config, tensors, beside(path, read, tensors.tensors), open_tensors)
+    return replace(adapter, beside=names_beside(path, read))
 
 
 def _config(folder: Path) -> Document:
@@ -146,6 +150,11 @@ def _config(folder: Path) -> Document:
         AdapterError: It cannot be read, or names no method.
     """
     config = read_object(folder / CONFIG, error=AdapterError)
+    if "config" in config and "peft_type" not in config:
+        raise AdapterError(
+            f"{config.where}: an adapter of the adapters library (AdapterHub), whose layout is not read; merge it "
+            "there (merge_adapter), and give the merged checkpoint"
+        )
     config.text("peft_type", None)
     return config
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 
 from deltaw.adapters.adapter import Adapter, Matched
+from deltaw.adapters.base import product_size
 from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.documents import Document
 from deltaw.errors import PairingError
@@ -122,4 +123,6 @@ def _extent(
     asked = [h for n, h in base.tensors.items() if wanted(n) and n not in tied and is_weight(h)]
     unknown = {base.tensors[s.name].storage for s in found.skipped if s.name in base.tensors}
     touched = [p for p in found.pairs if not _is_untied(p)]
+    seen = _touched(found)
+    unknown |= {h.storage for h in base.tensors.values() if h.storage not in seen and product_size(h) in found.lost}
     return covered.by_adapter(covered.extent(asked, theirs), touched, unknown)

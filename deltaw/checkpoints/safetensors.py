@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -57,14 +59,26 @@ def read_header(path: Path) -> tuple[dict[str, Handle], tuple[str, ...]]:
     """
     size = regular(path)
     try:
-        entries, start = _entries(path, size)
+        header, start = _header(path, size)
+        entries = _entries(header, start, size)
     except HeaderError as e:
         raise CheckpointError(
             f"{path}: not a complete safetensors file ({e}; {size:,} bytes); copy or download it again"
         ) from e
     extra = size - start - (entries[-1].end if entries else 0)
     notes = (f"{path.name}: {extra:,} bytes behind the last tensor were ignored",) if extra else ()
-    return {entry.name: entry.handle(path, start) for entry in entries}, notes
+    tensors = {entry.name: entry.handle(path, start) for entry in entries}
+    return tensors | _aliases(header.get("__metadata__"), tensors), notes
+
+
+def _aliases(metadata: object, tensors: Mapping[str, Handle]) -> dict[str, Handle]:
+    """The other names of shared tensors: `save_model` stores each once, and its other names as metadata."""
+    out: dict[str, Handle] = {}
+    for name, of in metadata.items() if isinstance(metadata, dict) else ():
+        handle = tensors.get(of) if isinstance(of, str) and name not in tensors else None
+        if isinstance(handle, StoredHandle):
+            out[name] = replace(handle, name=name)
+    return out
 
 
 class Entry:
@@ -83,13 +97,12 @@ class Entry:
         return StoredHandle(self.name, self.shape, dtype, path, start + self.begin, itemsize)
 
 
-def _entries(path: Path, size: int) -> tuple[list[Entry], int]:
-    """The tensors in stored order, and where the first begins in the file.
+def _entries(header: Mapping[str, object], start: int, size: int) -> list[Entry]:
+    """The tensors in stored order; the first begins at `start` in a file of `size` bytes.
 
     Raises:
         HeaderError: They overlap, leave holes, or leave the file.
     """
-    header, start = _header(path, size)
     entries = [_entry(name, about) for name, about in header.items() if name != "__metadata__"]
     entries.sort(key=lambda e: (e.begin, e.end))
     end = 0
@@ -100,7 +113,7 @@ def _entries(path: Path, size: int) -> tuple[list[Entry], int]:
         end = entry.end
     if start + end > size:
         raise HeaderError(f"it ends {start + end - size:,} bytes before its last tensor does")
-    return entries, start
+    return entries
 
 
 def _header(path: Path, size: int) -> tuple[dict[str, object], int]:

@@ -19,7 +19,7 @@ update, 2 merged twice, 1/s the scaling forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -148,14 +148,18 @@ def _verdicts(
         if progress is not None:
             progress(i, len(there.found), name)
         out.append(_compare(name, tensors[name], updates.get(name, ()), handle))
-    out.extend(_lacking(name, base, merged, updates.get(name, ())) for name in there.lacking)
+    out.extend(_lacking(name, base, merged, updates.get(name, ()), there.found) for name in there.lacking)
     out.extend(_extra(name, base, merged, updates) for name in there.extra)
     return out
 
 
-def _lacking(name: str, base: Checkpoint, merged: Checkpoint, pairs: Sequence[Pair]) -> Verdict:
+def _lacking(name: str, base: Checkpoint, merged: Checkpoint, pairs: Sequence[Pair], there: Collection[str]) -> Verdict:
     """A tensor that the merged checkpoint does not store: tied to one that it does, or missing."""
     module = name.removesuffix(".weight")
+    memory = base.tensors[name].storage if name in base.tensors else None
+    shared = next((n for n, h in base.tensors.items() if n != name and h.storage == memory), None)
+    if shared in there and not pairs:
+        return Verdict(name, "equal", f"the base keeps it in the same memory as {shared}")
     tied = Base(merged).tied(module) if name.endswith(".weight") else None
     if tied is None or not Base(base).tied(module):
         return Verdict(name, "missing", "the merged checkpoint does not have it", bool(pairs))

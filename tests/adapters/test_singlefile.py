@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import deltaw
 from deltaw.adapters import is_adapter, open_adapter
 from deltaw.checkpoints import open_checkpoint
 from deltaw.errors import AdapterError
@@ -110,6 +111,99 @@ def test_every_spelling_of_diffusers(tmp_path, down, up):
         assert torch.allclose(found["unet.down_blocks.0.attn.to_q.weight"], B.double() @ A.double())
     alone = open_adapter(path).updates(None).pairs
     assert [p.name for p in alone] == ["unet.down_blocks.0.attn.to_q.weight"]
+
+
+NATIVE = ("blocks.0.attn.q", "blocks.1.attn.q")
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "transformer."])
+def test_the_prefix_of_comfyui_on_any_base(tmp_path, prefix):
+    """`diffusion_model.` before the names of the model itself, of a whole checkpoint, and of a pipeline; no α is 1."""
+    A, B = factors((6, 8))
+    tensors = {
+        f"diffusion_model.{n}.lora_{x}.weight": t for n in NATIVE for x, t in (("A", A.clone()), ("B", B.clone()))
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    found, skipped = deltas(tmp_path / "a.safetensors", {f"{prefix}{n}.weight": torch.randn(6, 8) for n in NATIVE})
+    assert found.keys() == {f"{prefix}{n}.weight" for n in NATIVE}
+    assert not skipped
+    assert all(torch.allclose(d, B.double() @ A.double(), rtol=1e-12) for d in found.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "module", "weight", "bias"),
+    [("blocks.0.norm", "blocks.0.norm", "diff", "diff_b"), ("lora_unet_norm", "unet.norm", "w_norm", "b_norm")],
+)
+def test_differences_beside_the_factors(tmp_path, key, module, weight, bias):
+    """What is stored as a difference is added as it is, whatever α."""
+    g = torch.Generator().manual_seed(3)
+    own = {weight: torch.randn(8, generator=g), bias: torch.randn(8, generator=g)}
+    A, B = factors((6, 8))
+    q = "lora_unet_q" if "_" in key else "blocks.0.q"
+    factor = {f"{q}.lora_down.weight": A, f"{q}.lora_up.weight": B, f"{q}.alpha": torch.tensor(1.5)}
+    save_file({f"{key}.{leaf}": t for leaf, t in own.items()} | factor, tmp_path / "a.safetensors")
+    base = {f"{module}.weight": torch.ones(8), f"{module}.bias": torch.zeros(8)}
+    base[f"{'unet.' if '_' in key else 'blocks.0.'}q.weight"] = torch.randn(6, 8, generator=g)
+    frame = deltaw.analyze(open_checkpoint(base), tmp_path / "a.safetensors").to_pandas().set_index("name")
+    assert frame.fro_norm[f"{module}.weight"] == pytest.approx(float(own[weight].double().norm()), rel=1e-7)
+    assert frame.fro_norm[f"{module}.bias"] == pytest.approx(float(own[bias].double().norm()), rel=1e-7)
+    assert len(frame) == 3
+
+
+def test_a_difference_of_a_matrix_and_one_that_does_not_fit(tmp_path):
+    diff = torch.randn(6, 8, generator=torch.Generator().manual_seed(4))
+    save_file({"diffusion_model.q.diff": diff, "diffusion_model.k.diff": diff.clone()}, tmp_path / "a.safetensors")
+    base = {"q.weight": torch.randn(6, 8), "k.weight": torch.randn(6, 8)}
+    pairs = open_adapter(tmp_path / "a.safetensors").updates(open_checkpoint(base)).pairs
+    assert all(torch.equal(p.ft.delta(None), diff.double()) for p in pairs)
+    with pytest.raises(AdapterError, match=r"adds 6×8 numbers to q\.weight, which is 5×8 in"):
+        open_adapter(tmp_path / "a.safetensors").updates(open_checkpoint(base | {"q.weight": torch.randn(5, 8)}))
+
+
+def test_dora_as_diffusers_saves_it(tmp_path):
+    A, B = factors((6, 8))
+    W = torch.randn(6, 8, generator=torch.Generator().manual_seed(5)).double()
+    m = torch.rand(6) + 1
+    parts = {"lora_A.weight": A, "lora_B.weight": B, "lora_magnitude_vector": m}
+    save_file({f"transformer.q.{k}": v for k, v in parts.items()}, tmp_path / "a.safetensors")
+    pair = open_adapter(tmp_path / "a.safetensors").updates(open_checkpoint({"transformer.q.weight": W})).pairs[0]
+    V = W + B.double() @ A.double()
+    expected = m.double()[:, None] * V / V.norm(dim=1, keepdim=True) - W
+    assert torch.allclose(pair.ft.delta(W), expected, rtol=1e-12)
+
+
+def test_a_bundled_embedding_has_its_reason(tmp_path):
+    A, B = factors((6, 8))
+    key = "lora_transformer_blocks_0"
+    parts = {f"{key}.lora_down.weight": A, f"{key}.lora_up.weight": B, "bundle_emb.word.clip_l": torch.ones(2, 4)}
+    save_file(parts, tmp_path / "a.safetensors")
+    found, skipped = deltas(tmp_path / "a.safetensors", {"transformer.blocks.0.weight": torch.randn(6, 8)})
+    assert list(found) == ["transformer.blocks.0.weight"]
+    assert [(s.name, s.reason) for s in skipped] == [("bundle_emb.word.clip_l", "only_in_ft")]
+
+
+def test_a_module_that_finds_no_place_leaves_its_likes_unknown(tmp_path):
+    """Of what the base calls otherwise nothing is known; other sizes and other parts of the model are unchanged."""
+    A, B = factors((6, 8))
+    keys = ("lora_unet_q", "lora_unet_unheard_of", "lora_te1_x")
+    save_file(
+        {f"{k}.lora_{x}.weight": t for k in keys for x, t in (("down", A.clone()), ("up", B.clone()))},
+        tmp_path / "a.safetensors",
+    )
+    sizes = {"q": (6, 8), "k": (6, 8), "mlp": (16, 8)}
+    base = {f"unet.{n}.weight": torch.randn(s) for n, s in sizes.items()}
+    coverage = deltaw.analyze(base, tmp_path / "a.safetensors").summary.coverage
+    assert (coverage.compared_numbers, coverage.numbers) == (6 * 8 + 16 * 8, 2 * 6 * 8 + 16 * 8)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "method"), [("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("oft_blocks", "OFT"), ("dora_scale", "DoRA")]
+)
+def test_other_methods_of_lycoris_are_named(tmp_path, leaf, method):
+    path = tmp_path / "a.safetensors"
+    save_file({f"lycoris_q.{leaf}": torch.ones(2, 2), "lycoris_q.alpha": torch.tensor(1.0)}, path)
+    with pytest.raises(AdapterError, match=f"{leaf}' is no LoRA factor, it belongs to {method}.* give the merged"):
+        deltaw.analyze(pipeline(), path)
 
 
 def test_diffusers_metadata_holds_the_scale(tmp_path):
