@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from deltaw.comparison.evaluations import Score
 from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.runs import Run, Runs
-from deltaw.comparison.scores import Score
 from deltaw.metrics.registry import REGISTRY
 
 Rng = np.random.Generator

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deltaw.comparison.evaluations import Items, Score
 from deltaw.comparison.loading import analysed, indexed
 from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.mean_spectra import MeanSpectrum
 from deltaw.comparison.naming import aligned
 from deltaw.comparison.runs import Run
-from deltaw.comparison.scores import Score
 from deltaw.comparison.tables import ABOUT, About, Origin
 from deltaw.documents import Document, read_object
 from deltaw.errors import ResultsError
@@ -129,7 +129,11 @@ def _run(entry: Document, layers: pd.DataFrame, spectra: pd.DataFrame) -> Run:
 
 
 def _score(found: Document) -> Score:
-    return Score(found.number("value"), found.number("error") if "error" in found else math.nan, found.text("source"))
+    items = tuple(
+        Items(i.text("metric", None), i.text("digest", None), i.all_numbers("values")) for i in found.inners("items")
+    )
+    error = found.number("error") if "error" in found else math.nan
+    return Score(found.number("value"), error, found.text("source"), items)
 
 
 def _curve(part: pd.DataFrame) -> MeanSpectrum:

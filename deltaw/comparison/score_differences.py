@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from deltaw.comparison.endpoints import Endpoints, endpoints, has_score
 from deltaw.comparison.runs import Run, Runs
 from deltaw.comparison.welch import NAN, Estimate, Part, combination
@@ -24,10 +26,12 @@ class ScoreDifference(NamedTuple):
     Attributes:
         estimate: With its error over seeds.
         items: The standard error by the test items alone, which says nothing about seeds; NaN if not known.
+        paired: Whether `items` is of the differences item by item: all runs were asked the same.
     """
 
     estimate: Estimate
     items: float
+    paired: bool = False
 
 
 def score_combination(parts: Sequence[Weighted], axis: str, trials: int = 1) -> ScoreDifference:
@@ -45,8 +49,32 @@ def score_combination(parts: Sequence[Weighted], axis: str, trials: int = 1) -> 
         groups[key] = Weighted(p.coefficient + known, p.runs)
     merged = list(groups.values())
     estimate = combination([Part(p.coefficient, [r.score(axis) for r in p.runs]) for p in merged], trials=trials)
+    paired = _paired_error(merged, axis)
+    if paired is not None:
+        return ScoreDifference(estimate, paired, paired=True)
     errors = [(p.coefficient / len(p.runs), _errors(p.runs, axis)) for p in merged]
     return ScoreDifference(estimate, math.sqrt(sum((c * e) ** 2 for c, e in errors)))
+
+
+def _paired_error(parts: Sequence[Weighted], axis: str) -> float | None:
+    """The standard error of the combination over test items that all runs share; None unless they share all of them.
+
+    What makes an item hard makes it hard for every run: it cancels in the differences of the items, and stays in the
+    errors of the means.
+    """
+    runs = [r for p in parts for r in p.runs]
+    known = [r.spec.scores[axis].items for r in runs if axis in r.spec.scores]
+    if len(known) < len(runs) or not known or not known[0]:
+        return None
+    asked = [[(i.metric, i.digest) for i in items] for items in known]
+    if any(a != asked[0] for a in asked):
+        return None
+    weights = np.concatenate([np.full(len(p.runs), p.coefficient / len(p.runs)) for p in parts])
+    variances = []
+    for of_metric in zip(*known, strict=True):
+        differences = weights @ np.array([i.values for i in of_metric])
+        variances.append(np.var(differences, ddof=1) / len(differences))
+    return math.sqrt(sum(variances)) / len(variances)
 
 
 def _errors(runs: Sequence[Run], axis: str) -> float:

@@ -85,6 +85,13 @@ class Document:
             return tuple(found)
         return self._refuse(key, found, "a text, or a list of texts")
 
+    def all_numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers; empty where there is none."""
+        found = self._get(key, [])
+        if isinstance(found, list) and all(map(is_number, found)):
+            return tuple(map(float, found))
+        return self._refuse(key, found, "a list of numbers")
+
     def numbers(self, key: str) -> dict[str, float]:
         """An object whose values are finite numbers; empty where there is none."""
         inner = self.inner(key)

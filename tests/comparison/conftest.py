@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deltaw.comparison.evaluations import Score
 from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.runs import Run, Runs
-from deltaw.comparison.scores import Score
 from deltaw.results.analysis import Analysis
 from deltaw.results.sources import Source
 from deltaw.types import Spectrum

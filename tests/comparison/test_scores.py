@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from deltaw.comparison.evaluations import Evaluation, mean_score, read_evaluation
+from deltaw.comparison.evaluations.formats import harness
 from deltaw.comparison.manifest import read_manifest
-from deltaw.comparison.scores import lm_eval_score, read_lm_eval
 from deltaw.documents import Document
 from deltaw.errors import ManifestError
 
@@ -36,7 +37,8 @@ DOCUMENT: dict[str, Any] = {
 
 
 def value(*references: str) -> tuple[float, float]:
-    score = lm_eval_score(Document(DOCUMENT, "results.json", ManifestError), references, "results.json")
+    found = harness(Document(DOCUMENT, "results.json", ManifestError), Path("results.json"))
+    score = mean_score(found, references, "results.json")
     return score.value, score.error
 
 
@@ -72,8 +74,8 @@ def test_of_a_perplexity_less_is_better() -> None:
         ("gsm8k:exact_match", ["several filters", "exact_match,flexible-extract", "name one"]),
         ("gsm8k:exact_match,strict", ["no metric"]),
         ("hellaswag", ['expected "task:metric"']),
-        ("broken:acc", ["nan", "finite"]),
-        ("broken:f1", ["' '", "finite"]),
+        ("broken:acc", ["NaN", "finite"]),
+        ("broken:f1", ['" "', "finite"]),
         ("hellaswag:alias", ["no metric"]),
     ],
 )
@@ -93,21 +95,22 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ManifestError, match=words):
-            read_lm_eval(tmp_path / name)
+            read_evaluation(tmp_path / name)
     with pytest.raises(ManifestError, match="no such file"):
-        read_lm_eval(tmp_path / "none.json")
+        read_evaluation(tmp_path / "none.json")
 
 
 def test_the_output_directory(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "org__model"
     folder.mkdir(parents=True)
-    with pytest.raises(ManifestError, match=r"0 results\*\.json"):
-        read_lm_eval(tmp_path / "out")
+    with pytest.raises(ManifestError, match=r"0 finished evaluations"):
+        read_evaluation(tmp_path / "out")
     (folder / "results_2026-01-01T00-00-00.000000.json").write_text(json.dumps(DOCUMENT))
-    assert "hellaswag" in read_lm_eval(tmp_path / "out").inner("results")
-    (folder / "results_2026-01-02T00-00-00.000000.json").write_text(json.dumps(DOCUMENT))
-    with pytest.raises(ManifestError, match="name one file"):
-        read_lm_eval(tmp_path / "out")
+    assert "hellaswag" in tasks(read_evaluation(tmp_path / "out"))
+
+
+def tasks(found: Evaluation) -> set[str]:
+    return {metric.task for metric in found.metrics}
 
 
 def test_in_a_manifest(tmp_path: Path) -> None:

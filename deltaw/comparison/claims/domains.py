@@ -75,4 +75,5 @@ def _gaps(runs: Runs, x: Arena, y: Arena, axis: str) -> Iterator[Found]:
             max(first.trials, second.trials),
         )
         where = first.where if first.where == second.where else f"{first.where} and{second.where}"
-        yield Evidence(f"gap of rank {rank}, {x.label} − {y.label}", found.estimate, items=found.items, where=where)
+        what = f"gap of rank {rank}, {x.label} − {y.label}"
+        yield Evidence(what, found.estimate, items=found.items, where=where, paired=found.paired)

@@ -41,7 +41,7 @@ def at_end(runs: Runs, a: str | None, b: str | None, axis: str) -> Found:
         measured = all(any(r.score(axis) == r.score(axis) for r in runs.items if r.spec.group == g) for g in (a, b))
         return missing_endpoints(runs, a, b) or None if measured else None
     found = at_endpoints(ends, axis)
-    return Evidence(f"{a} − {b} on {axis}", found.estimate, items=found.items, where=ends.where)
+    return Evidence(f"{a} − {b} on {axis}", found.estimate, items=found.items, where=ends.where, paired=found.paired)
 
 
 def at_equal_learning(fronts: Sequence[Compared], a: str | None, b: str | None) -> Found:

@@ -176,7 +176,8 @@ def _nearly(ends: Endpoints, yard: Endpoints, what: str, axis: str) -> Evidence:
     d = at_endpoints(ends, axis)
     size = abs(allowed)
     note = f", allowed ±{size:.3g}"
-    return Evidence(what, d.estimate, bounds, items=d.items, note=note, lines=(-size, size), where=ends.where)
+    lines = (-size, size)
+    return Evidence(what, d.estimate, bounds, items=d.items, note=note, lines=lines, where=ends.where, paired=d.paired)
 
 
 def high_rank(runs: Runs, group: str) -> float:

@@ -42,6 +42,7 @@ class Evidence:
         bounds: What the claim says is above 0, all of it; by default the number itself.
         scale: How the number is shown; a ratio is the exponential of the estimate, a correlation its tanh.
         items: The standard error of the number by the evaluation's test items alone, if that is known.
+        paired: Whether that is of differences item by item.
         note: Said after the number.
         lines: Where the claim draws its line (or two), on the scale of the estimate.
         where: At how many tokens, best of how many settings.
@@ -55,6 +56,7 @@ class Evidence:
     note: str = ""
     lines: Sequence[float] = (0.0,)
     where: str = ""
+    paired: bool = False
 
     @property
     def tests(self) -> Sequence[Estimate]:
@@ -92,7 +94,7 @@ class Evidence:
         number = show(self.interval(alpha), self.scale)
         if self.basis == "test items only":
             half = ITEMS * self.items
-            number += f" (±{half:.2g} by the test items alone)"
+            number += f" (±{half:.2g} by the {'paired ' if self.paired else ''}test items alone)"
         return f"{self.what}{self.where}: {number}{self.note}"
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltaw.comparison.evaluations import Score, mean_score, read_evaluation
 from deltaw.comparison.manifest.toml_table import LONGEST_PATH, Fields, Problems
-from deltaw.comparison.scores import Score, lm_eval_score, read_lm_eval
 from deltaw.documents import Document, parse_toml, read_text
 from deltaw.errors import ManifestError
 from deltaw.types import OptionValue
@@ -171,7 +171,7 @@ def _results(f: Fields, value: str) -> Path | None:
 
 
 def _scores(f: Fields) -> dict[str, Score]:
-    """Scores given as numbers, and those read from an lm-evaluation-harness file."""
+    """Scores given as numbers, and those read from what an evaluation harness left."""
     given = f.numbers("scores", (*AXES, *OLD_NAMES))
     for old, new in OLD_NAMES.items():
         if old in given and new in given:
@@ -199,7 +199,7 @@ def _scores(f: Fields) -> dict[str, Score]:
             g.problem(axis, f"{axis} is given in scores and in lm_eval; keep one")
         elif references[axis] and found is not None:
             try:
-                scores[axis] = lm_eval_score(read_lm_eval(Path(found)), references[axis], str(file))
+                scores[axis] = mean_score(read_evaluation(Path(found)), references[axis], str(file))
             except ManifestError as e:
                 g.problem(axis, str(e))
     return scores
