@@ -48,7 +48,15 @@
       svg.setAttribute("aria-label", title);
       return make("figure", {}, make("figcaption", {}, make("h3", {}, title), make("p", {}, what)), svg);
     };
-    const palette = ["#0072b2", "#d55e00", "#00865f", "#b4568c", "#9a7500", "#3a8fbf", "#6e7781"];
+    const palette = [
+      "var(--c0072b2)",
+      "var(--cd55e00)",
+      "var(--c00865f)",
+      "var(--cb4568c)",
+      "var(--c9a7500)",
+      "var(--c3a8fbf)",
+      "var(--c6e7781)",
+    ];
     const kinds = [...new Set(blocks.map(kind))];
     const paint = (name) => palette[kinds.indexOf(name) % palette.length];
     const out = [];
@@ -57,8 +65,14 @@
         figure("Relative change by layer", "‖ΔW‖ / ‖W0‖, by kind of module", {
           y: { label: "relative change", grid: true, zero: true },
           marks: [
-            Plot.line(change, { x: "layer", y: "value", z: "kind", stroke: (d) => paint(d.kind), strokeWidth: 1.8 }),
-            Plot.dot(change, { x: "layer", y: "value", fill: (d) => paint(d.kind), r: 2.5 }),
+            Plot.line(change, {
+              x: "layer",
+              y: "value",
+              z: "kind",
+              stroke: { value: (d) => paint(d.kind), scale: null },
+              strokeWidth: 1.8,
+            }),
+            Plot.dot(change, { x: "layer", y: "value", fill: { value: (d) => paint(d.kind), scale: null }, r: 2.5 }),
           ],
         }),
       );
@@ -83,7 +97,7 @@
               y: "value",
               z: (d) => `${d.kind} ${d.i}`,
               fx: "kind",
-              stroke: (d) => paint(d.kind),
+              stroke: { value: (d) => paint(d.kind), scale: null },
               strokeOpacity: (d) => 1 - 0.1 * (d.i - 1),
             }),
           ],
@@ -197,8 +211,8 @@
       },
       y: { label: "adapters", grid: true, ticks: 4, tickFormat: "d" },
       marks: [
-        Plot.rect(bars, { x1: "x1", x2: "x2", y1: 0, y2: "n", fill: "#0072b2", inset: 0.4 }),
-        ...(isShown ? [Plot.ruleX([mine * scale], { stroke: "#d55e00", strokeWidth: 2.5 })] : []),
+        Plot.rect(bars, { x1: "x1", x2: "x2", y1: 0, y2: "n", fill: "var(--c0072b2)", inset: 0.4 }),
+        ...(isShown ? [Plot.ruleX([mine * scale], { stroke: "var(--cd55e00)", strokeWidth: 2.5 })] : []),
       ],
     });
     svg.setAttribute("aria-label", `${label}: ${caption}`);

@@ -1,0 +1,77 @@
+"""Time and memory of a survey by the number of adapters: `python -m benchmarks.survey FOLDER --counts 250,500,1000`.
+
+FOLDER is filled with a base and as many synthetic adapters as are asked for (5 MB each: r = 8, hidden 1024, 16 layers,
+7 projections, 20 of each task), and kept. Each survey runs in a process of its own; one line of JSON says what each
+stage took, in seconds on the wall and of processors.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import click
+
+from benchmarks.many_adapters import Shape, task_factors, write_adapter, write_base
+
+OF_A_TASK = 20
+
+
+def make(folder: Path, number: int) -> None:
+    """Write one adapter, if it is not there."""
+    at = folder / "adapters" / f"a{number:05d}"
+    if not (at / "adapter_config.json").exists():
+        factors = task_factors(Shape(), number // OF_A_TASK, number, size=1.5 ** (number % 10 - 5))
+        write_adapter(at, {module: (B.bfloat16(), A.bfloat16()) for module, (B, A) in factors.items()})
+
+
+def measure(folder: Path, count: int) -> dict[str, object]:
+    """Survey the first adapters of a folder, in this process."""
+    import deltaw
+
+    stages: dict[str, list[float]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        now = [time.perf_counter(), time.process_time()]
+        stages[stage] = [*stages.get(stage, now)[:2], *now]
+
+    started = time.perf_counter()
+    adapters = sorted((folder / "adapters").iterdir())[:count]
+    survey = deltaw.survey(folder / "base", adapters, out=folder / f"out-{count}", resume=False, progress=progress)
+    report = survey.report(folder / f"out-{count}" / "report.html")
+    return {
+        "adapters": count,
+        "seconds": round(time.perf_counter() - started, 1),
+        "processor": round(time.process_time(), 1),
+        "stages": {name: [round(b - a, 1), round(d - c, 1)] for name, (a, c, b, d) in stages.items()},
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "report_mb": round(report.stat().st_size / 1e6, 1),
+    }
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--counts", default="250,500,1000,2000", show_default=True)
+@click.option("--one", type=int, hidden=True)
+def main(folder: Path, counts: str, one: int | None) -> None:
+    """Make what is missing, then survey each number of adapters in a process of its own."""
+    if one is not None:
+        click.echo(json.dumps(measure(folder, one)))
+        return
+    numbers = [int(n) for n in counts.split(",")]
+    if not (folder / "base").exists():
+        write_base(folder / "base", Shape())
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(make, folder), range(max(numbers)), chunksize=16))
+    for number in numbers:
+        subprocess.run([sys.executable, "-m", "benchmarks.survey", str(folder), "--one", str(number)], check=True)
+
+
+if __name__ == "__main__":
+    main()
