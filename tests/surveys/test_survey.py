@@ -339,3 +339,27 @@ def test_what_cannot_be_used_is_one_error(tiny: Callable[..., Path], tiny_base: 
         done = CliRunner().invoke(main, ["survey", str(tiny_base), str(tmp_path / "adapters"), *arguments])
         assert done.exit_code == code
     assert CliRunner().invoke(main, ["survey", str(tiny_base)]).exit_code == 2
+
+
+def test_single_files_take_part_and_one_without_alpha_is_unscaled(tiny_base: Path, tmp_path: Path):
+    """As diffusers and kohya save them; without a base by their own names."""
+    factors = task_factors(TINY, 0, 0, rank=2)
+    plain, alpha = {}, {}
+    for module, (B, A) in factors.items():
+        plain |= {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+        alpha |= {f"{module}.lora_down.weight": A, f"{module}.lora_up.weight": B, f"{module}.alpha": torch.tensor(2.0)}
+    save_file(plain, tmp_path / "plain.safetensors")
+    save_file(alpha, tmp_path / "alpha.safetensors")
+    result = CliRunner().invoke(
+        main, ["survey", str(tiny_base), str(tmp_path), "--out", str(tmp_path / "out"), "--no-report", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.stdout)["adapters"]}
+    assert rows["plain"]["flags"] == "duplicate unscaled"
+    assert rows["alpha"]["flags"] == "duplicate"
+    alone = CliRunner().invoke(
+        main, ["survey", "--no-base", str(tmp_path / "plain.safetensors"), "--out", str(tmp_path / "x"), "-q"]
+    )
+    assert alone.exit_code == 0, alone.output
+    assert alone.stdout == ""
+    assert (tmp_path / "x" / "report.html").is_file()
