@@ -23,7 +23,8 @@ MOST_CLAIMS = 12
 
 @click.command("compare")
 @click.argument("runs", nargs=-1, required=True, metavar="MANIFEST.toml | RESULT_DIR...")
-@click.option("--out", type=FilePath(), help="Where results go.  [default: deltaw-results/<name>]")
+@click.option("--init", is_flag=True, help="Write a manifest of the runs below DIR... to --out, to start from.")
+@click.option("--out", type=FilePath(), help="Where results go.  [default: deltaw-results/<name>; --init: runs.toml]")
 @click.option("--reference", metavar="GROUP", help="Compare the others with this group.  [default: full fine-tuning]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
 @click.option(
@@ -41,6 +42,7 @@ MOST_CLAIMS = 12
 @verbosity
 def command(
     runs: tuple[str, ...],
+    init: bool,
     out: Path | None,
     reference: str | None,
     seed: int,
@@ -55,7 +57,7 @@ def command(
 
     Give a manifest (TOML) that lists runs with their groups, checkpoints and scores, or result directories of analyze.
     Writes runs.csv, layers.csv, contrasts.csv, report.html and figures/ to --out. Analyses are kept there and found
-    again.
+    again. With --init the arguments are directories, and what is found below them becomes a manifest.
     """  # noqa: DOC501  (a help text)
     import deltaw
     from deltaw.cli.progress import reporting
@@ -64,6 +66,9 @@ def command(
 
     if not all(run.strip() for run in runs):
         raise click.UsageError("the path is empty; give . for the working directory")
+    if init:
+        _init(runs, out or Path("runs.toml"), quiet)
+        return
     out = out or Path("deltaw-results") / _name(runs)
     if runs[0].endswith(".toml"):  # result directories are analysed already
         keeps(f"Finished analyses are kept in {out / 'analyses'} and found again")
@@ -93,6 +98,19 @@ def command(
         click.echo(json.dumps(comparison.to_dict() | {"out": str(out)}, indent=1, allow_nan=False))
     elif not quiet:
         _show(comparison, out / ("runs.csv" if no_report else "report.html"))
+
+
+def _init(folders: tuple[str, ...], out: Path, quiet: bool) -> None:
+    """Write a manifest, and say what it lacks."""
+    from collections import Counter
+
+    from deltaw.comparison.manifest import draft
+
+    found = draft(folders, out)
+    if not quiet:
+        for line, count in Counter(found.missing).items():
+            say(f"note: {line}" + (f" ({count} times)" if count > 1 else ""))
+        say(f"{found.runs} runs: {found.path}; then: deltaw compare {found.path}")
 
 
 def _end(error: ManifestError) -> NoReturn:

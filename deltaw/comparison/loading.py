@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaw.comparison.manifest import Manifest, RunSpec, lone_groups
+from deltaw.comparison.manifest.seeds import SEED
 from deltaw.comparison.mean_spectra import mean_spectra
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Analysed, Run
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Results = Analysis | str | Path  # of an analysis, in memory or in a directory
-_SEED = re.compile(r"^(?P<stem>.+?)[-_.](?:s|seed)[-_]?(?P<seed>\d{1,9})$", re.IGNORECASE)
 
 
 def from_mapping(named: Mapping[str, Results | Sequence[Results]]) -> tuple[Manifest, dict[str, Results]]:
@@ -66,7 +66,7 @@ def from_directories(paths: Sequence[str | Path]) -> tuple[Manifest, dict[str, R
             raise ManifestError(f"{folder}: given twice, or twice the name {name!r}; name the runs in a manifest")
         if not (folder / "analysis.json").is_file():
             raise ManifestError(f"{folder}: no analysis.json there; expected a manifest.toml or results of analyze")
-    found = {n: _SEED.match(n) for n in names}
+    found = {n: SEED.match(n) for n in names}
     stems = [m["stem"] for m in found.values() if m]
     specs = []
     for name, folder in zip(names, folders, strict=True):

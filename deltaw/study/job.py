@@ -193,6 +193,7 @@ def _train(job: Job, folder: Path) -> dict[str, JsonValue]:
     seconds |= {"all": time.perf_counter() - started, "spectra": sum(spectra.seconds.values())}
     return {
         "run": dataclasses.asdict(run),
+        "described": run.described,
         "trainable": arms.trainable(model),
         "losses": [loss if _is_finite(loss) else None for loss in losses],
         "points": points,

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 from deltaw.files import replacing
 from deltaw.measurement.versions import versions
 from deltaw.study.job import Job, point_folder
-from deltaw.study.plan import StudyPlan
+from deltaw.study.plan import TRAINING, StudyPlan, group_of
 from deltaw.study.workspace import read_json
 from deltaw.types import Cell
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TRAINING = {"pretraining": "cpt", "instruction": "ift"}  # the words of the paper, and of `deltaw compare`
 SCORES = ("learning", "retention", "accuracy", "diversity")
 POINT = ("step", "tokens", "target_loss", "source_loss", *SCORES)
 
@@ -81,11 +80,7 @@ def learned(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def manifest(plan: StudyPlan, jobs: Sequence[Job], out: Path, base: str) -> str:
-    """The manifest of a study, as TOML; paths are relative to the study's directory.
-
-    A group is an arm on a target: its learning rates and tokens are its front. Scores of different targets are not
-    compared with each other: `domain` and `training` keep them apart.
-    """
+    """The manifest of a study, as TOML; paths are relative to the study's directory."""
     lines = [f"title = {_toml(plan.title)}", f"base = {_toml(_relative(base, out))}"]
     trained = {job.run.arm.name for job in jobs if job.run is not None}
     first = next(arm.name for arm in plan.arms if arm.name in trained)
@@ -97,28 +92,18 @@ def manifest(plan: StudyPlan, jobs: Sequence[Job], out: Path, base: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def group_of(target: str, arm: str) -> str:
-    """The name of a group of the comparison."""
-    return f"{target}: {arm}"
-
-
 def _run(job: Job, point: Mapping[str, Cell], out: Path) -> Iterable[str]:
     run = job.run
     assert run is not None
-    settings = {
-        "domain": job.target.subject or job.target.name,
-        "training": TRAINING[job.target.regime],
-        "learning_rate": run.learning_rate,
-        **run.arm.hyperparameters,
-    }
+    about = run.described
+    settings = about["hyperparameters"]
+    assert isinstance(settings, Mapping)
     tokens, step = point["tokens"], point["step"]
     assert isinstance(step, int)
     known = {name: point[name] for name in SCORES if point.get(name) is not None}
     yield "[[runs]]"
     yield f"name = {_toml(f'{job.name}-t{tokens}')}"
-    yield f"group = {_toml(group_of(job.target.name, run.arm.name))}"
-    yield f"method = {_toml(run.arm.method)}"
-    yield f"seed = {run.seed}"
+    yield from (f"{name} = {_toml(about[name])}" for name in ("group", "method", "seed"))
     yield f"tokens = {tokens}"
     yield f"results = {_toml(_relative(str(point_folder(job.out, step) / 'results'), out))}"
     yield "[runs.hyperparameters]"

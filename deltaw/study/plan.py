@@ -16,7 +16,7 @@ from pathlib import Path
 from deltaw.documents import parse_toml, read_text
 from deltaw.errors import OptionError
 from deltaw.study.strict import build
-from deltaw.types import Cell, OptionValue
+from deltaw.types import Cell, JsonValue, OptionValue
 
 PRESETS = ("quick", "standard", "gpu")
 METHODS = ("full", "lora", "mora", "peft")
@@ -189,6 +189,9 @@ class Arm:
         return self.alpha if self.alpha is not None else 2 * self.rank
 
 
+TRAINING = {"pretraining": "cpt", "instruction": "ift"}  # the words of the paper, and of `deltaw compare`
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One training: an arm on a target, at one learning rate, from one seed."""
@@ -203,6 +206,31 @@ class PlannedRun:
         """Unique in a plan, and fit for a directory."""
         slug = "".join(c if c.isalnum() or c in "-._=" else "-" for c in self.arm.name.lower())
         return f"{self.target.name}-{slug}-lr{self.learning_rate:g}-s{self.seed}"
+
+    @property
+    def described(self) -> dict[str, JsonValue]:
+        """What a manifest of `deltaw compare` says of each of its points.
+
+        A group is an arm on a target: its learning rates and tokens are its front. `domain` and `training` keep scores
+        of different targets apart.
+        """
+        settings: dict[str, Cell] = {
+            "domain": self.target.subject or self.target.name,
+            "training": TRAINING[self.target.regime],
+            "learning_rate": self.learning_rate,
+            **self.arm.hyperparameters,
+        }
+        return {
+            "group": group_of(self.target.name, self.arm.name),
+            "method": self.arm.method,
+            "seed": self.seed,
+            "hyperparameters": settings,
+        }
+
+
+def group_of(target: str, arm: str) -> str:
+    """The name of a group of the comparison."""
+    return f"{target}: {arm}"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 
 import deltaw
 from deltaw.comparison import read_manifest
+from deltaw.comparison.manifest import draft
 from deltaw.errors import MissingExtraError, OptionError, ResultsError
 from deltaw.study import StudyPlan, arms, costs, extra, runner
 from deltaw.study.outcome import learned
@@ -75,6 +76,14 @@ def test_a_study_from_beginning_to_end(plan: StudyPlan, tmp_path: Path) -> None:
         ("code", "cpt"),
         ("maths", "ift"),
     }
+    draft([tmp_path / "a"], tmp_path / "a" / "found.toml")  # without the study's own manifest
+    found = {(r.group, r.tokens): r for r in read_manifest(tmp_path / "a" / "found.toml").runs}
+    assert len(found) == len(manifest.runs)
+    for r in manifest.runs:
+        twin = found[r.group, r.tokens]
+        assert (twin.method, twin.seed, twin.scores) == (r.method, r.seed, r.scores)
+        assert (twin.hyperparameters, twin.results) == (r.hyperparameters, r.results)
+    assert len(deltaw.compare(tmp_path / "a" / "found.toml").runs()) == len(found)
     for r in manifest.runs:
         assert r.results is not None
         analysis = deltaw.load(r.results)
