@@ -33,6 +33,7 @@ from tests.fuzz.mutators import (
 )
 
 SECONDS = 10
+WAITING = 60
 MEMORY = 2 << 30
 LONGEST_MESSAGE = 10_000
 
@@ -437,19 +438,22 @@ def run(kind: Kind, folder: Path, numbers: Iterator[int], *, analyze_each: int) 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Ten seconds, and two gigabytes more than before."""
+    """Ten seconds of this process, a minute of the clock (for what waits), and two gigabytes more than before."""
 
     def late(*_: object) -> None:
-        raise FoundError(f"it takes more than {SECONDS} s")
+        raise FoundError(f"it takes more than {SECONDS} s, or waits for {WAITING} s")
 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    handler = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    before = [signal.signal(number, late) for number in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(WAITING)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+        for number, handler in zip((signal.SIGPROF, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
     if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024 > MEMORY:
         raise FoundError("it takes more than 2 GB")
 
