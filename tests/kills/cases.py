@@ -25,7 +25,7 @@ import torch
 
 from tests.conftest import changed, pico_state, save_single
 
-LONGEST = 120  # seconds that a run may take
+LONGEST = 600  # seconds that a run may take
 # What tells the time, and nothing else, in what a run writes and prints.
 VARYING = re.compile(
     rb'"seconds":\s*[-\d.e]+|\d+(?:\.\d+)?(?:\s|&nbsp;)*(?:s|ms|min)\b'
@@ -80,8 +80,8 @@ class FoundError(AssertionError):
     """What must not happen."""
 
 
-def write_inputs(folder: Path) -> None:
-    """A base of some thirty matrices, a full fine-tune, an adapter, a quantised copy, saved results, and a manifest."""
+def write_inputs(folder: Path, *, results: bool = True) -> None:
+    """A base of some thirty matrices, a full fine-tune, an adapter, a quantised copy, a manifest, and saved results."""
     state = pico_state(layers=4)
     save_single(state, folder / "base")
     save_single(changed(state), folder / "full")
@@ -106,8 +106,8 @@ def write_inputs(folder: Path) -> None:
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(about))
     runs = "".join(f'[[runs]]\nname = "{n}"\ncheckpoint = "{n}"\n' for n in ("full", "adapter"))
     (folder / "runs.toml").write_text(f'base = "base"\n{runs}')
-    done = run(("analyze", "base", "full", "--out", "results"), folder)
-    assert done.code == 0
+    if results:
+        assert run(("analyze", "base", "full", "--out", "results"), folder).code == 0
 
 
 def run(arguments: tuple[str, ...], folder: Path, moment: Moment | None = None, lasting: float = 0.0) -> Ended:
