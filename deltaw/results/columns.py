@@ -29,6 +29,8 @@ ADAPTER = (
     Column("adapter_scaling", "1", "adapter"),
 )
 
+STORED = {column.name: column for column in (*IDENTITY, *ADAPTER)}  # not computed by a metric
+
 # What is shown where one column stands for a whole model.
 BY_KIND = (
     *("relative_change", "unchanged_fraction", "rank_90", "rank_90_null", "rank_90_ratio", "effective_rank"),
@@ -91,21 +93,25 @@ def columns() -> dict[str, Column]:
     return found
 
 
+def known(name: str) -> Column | None:
+    """What is known of a column; None of a foreign one."""
+    return REGISTRY.get(name) or STORED.get(name)
+
+
 def column(name: str) -> Column | None:
     """What is known of a column, or of the one that it bounds (`x_low`, `x_high`); None of a foreign one."""
-    known = columns()
-    return known.get(name) or known.get(name.removesuffix("_low").removesuffix("_high"))
+    return known(name) or known(name.removesuffix("_low").removesuffix("_high"))
 
 
 def is_text(name: str) -> bool:
     """Whether the values of a column are words."""
-    found = columns().get(name)
+    found = known(name)
     return found is not None and found.unit == "word"
 
 
 def is_whole(name: str) -> bool:
     """Whether the values of a column are whole numbers, so that text shows 16 and not 16.0."""
-    found = columns().get(name)
+    found = known(name)
     return found is not None and found.unit == "count"
 
 
@@ -117,13 +123,13 @@ def is_share(name: str) -> bool:
 
 def is_signed(name: str) -> bool:
     """Whether two values of a column are compared by their difference and not by their ratio."""
-    found = columns().get(name)
+    found = known(name)
     return found is not None and found.signed
 
 
 def is_hidden_by_noise(name: str) -> bool:
     """Whether the rounding of the storage is in a column, so that it may be quoted of clear rows only."""
-    found = columns().get(name)
+    found = known(name)
     return found is not None and found.hidden_by_noise
 
 
