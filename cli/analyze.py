@@ -81,6 +81,9 @@ CONDITION_HELD = 5
     "--cache/--no-cache", default=True, help="Keep the base's singular vectors on disk (--alignment).  [default: cache]"
 )
 @click.option(
+    "--part", metavar="I/N", help="Only the I-th of N shares of equal work, for job arrays; deltaw gather joins them."
+)
+@click.option(
     "--fail-if",
     "conditions",
     type=Expression(),
@@ -111,14 +114,14 @@ def command(
     from deltaw.cli.progress import reporting
 
     base, ft = inputs(base, ft, no_base)
-    out = out or default_out(ft)
+    out = out or default_out(ft, options["part"])
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:
         # A failed report must not cost the numbers: they are written first.
         analysis = deltaw.analyze(base, ft, out=out, formats=formats, progress=progress, **options)
         if not no_report:
             progress.say("writing the report")
-            _write_report(analysis, out)
+            write_report(analysis, out)
     outcomes = [c.check(analysis) for c in conditions]
     if as_json:
         click.echo(json.dumps(document(analysis, out, outcomes), indent=1, allow_nan=False))
@@ -155,7 +158,8 @@ def told(outcome: Outcome) -> str:
     return f"--fail-if {condition.text!r} holds: it is {outcome.value:.6g}{where}" if outcome.holds else ""
 
 
-def _write_report(analysis: Analysis, out: Path) -> None:
+def write_report(analysis: Analysis, out: Path) -> None:
+    """Write the report and its figures."""
     from deltaw.reports import write_figures
 
     analysis.report(out / "report.html")

@@ -231,8 +231,11 @@ def inputs(base: str | None, ft: str | None, no_base: bool) -> tuple[str | None,
     return base, ft
 
 
-def default_out(ft: str) -> Path:
-    """`deltaw-results/<ft name>`: the directory's or file's name, the directory's where the file's says nothing."""
+def default_out(ft: str, part: str | None = None) -> Path:
+    """`deltaw-results/<ft name>`: the directory's or file's name, the directory's where the file's says nothing.
+
+    A part of an analysis has a directory of its own: `<ft name>-part-3-of-16`.
+    """
     path = Path(ft)
     if path.exists():
         path = path.resolve()
@@ -240,4 +243,5 @@ def default_out(ft: str) -> Path:
         name = path.parent.name if generic else path.stem if path.is_file() else path.name
     else:
         name = ft.replace("/", "--")
-    return Path("deltaw-results") / (writable(name) or "ft")
+    name = writable(name) or "ft"
+    return Path("deltaw-results") / (name if part is None else f"{name}-part-{part.replace('/', '-of-')}")

@@ -18,6 +18,7 @@ from deltaw.errors import DeltaWError, OptionError, near
 COMMANDS = (
     "analyze",
     "inspect",
+    "gather",
     "compare",
     "survey",
     "extract",

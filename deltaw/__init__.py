@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deltaw.edits import extract as extract
     from deltaw.edits import resize as resize
     from deltaw.errors import DeltaWError as DeltaWError
+    from deltaw.measurement.gathering import gather as gather
     from deltaw.measurement.inspection import Inspection as Inspection
     from deltaw.measurement.inspection import inspect as inspect
     from deltaw.measurement.loop import Progress as Progress
@@ -60,6 +61,7 @@ _WHERE = {
     "compare": "comparison",
     "edit": "edits",
     "extract": "edits",
+    "gather": "measurement.gathering",
     "inspect": "measurement.inspection",
     "load": "results.analysis",
     "predict": "verification",

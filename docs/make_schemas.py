@@ -17,6 +17,7 @@ from deltaw.edits import ExtractedRow, SavedModule
 from deltaw.metrics import REGISTRY
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.results.columns import columns
+from deltaw.results.shares import Share
 from deltaw.results.summary import Summary
 from deltaw.surveys.merging import Interference, Kept
 from deltaw.surveys.pairs import COLUMNS as PAIRS
@@ -127,6 +128,7 @@ def schemas() -> dict[str, Schema]:
                 "device": TEXT,
                 "seconds": NUMBER,
                 "skipped": skipped(),
+                "share": {"anyOf": [{"type": "null"}, of(Share)]},
                 "notes": of(list[str]),
                 "summary": of(Summary),
                 "intruders": {"type": "array", "items": of(IntruderCount)},

@@ -35,6 +35,7 @@ NAMES = [
     "compare",
     "edit",
     "extract",
+    "gather",
     "inspect",
     "load",
     "metrics",
@@ -44,9 +45,19 @@ NAMES = [
     "survey",
     "verify",
 ]
+
+
+def parts(at: Path) -> list[Path]:
+    """Two parts of an analysis, measured."""
+    for i in (1, 2):
+        deltaw.analyze(at / "base", at / "merged", out=at / f"part{i}", part=f"{i}/2", force=True)
+    return [at / "part1", at / "part2"]
+
+
 # What each public function is called with, in a folder that `inputs` filled; later calls use what earlier ones wrote.
 CALLS: dict[str, Callable[[Path], object]] = {
     "analyze": lambda at: deltaw.analyze(at / "base", at / "merged", out=at / "results", force=True),
+    "gather": lambda at: deltaw.gather(parts(at)),
     "inspect": lambda at: deltaw.inspect(at / "base", at / "adapter"),
     "load": lambda at: deltaw.load(at / "results"),
     "compare": lambda at: deltaw.compare({"a": at / "results", "b": at / "results"}),

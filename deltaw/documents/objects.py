@@ -92,6 +92,13 @@ class Document:
             return tuple(map(float, found))
         return self._refuse(key, found, "a list of numbers")
 
+    def wholes(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers; empty where there is none."""
+        found = self._get(key, [])
+        if isinstance(found, list) and all(map(is_whole, found)):
+            return tuple(found)
+        return self._refuse(key, found, "a list of whole numbers")
+
     def numbers(self, key: str) -> dict[str, float]:
         """An object whose values are finite numbers; empty where there is none."""
         inner = self.inner(key)

@@ -10,8 +10,9 @@ from deltaw.documents import Document, read_object
 from deltaw.errors import ResultsError
 from deltaw.measurement.journal import NAME, Journal, digest, inputs_of
 from deltaw.measurement.options import Options
-from deltaw.results.about import source
+from deltaw.results import about
 from deltaw.results.analysis import SCHEMA_VERSION
+from deltaw.results.shares import Share
 from deltaw.results.sources import Source
 
 UNREADABLE = ("unreadable",)
@@ -25,6 +26,7 @@ def claim(
     *,
     resume: bool,
     force: bool,
+    share: Share | None = None,
 ) -> Journal:
     """Lock a directory for one run and open its journal.
 
@@ -34,15 +36,16 @@ def claim(
         configs: Their configs, which decide how tensors are laid out and which of them are tied.
         options: Of the run.
         resume, force: See `analyze`.
+        share: Which share of the analysis the run is.
 
     Raises:
         ResultsError: It holds results of other inputs (without `force`), is being written to, or cannot be written.
     """
-    inputs = _names(*sources)
+    inputs = _names(*sources, share)
     if out.exists() and not out.is_dir():
         raise ResultsError(f"{out}: is a file; expected a directory for the results, choose another --out")
     if not force:
-        _refuse_others(out, inputs)
+        _refuse(out, inputs)
     files = [[str(file) for file in side.files] for side in sources if side is not None]
     identity = digest(
         SCHEMA_VERSION, version("deltaw"), inputs, files, [config.values for config in configs], options.numbers()
@@ -51,16 +54,30 @@ def claim(
     return Journal(out, identity, inputs=inputs, resume=resume and all(files))
 
 
-def _names(base: Source | None, ft: Source | None) -> dict[str, Sequence[str]]:
-    return {"base": [] if base is None else base.names, "ft": [] if ft is None else ft.names}
+def refuse_others(out: Path, base: Source | None, ft: Source) -> None:
+    """End where a directory holds results of other inputs.
+
+    Raises:
+        ResultsError: It does.
+    """
+    _refuse(out, _names(base, ft, None))
+
+
+def _names(base: Source | None, ft: Source | None, share: Share | None) -> dict[str, Sequence[str]]:
+    return {
+        "base": [] if base is None else base.names,
+        "ft": [] if ft is None else ft.names,
+        "part": [] if share is None else [str(share)],
+    }
 
 
 def _inputs_of(path: Path) -> dict[str, Sequence[str]]:
-    about = read_object(path, error=ResultsError)
-    return _names(source(about.inner("base")), source(about.inner("ft")))
+    stored = read_object(path, error=ResultsError)
+    base, ft = (about.source(stored.inner(side)) for side in ("base", "ft"))
+    return _names(base, ft, about.share(stored.inner("share")))
 
 
-def _refuse_others(out: Path, inputs: Mapping[str, Sequence[str]]) -> None:
+def _refuse(out: Path, inputs: Mapping[str, Sequence[str]]) -> None:
     found: Mapping[str, Sequence[str]] | None = None
     for name in ("analysis.json", NAME):
         path = out / name
@@ -73,6 +90,9 @@ def _refuse_others(out: Path, inputs: Mapping[str, Sequence[str]]) -> None:
         found = found or {}
         if any(list(found.get(side, UNREADABLE)) != list(names) for side, names in inputs.items()):
             where = next(iter(found.get("ft", UNREADABLE)), "")
+            if all(list(found.get(side, UNREADABLE)) == list(inputs[side]) for side in ("base", "ft")):
+                what = "".join(f"part {part} of" for part in found.get("part", ())) or "all of"
+                raise ResultsError(f"{out}: holds {what} this analysis; choose another --out, or --force")
             raise ResultsError(
                 f"{out}: holds results of other inputs ({Path(where).name} in {where}); choose another --out, or "
                 "--force to overwrite them"

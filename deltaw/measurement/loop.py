@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaw.measurement.cost import batches, bytes_needed, work
+from deltaw.measurement.dividing import units_of
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import Journal
 from deltaw.measurement.measured import Measured
 from deltaw.measurement.options import Options
+from deltaw.results.shares import Share
 from deltaw.types import Pair
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def measure_all(
     workers: Workers,
     journal: Journal | None,
     progress: Callable[[Progress], None] | None,
+    share: Share | None = None,
 ) -> dict[str, Measured]:
     """Measure what the journal does not have yet.
 
@@ -52,6 +55,7 @@ def measure_all(
         workers: Where, and how many matrices at a time.
         journal: What is finished is kept there; None to keep nothing.
         progress: Called after each matrix.
+        share: Of the pairs, only those of this share.
 
     Returns:
         What came of each pair, by its key.
@@ -60,11 +64,13 @@ def measure_all(
     from deltaw.spectra.route import BATCHED_UP_TO
 
     _ = options.vectors  # found before there are threads
-    measured = {p.key: journal.done[p.key] for p in pairs if p.key in journal.done} if journal else {}
     together = batches(pairs, BATCHED_UP_TO.get(workers.devices[0].type, 0))
+    mine = together if share is None else units_of(share, together)
+    kept = journal.done if journal else {}
+    measured = {p.key: kept[p.key] for unit in mine for p in unit if p.key in kept}
     # A batch is measured whole or not at all: in other company, a matrix would differ in its last digits.
-    todo = [b for b in together if not all(p.key in measured for p in b)]
-    total, work_total = len(pairs), work(pairs)
+    todo = [b for b in mine if not all(p.key in measured for p in b)]
+    total, work_total = sum(map(len, mine)), sum(map(work, mine))
     work_done = work_total - sum(map(work, todo))
     if measured:
         log.info("%d of %d matrices were finished by an earlier run", len(measured), total)
@@ -92,7 +98,7 @@ def measure_all(
         finished,
         work=work,
         need=bytes_needed,
-        total=work_total,
+        total=work(pairs),  # of all shares: threads decide the last digits too
         most=len(together),
         per_gpu=JOBS_PER_GPU[options.mode],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from deltaw.pairs.plan import Plan
 from deltaw.pairs.selection import Names, Selection
 from deltaw.results import storage
 from deltaw.results.analysis import Analysis
+from deltaw.results.shares import Share
 from deltaw.results.sources import Source, writable
 from deltaw.tensors.names import natural
 from deltaw.types import IntruderCount, Row, Skipped, Spectrum
@@ -49,6 +51,7 @@ def analyze(
     formats: Sequence[str] = ("csv", "parquet"),
     resume: bool = True,
     force: bool = False,
+    part: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Analysis:
     """Measure every weight update between a base and a fine-tuned checkpoint.
@@ -73,6 +76,7 @@ def analyze(
         formats: Tables to write to `out`: `csv`, `parquet`, `json`.
         resume: Go on from what an interrupted run of the same inputs left in `out`.
         force: Overwrite results of other inputs in `out`.
+        part: `I/N`: only the I-th of N shares of equal work; `deltaw.gather` joins what they wrote.
         progress: Called after each matrix.
 
     Returns:
@@ -93,15 +97,17 @@ def analyze(
         tolerance=tolerance,
         cache=cache,
     )
+    share = None if part is None else Share.parse(part)
     workers = Workers(resolve_devices(device), jobs, memory)
     sides = open_sides(base, ft)
     planned = sides.plan(options.selection)
     journal = None
     if out is not None:
-        journal = claim(Path(out), sides.sources, sides.configs, options, resume=resume, force=force)
+        journal = claim(Path(out), sides.sources, sides.configs, options, resume=resume, force=force, share=share)
     try:
-        measured = measure_all(planned.pairs, options, workers, journal, progress)
-        analysis = _assemble(planned, measured, sides.sources, options, workers.devices, time.perf_counter() - started)
+        measured = measure_all(planned.pairs, options, workers, journal, progress, share)
+        seconds = time.perf_counter() - started
+        analysis = _assemble(planned, measured, sides.sources, options, workers.devices, seconds, share)
         if out is not None and journal is not None:
             analysis.save(out, formats)
             journal.close(finished=True)
@@ -118,22 +124,37 @@ def _assemble(
     options: Options,
     devices: Sequence[torch.device],
     seconds: float,
+    share: Share | None,
 ) -> Analysis:
     rows: list[Row] = []
     spectra: dict[str, Spectrum] = {}
     skipped: list[Skipped] = list(planned.skipped)
     intruders: list[IntruderCount] = []
-    for pair in planned.pairs:
-        found = measured[pair.key]
+    positions: list[int] = []
+    for position, pair in enumerate(planned.pairs):
+        found = measured.get(pair.key)
+        if found is None:  # of another share
+            continue
         if found.skipped is not None:
             skipped.append(found.skipped)
         if found.row is not None:
             rows.append(found.row)
+            positions.append(position)
         if found.spectrum is not None:
             spectra[pair.key] = found.spectrum
         intruders.extend(found.intruders)
     skipped.sort(key=lambda s: natural(s.name))
     base, ft = sources
+    failed = [key for key, found in measured.items() if found.row is None]
+    others = [pair.key for pair in planned.pairs if pair.key not in measured]
+    if share is not None:
+        share = replace(
+            share,
+            pairs=len(planned.pairs),
+            positions=tuple(positions),
+            planned=planned.coverage(),
+            reached=planned.coverage(failed),
+        )
     return Analysis(
         rows=rows,
         spectra=spectra,
@@ -144,9 +165,10 @@ def _assemble(
         device=", ".join(map(str, devices)),
         seconds=seconds,
         versions=versions(),
-        notes=tuple(map(writable, (*planned.notes, *storage.notes(rows)))),
+        notes=tuple(map(writable, (*planned.notes, *storage.notes(rows), *([] if share is None else [share.note])))),
         intruders=tuple(intruders),
-        coverage=planned.coverage(failed=[key for key, found in measured.items() if found.row is None]),
-        command=command(base, ft, options),
+        coverage=planned.coverage([*failed, *others]),
+        command=command(base, ft, options, share),
+        share=share,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )

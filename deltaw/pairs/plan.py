@@ -58,7 +58,7 @@ class Plan:
     def coverage(self, failed: Iterable[str] = ()) -> Coverage:
         """How much of the base is compared, without the pairs (by key) that could not be measured."""
         lost = set(failed)
-        return covered.coverage(self.extent, (p for p in self.pairs if p.label not in lost))
+        return covered.coverage(self.extent, (p for p in self.pairs if p.key not in lost))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from deltaw.documents import Document
 from deltaw.errors import ResultsError
+from deltaw.results.shares import Share
 from deltaw.results.sources import FileStamp, Source
 from deltaw.types import Coverage, IntruderCount, OptionValue, Reason, Skipped, is_option_value
 
@@ -75,6 +76,20 @@ def options(about: Document) -> dict[str, OptionValue]:
             raise ResultsError(f"{about.where}: {name!r} is no value of an option; run analyze again")
         out[name] = tuple(value) if isinstance(value, list) else value  # can be told apart and counted
     return out
+
+
+def share(about: Document) -> Share | None:
+    """Which share of the whole the results are; None where they are all of it."""
+    if not about:
+        return None
+    return Share(
+        index=about.whole("index"),
+        of=about.whole("of"),
+        pairs=about.whole("pairs"),
+        positions=about.wholes("positions"),
+        planned=coverage(about.inner("planned")),
+        reached=coverage(about.inner("reached")),
+    )
 
 
 def texts(about: Document) -> dict[str, str]:

@@ -19,6 +19,7 @@ from deltaw.errors import OptionError, ResultsError, UnknownNameError, near
 from deltaw.files import near_path, replacing
 from deltaw.results import about
 from deltaw.results.plain import plain
+from deltaw.results.shares import Share
 from deltaw.results.sources import Source
 from deltaw.results.spectra_file import read_spectra, write_spectra
 from deltaw.results.summarize import summarize
@@ -64,6 +65,7 @@ class Analysis:
         coverage: How much of the model was compared.
         command: What repeats the analysis; empty where a side was given in memory.
         date: When it was done, UTC, ISO 8601; empty where it is not known.
+        share: Which share of the whole this is (`--part`); None where it is all of it.
     """
 
     rows: Sequence[Row]
@@ -80,6 +82,7 @@ class Analysis:
     coverage: Coverage = field(default_factory=Coverage)
     command: str = ""
     date: str = ""
+    share: Share | None = None
 
     def __repr__(self) -> str:
         """One line."""
@@ -176,6 +179,7 @@ class Analysis:
             "seconds": plain(self.seconds),
             "skipped": [s.to_dict() for s in self.skipped],
             "notes": list(self.notes),
+            "share": None if self.share is None else self.share.to_dict(),
             "summary": plain(self.summary),
             "intruders": plain(self.intruders),
         }
@@ -225,4 +229,5 @@ def load(out: str | Path) -> Analysis:
         coverage=about.coverage(stored.inner("summary").inner("coverage")),
         command=stored.text("command"),
         date=stored.text("date"),
+        share=about.share(stored.inner("share")),
     )

@@ -109,9 +109,9 @@ def _of(side: Literal["base", "fine-tuned"], form: str, rows: Sequence[Row]) -> 
     noise = [_over_base(row, "rounding_noise") for row in rows]
     layers: dict[int, list[float]] = defaultdict(list)
     for row, value in zip(rows, noise, strict=True):
-        layer = row.get("layer")
-        if isinstance(layer, int) and math.isfinite(value):
-            layers[layer].append(value)
+        layer = number(row, "layer")
+        if math.isfinite(layer) and math.isfinite(value):
+            layers[int(layer)].append(value)
     medians = sorted((Spread.of(values).median, layer) for layer, values in layers.items())
     ends = [(layer, value) for value, layer in medians]
     return Quantised(

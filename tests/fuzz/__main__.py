@@ -21,7 +21,7 @@ COSTLY = {
     "spectra": 5,
     "runs.json": 50,
 }  # an input of these counts as so many
-ANALYZE_EACH = 10
+ANALYZE_EACH = 50
 SHARE = 2000  # inputs of one task
 
 
@@ -39,12 +39,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="In all.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--after", type=int, default=0, help="Go on after so many, where an earlier run ended.")
     options = parser.parse_args()
     started = time.monotonic()
     weights = [1 / COSTLY.get(kind.name, 1) for kind in KINDS]
     wanted = [max(1, round(options.inputs * w / sum(weights))) for w in weights]
     tasks = [(i, at, min(n, at + SHARE)) for i, n in enumerate(wanted) for at in range(0, n, SHARE)]
     done = 0
+    while tasks and done + tasks[0][2] - tasks[0][1] <= options.after:
+        done += tasks[0][2] - tasks[0][1]
+        tasks = tasks[1:]
     found = [Counter[str]() for _ in KINDS]
     with ProcessPoolExecutor(options.jobs) as pool:
         for number, counts in pool.map(task, *zip(*tasks, strict=True)):

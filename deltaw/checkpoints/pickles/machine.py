@@ -8,6 +8,7 @@ other. No opcode allocates more than the bytes that it is made of.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -97,6 +98,11 @@ class Machine:
             PickleError: It is malformed or would attack whoever loads it.
         """
         self.stack, self.memo = [], {}
+        with warnings.catch_warnings():  # of an escape in a text of protocol 0 that Python does not know
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return self._run(file)
+
+    def _run(self, file: BinaryIO) -> object:
         try:
             for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
                 if count > MAX_OPCODES:
