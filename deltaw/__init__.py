@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from deltaw.measurement.inspection import inspect as inspect
     from deltaw.measurement.loop import Progress as Progress
     from deltaw.measurement.run import analyze as analyze
+    from deltaw.monitoring import Alert as Alert
+    from deltaw.monitoring import Monitor as Monitor
     from deltaw.results.analysis import Analysis as Analysis
     from deltaw.results.analysis import load as load
     from deltaw.surveys import Survey as Survey
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from deltaw.verification import verify as verify
 
 _WHERE = {
+    "Alert": "monitoring",
     "Analysis": "results.analysis",
     "Comparison": "comparison",
     "DeltaWError": "errors",
@@ -51,6 +54,7 @@ _WHERE = {
     "Extraction": "edits",
     "Inspection": "measurement.inspection",
     "Interval": "types",
+    "Monitor": "monitoring",
     "Prediction": "verification",
     "Progress": "measurement.loop",
     "Skipped": "types",

@@ -17,6 +17,7 @@ DOORS = {
     "deltaw.comparison.comparison",
     "deltaw.surveys.result",
     "deltaw.measurement.inspection",
+    "deltaw.monitoring.monitor",
     "deltaw.verification",
 }
 

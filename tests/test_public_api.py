@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import deltaw
 
 NAMES = [
+    "Alert",
     "Analysis",
     "Comparison",
     "DeltaWError",
@@ -24,6 +25,7 @@ NAMES = [
     "Extraction",
     "Inspection",
     "Interval",
+    "Monitor",
     "Prediction",
     "Progress",
     "Skipped",

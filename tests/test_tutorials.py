@@ -22,6 +22,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path for folder in ("tutorials", "recipes") for path in (DOCS / folder).glob("*.md"))
 PAGES.append(DOCS / "act.md")
 PAGES.append(DOCS / "quantised.md")
+PAGES.append(DOCS / "training.md")
 BLOCK = re.compile(
     r"^```(?P<language>\w+)\n(?P<code>.*?)^```$"
     r"|^<!-- run before: (?P<hidden>\w+)\n(?P<setup>.*?)^-->$"

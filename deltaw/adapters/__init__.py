@@ -7,11 +7,20 @@
 from __future__ import annotations
 
 from deltaw.adapters.adapter import Adapter, Matched
-from deltaw.adapters.opening import is_adapter, missing_base, not_an_adapter, open_adapter, open_base, open_whole
+from deltaw.adapters.opening import (
+    adapter_in_memory,
+    is_adapter,
+    missing_base,
+    not_an_adapter,
+    open_adapter,
+    open_base,
+    open_whole,
+)
 
 __all__ = [
     "Adapter",
     "Matched",
+    "adapter_in_memory",
     "is_adapter",
     "missing_base",
     "not_an_adapter",

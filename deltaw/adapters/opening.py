@@ -207,6 +207,20 @@ def open_whole(source: Any, opened: Checkpoint) -> Checkpoint | Adapter:
     return replace(adapter, source=opened.source, revision=opened.revision)
 
 
+def adapter_in_memory(tensors: Checkpoint, config: Document) -> Adapter:
+    """An adapter of PEFT that nobody wrote to a file.
+
+    Args:
+        tensors: As `adapter_model.safetensors` would name them.
+        config: What `adapter_config.json` would say.
+
+    Raises:
+        AdapterError: It is of a method that has no ΔW.
+    """
+    found = _peft(Path(tensors.source), config, tensors, (), open_checkpoint)
+    return replace(found, source=tensors.source)
+
+
 def _peft(path: Path, config: Document, tensors: Checkpoint, others: tuple[str, ...], open_tensors: Open) -> Adapter:
     """An adapter of PEFT, from its config and tensors."""
     kind = config.text("peft_type", None)

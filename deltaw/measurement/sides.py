@@ -73,6 +73,8 @@ def open_sides(base: Any, ft: Any) -> Sides:
         if here is None or not here.exists() or not is_adapter(here):
             raise
         raise CheckpointError(missing_base(e, open_adapter(here))) from e
+    if isinstance(ft, Adapter):
+        return Sides(opened, ft)
     whole = None
     if isinstance(ft, (str, Path)):
         path, revision = locate(ft)

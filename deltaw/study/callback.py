@@ -1,29 +1,24 @@
-"""A callback for anyone's training with transformers' Trainer: the columns of `layers`, over the steps.
+"""A callback for anyone's training with transformers' Trainer: a `deltaw.Monitor` that logs where the Trainer logs.
 
-    from deltaw.study import SpectrumCallback
+from deltaw.study import SpectrumCallback
 
-    spectra = SpectrumCallback(every=100)
-    Trainer(model, arguments, train_dataset=data, callbacks=[spectra]).train()
-    spectra.to_pandas()          # the columns of `layers`, and `step`
-
-The numbers are those of `deltaw.analyze` on checkpoints saved at those steps: the weights in memory go through the same
-code. An adapter is written to a temporary directory in its own format (that is small) and measured from its factors;
-its ΔW is never formed. One process must hold the whole weights: sharded training (FSDP, ZeRO-3) is refused.
+spectra = SpectrumCallback(every=100)
+trainer = Trainer(model, arguments, train_dataset=data, callbacks=[spectra])
+spectra.set_trainer(trainer)  # what it finds goes to W&B, TensorBoard, … with the loss
+trainer.train()
+spectra.to_pandas()           # the columns of `layers`, and `step`
 """
 
 from __future__ import annotations
 
-import copy
-import tempfile
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-import torch
-
-import deltaw
 from deltaw.errors import OptionError
+from deltaw.measurement.options import AnalyzeOptions
+from deltaw.monitoring import Alert, Monitor
 from deltaw.study.extra import require
 
 require("transformers")
@@ -33,11 +28,13 @@ from transformers import TrainerCallback  # noqa: E402  (after the check that sa
 if TYPE_CHECKING:
     import pandas as pd
 
+    from deltaw.results.analysis import Analysis
+
 Save = Callable[[Any, Path], None]
 
 
 class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
-    """Measures every weight update at some steps of a training.
+    """Measures every weight update at some steps of a training, see `deltaw.Monitor`.
 
     Args:
         base: What updates are measured from: anything that `deltaw.analyze` takes. By default the weights when the
@@ -47,11 +44,13 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
         out: A directory; each record is saved there as `step-00000100`, as `deltaw analyze --out` does.
         save: How the model is written as an adapter, for adapters that peft does not know; called with the model and
             an empty directory. Needs `base`.
+        on_alert: Called with each `deltaw.Alert` that begins to hold.
         options: Of `deltaw.analyze`: `mode="fast"` and `include=[...]` make a record of a large model cheap.
 
     Attributes:
         analyses: What was measured, by step.
         seconds: What each record took.
+        monitor: The monitor; None before the training.
 
     Raises:
         OptionError: The options do not fit together.
@@ -65,62 +64,70 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
         at: Collection[int] = (),
         out: str | Path | None = None,
         save: Save | None = None,
-        **options: Any,
+        on_alert: Callable[[Alert], object] | None = None,
+        **options: Unpack[AnalyzeOptions],
     ) -> None:
         if every is not None and every < 1:
             raise OptionError(f"every = {every}: expected 1 or more steps, or None")
         if save is not None and base is None:
             raise OptionError("a callback with its own `save` needs `base`: the checkpoint that the adapter is for")
-        self.base, self.every, self.at = base, every, frozenset(at)
-        self.out = None if out is None else Path(out)
-        self.save, self.options = save, options
-        self.analyses: dict[int, deltaw.Analysis] = {}
+        self.monitor: Monitor | None = None
+        self.analyses: dict[int, Analysis] = {}
         self.seconds: dict[int, float] = {}
-        self._began = time.perf_counter()
+        self._trainer: Any = None
+        self._make: Callable[[Any], Monitor] = partial(
+            Monitor,
+            every=every,
+            at=at,
+            log=self._log,
+            on_alert=on_alert,
+            base=base,
+            out=out,
+            save=save,
+            **options,
+        )
+
+    def set_trainer(self, trainer: Any) -> None:
+        """Log through this Trainer: a callback alone comes after those that report."""
+        self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Take the weights to measure from, unless they were given.
 
         Raises:
-            OptionError: The training is sharded.
+            OptionError: They cannot be gathered.
         """
-        if args.fsdp or args.deepspeed:
-            raise OptionError("SpectrumCallback needs whole weights in one process; it cannot see FSDP or ZeRO shards")
-        self._began = time.perf_counter()
-        if self.base is None:
-            # deepcopy keeps tied tensors tied, which a clone of each would not.
-            self.base = frozen_weights(model) if is_peft(model) else copy.deepcopy(model.state_dict())
+        self.monitor = self._make(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Record if it is time."""
-        step = state.global_step
-        if state.is_world_process_zero and (step in self.at or (self.every and step % self.every == 0)):
-            self.record(model, step)
+        assert self.monitor is not None, "a training begins before its first step ends"
+        self._keep(self.monitor.step(state.global_step))
 
-    def record(self, model: Any, step: int) -> deltaw.Analysis:
-        """Measure a model now.
+    def record(self, model: Any, step: int) -> Analysis | None:
+        """Measure a model now; None in a process that only serves its shards.
 
         Raises:
             DeltaWError: As `deltaw.analyze`.
         """
-        started = time.perf_counter()
-        save = self.save or (_save_peft if is_peft(model) else None)
-        if save is None:
-            found = deltaw.analyze(self.base, model.state_dict(), **self.options)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                save(model, Path(folder))
-                found = deltaw.analyze(self.base, folder, **self.options)
-        self.analyses[step] = found
-        if self.out is not None:
-            found.save(self.out / f"step-{step:08d}")
-        self.seconds[step] = time.perf_counter() - started
-        return found
+        if self.monitor is None:
+            self.monitor = self._make(model)
+        return self._keep(self.monitor.record(step))
+
+    def _keep(self, found: Any) -> Analysis | None:
+        if found is None or self.monitor is None or self.monitor.last is None:
+            return None
+        self.analyses[found.step], self.seconds[found.step] = self.monitor.last, found.seconds
+        return self.monitor.last
+
+    def _log(self, numbers: dict[str, float], step: int) -> None:
+        if self._trainer is not None:
+            self._trainer.log(numbers)  # the Trainer knows the step
 
     @property
     def overhead(self) -> float:
         """The records' share of the time since the training began."""
-        return sum(self.seconds.values()) / max(time.perf_counter() - self._began, 1e-9)
+        return 0.0 if self.monitor is None else self.monitor.overhead
 
     def to_pandas(self) -> pd.DataFrame:
         """All records in one table: `step`, then the columns of `layers`."""
@@ -131,28 +138,3 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
             return pd.DataFrame({"step": []})
         table = pd.concat(frames, ignore_index=True)
         return table[["step", *(c for c in table.columns if c != "step")]]
-
-
-def is_peft(model: Any) -> bool:
-    """Whether this is a model that peft wrapped."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def frozen_weights(model: Any) -> Mapping[str, torch.Tensor]:
-    """The base's weights inside a peft model, by the base's own names; shared, not copied.
-
-    The layers that peft puts in say which of their attributes are an adapter's; what they wrap is `base_layer`, and
-    beside a module that is trained as a whole stands its `original_module`.
-    """
-    kinds = ("adapter_layer_names", "other_param_names")
-    adapters = {name for module in model.modules() for kind in kinds for name in getattr(module, kind, ())}
-    found = {}
-    for name, tensor in model.get_base_model().state_dict().items():
-        parts = name.split(".")
-        if not adapters & set(parts):
-            found[".".join(p for p in parts if p not in {"base_layer", "original_module"})] = tensor
-    return found
-
-
-def _save_peft(model: Any, out: Path) -> None:
-    model.save_pretrained(out)

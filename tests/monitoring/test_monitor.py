@@ -1,0 +1,217 @@
+"""A monitor in a loop of one's own: its numbers, its warnings, and what it leaves alone."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import deltaw
+from deltaw.errors import OptionError
+from deltaw.monitoring.scalars import scalars
+
+
+def make_model(seed: int = 0, width: int = 24) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Tanh(), torch.nn.Linear(width, 16))
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    (model(x) - x.roll(1, 1)).square().mean().backward()
+    optimizer.step()
+
+
+def test_the_log_equals_analyze_of_saved_weights() -> None:
+    model = make_model()
+    base = {n: t.clone() for n, t in model.state_dict().items()}
+    logged: dict[int, dict[str, float]] = {}
+    monitor = deltaw.Monitor(
+        model, every=2, at=[3], log=lambda numbers, step: logged.__setitem__(step, numbers), device="cpu", jobs=1
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    saved = {}
+    for i in range(1, 5):
+        step(model, optimizer, i)
+        monitor.step(i)
+        saved[i] = {n: t.clone() for n, t in model.state_dict().items()}
+    assert list(logged) == [2, 3, 4]
+    for i, numbers in logged.items():
+        found = deltaw.analyze(base, saved[i], device="cpu", jobs=1)
+        assert numbers == scalars(found)
+        matrices = found.to_pandas().query("ndim == 2")
+        assert numbers["deltaw/all/relative_change"] == matrices["relative_change"].median()
+    assert monitor.to_pandas()["step"].tolist() == [2, 3, 4]
+    assert all(key.count("/") == 2 for key in logged[2])
+    assert 0 < monitor.overhead < 1
+
+
+def test_at_most_twenty_scalars_however_many_kinds() -> None:
+    names = ["layers.0.self_attn.q_proj", "layers.0.mlp.up_proj", "embed_tokens", "lm_head", "conv1", "other", "norm"]
+    base = {
+        f"model.{n}.weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(i)) for i, n in enumerate(names)
+    }
+    found = scalars(deltaw.analyze(base, {n: t + 0.1 * torch.randn(8, 8) for n, t in base.items()}, device="cpu"))
+    assert 15 < len(found) <= 20
+    assert all(math.isfinite(v) for v in found.values())
+
+
+def test_training_is_the_same_with_and_without() -> None:
+    ends = []
+    for watched in (False, True):
+        model = make_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        monitor = deltaw.Monitor(model, every=1, device="cpu", jobs=1) if watched else None
+        for i in range(1, 4):
+            x = torch.randn(8, 16)  # of the global generator
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            if monitor is not None:
+                monitor.step(i)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_model_and_its_tensors_are_not_kept_alive() -> None:
+    model = make_model()
+    monitor = deltaw.Monitor(model, every=1, device="cpu", jobs=1)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.1)
+    monitor.step(1)
+    alive = [weakref.ref(p) for p in model.parameters()]
+    del model
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 4
+    with pytest.raises(OptionError, match="is gone"):
+        monitor.step(2)
+
+
+def test_memory_is_flat_over_a_thousand_steps() -> None:
+    """Tensors that live, counted: no record keeps one."""
+    model = make_model(width=4)
+    monitor = deltaw.Monitor(model, every=20, device="cpu", jobs=1)
+    counts, analyses = [], []
+    for i in range(1, 1001):
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-3 * torch.randn(4, 16, generator=torch.Generator().manual_seed(i)))
+        if monitor.step(i) is not None and i % 200 == 0:
+            gc.collect()
+            counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
+            analyses.append(sum(type(o) is deltaw.Analysis for o in gc.get_objects()))
+    assert len(monitor.records) == 50
+    assert len(set(counts)) == 1, counts
+    assert len(set(analyses)) == 1, analyses
+
+
+def test_tied_weights_are_one_and_the_base_is_a_copy() -> None:
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(12, 8), "head": torch.nn.Linear(8, 12, bias=False)})
+    model["head"].weight = model["embed"].weight
+    monitor = deltaw.Monitor(model, every=1, device="cpu")
+    with torch.no_grad():
+        model["embed"].weight.mul_(1.5)
+    monitor.step(1)
+    assert monitor.last is not None
+    assert len(monitor.last.rows) == 1
+    assert monitor.last.rows[0]["relative_change"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["head"]}], ids=str)
+def test_adapters_are_measured_as_they_would_be_saved(tmp_path: Path, options: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = torch.nn.Linear(16, 24), torch.nn.Linear(24, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(self.head(self.up(x)))
+
+    torch.manual_seed(0)
+    net = Net()
+    base = {n: t.clone() for n, t in net.state_dict().items()}
+    model = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["up"], **options))
+    monitor = deltaw.Monitor(model, every=1, device="cpu", jobs=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape))
+    monitor.step(1)
+    model.save_pretrained(tmp_path)
+    expected = deltaw.analyze(base, tmp_path, device="cpu", jobs=1)
+    assert monitor.last is not None
+    tables = [a.to_pandas().drop(columns="seconds").sort_values("name") for a in (monitor.last, expected)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    if not options:
+        assert set(tables[0]["route"]) == {"factored"}
+
+
+def alerts_of(change: Any, records: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, deltaw.Alert]:
+    model = torch.nn.Linear(32, 32, bias=False, dtype=dtype)
+    torch.nn.init.normal_(model.weight, generator=torch.Generator().manual_seed(0))
+    found: list[deltaw.Alert] = []
+    monitor = deltaw.Monitor(model, every=1, on_alert=found.append, device="cpu")
+    W0 = model.weight.detach().clone()
+    for i in range(1, records + 1):
+        with torch.no_grad():
+            model.weight.copy_(change(W0.float(), i))
+        monitor.step(i)
+    return {a.rule: a for a in found}
+
+
+def noise(seed: int = 1) -> torch.Tensor:
+    return torch.randn(32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def outer() -> torch.Tensor:
+    u = noise(2)[:, :1]
+    return u @ noise(3)[:1] / (u.norm() * noise(3)[:1].norm())
+
+
+def test_rules_that_hold_and_rules_that_do_not() -> None:
+    assert alerts_of(lambda W, _: W + 1e-2 * noise()) == {}
+    assert set(alerts_of(lambda W, _: W - 0.01 * W)) == {"decay_exceeds_learning"}
+    assert alerts_of(lambda W, _: W + 0.01 * W) == {}, "a growing base is no decay"
+    assert set(alerts_of(lambda W, _: W + 1e-4 * noise(), dtype=torch.bfloat16)) >= {"below_precision"}
+    collapse = alerts_of(lambda W, i: W + (1e-2 * noise() if i == 1 else outer()), records=3)
+    assert set(collapse) == {"rank_collapse"}
+    assert collapse["rank_collapse"].step == 2, "told once"
+
+
+def test_a_direction_leaves_the_bulk_at_its_edge() -> None:
+    """σ1 of a rank-one update against (m·n)^¼ times the root mean square of W0."""
+    rms = float(alerts_of_base().square().mean().sqrt())
+    edge = 32**0.5 * rms
+    assert "leaves_bulk" not in alerts_of(lambda W, _: W + 0.98 * edge * outer())
+    found = alerts_of(lambda W, _: W + 1.02 * edge * outer())["leaves_bulk"]
+    assert found.value == pytest.approx(1.02, rel=1e-3)
+    assert "one matrix has a direction" in found.text
+
+
+def alerts_of_base() -> torch.Tensor:
+    return torch.nn.init.normal_(torch.empty(32, 32), generator=torch.Generator().manual_seed(0))
+
+
+def test_files_plots_and_options(tmp_path: Path) -> None:
+    model = make_model()
+    monitor = deltaw.Monitor(model, every=1, out=tmp_path, mode="fast", include=["weight"], device="cpu")
+    with pytest.raises(OptionError, match="0 records"):
+        monitor.plot.scalars()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for i in (1, 2):
+        step(model, optimizer, i)
+        monitor.step(i)
+    assert deltaw.load(tmp_path / "step-00000002").options["mode"] == "fast"
+    axes = monitor.plot.scalars()
+    assert [line.get_label() for line in axes[0].lines][:1] == ["all"]
+    for options, words in (({"every": 0}, "every = 0"), ({"save": lambda *_: None}, "needs `base`")):
+        with pytest.raises(OptionError, match=words):
+            deltaw.Monitor(model, **options)
