@@ -23,6 +23,7 @@ PAGES = sorted(path for folder in ("tutorials", "recipes") for path in (DOCS / f
 PAGES.append(DOCS / "act.md")
 PAGES.append(DOCS / "quantised.md")
 PAGES.append(DOCS / "training.md")
+PAGES.append(DOCS / "ci.md")
 BLOCK = re.compile(
     r"^```(?P<language>\w+)\n(?P<code>.*?)^```$"
     r"|^<!-- run before: (?P<hidden>\w+)\n(?P<setup>.*?)^-->$"

@@ -73,6 +73,16 @@ def test_the_card_has_front_matter_that_the_hub_reads(full_analysis: Analysis):
     assert "figures/relative_change.png" in exports.card(local)
 
 
+def test_huggingface_hub_takes_the_card_as_its_own(full_analysis: Analysis):
+    from huggingface_hub import ModelCard
+
+    text = exports.card(dataclasses.replace(full_analysis, base=Source("org/base")))
+    data = ModelCard(text).data
+    assert (data.base_model, data.tags) == ("org/base", ["deltaw"])
+    assert data.to_dict()["base_model_relation"] == "finetune"
+    assert front_matter(str(ModelCard(text))) == front_matter(text)  # and writes it again without loss
+
+
 def test_the_card_of_hostile_names_is_yaml(hostile: Analysis):
     assert front_matter(exports.card(hostile))["deltaw"]["matrices"] == 16
 
