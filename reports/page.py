@@ -77,7 +77,7 @@ class Column:
     numeric: bool = True
 
 
-def render(
+def render(  # context: whatever a template shows
     template: str, context: Mapping[str, object], data: Mapping[str, JsonValue], scripts: Sequence[str] = ("report.js",)
 ) -> str:
     """The HTML of a report.

@@ -101,7 +101,7 @@ def refuse_absurd_sizes(config: Document, largest: int) -> None:
                     )
 
 
-def _settled(config: Document, paths: Sequence[str]) -> dict[str, object]:
+def _settled(config: Document, paths: Sequence[str]) -> dict[str, object]:  # of any method of peft
     """The values of a config, with the modules that its regular expressions match in their place.
 
     Raises:
@@ -134,7 +134,7 @@ def _by_path(config: Document, key: str, paths: Iterable[str]) -> dict[str, obje
     """A pattern's values by the paths of the modules: of each the first key that matches."""
     inner, form = config.inner(key), KEYS.get(config.text("peft_type"), r"(.*\.)?({})")
     compiled = {k: compile_pattern(form.format(k), inner.where, error=AdapterError) for k in inner}
-    out: dict[str, object] = {}
+    out: dict[str, object] = {}  # of any method of peft
     for path in paths:
         found = next((k for k, pattern in compiled.items() if pattern.fullmatch(path)), path)
         if found in inner.values:

@@ -99,7 +99,7 @@ def file_config(path: Path) -> Document:
     if text is None:
         return Document()
     where = f"{path}: {METADATA}"
-    out: dict[str, dict[str, object]] = {}
+    out: dict[str, dict[str, object]] = {}  # foreign: the Document that it becomes reads it
     for key, value in parse_object(text, where, error=AdapterError).values.items():
         component, _, name = key.partition(".")
         out.setdefault(component, {})[name] = value

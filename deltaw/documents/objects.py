@@ -34,7 +34,7 @@ class Document:
         error: What is raised where a value is of another type than the one asked for.
     """
 
-    values: Mapping[str, object] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)  # foreign: the accessors below give types
     where: str = ""
     error: type[DeltaWError] = CheckpointError
 

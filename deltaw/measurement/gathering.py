@@ -15,7 +15,7 @@ from deltaw.results.analysis import Analysis, load
 from deltaw.results.shares import Share
 from deltaw.results.sources import Source
 from deltaw.tensors.names import natural
-from deltaw.types import Coverage, matrix_key
+from deltaw.types import Coverage, OptionValue, matrix_key
 
 Part = tuple[str, Analysis, Share]  # where it lies, what it holds, which share it is
 
@@ -91,7 +91,7 @@ def _content(side: Source | None) -> str:
     return "none" if side is None else side.hash or side.revision or side.path
 
 
-def _numbers(analysis: Analysis) -> dict[str, object]:
+def _numbers(analysis: Analysis) -> dict[str, OptionValue]:
     return {k: v for k, v in analysis.options.items() if k not in SPEED_ONLY}
 
 

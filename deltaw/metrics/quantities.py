@@ -108,7 +108,7 @@ class Quantities:
     flipped: int | None = None
     base_projection: float | None = None
 
-    def known(self) -> Mapping[str, Any]:
+    def known(self) -> Mapping[str, Any]:  # fields of every type, by name
         """The quantities that are known, by name; each of the type that its field has."""
         return {name: value for name, value in vars(self).items() if value is not None}
 

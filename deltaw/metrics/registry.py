@@ -137,6 +137,7 @@ def evaluate(
         Column name to value, for the metrics that apply.
     """
     given = given or {}
+    # Arrays and numbers of every kind: `@metric` has checked that each function asks for what there is.
     known: dict[str, Any] = {**quantities.known(), **given}
     out: dict[str, Value] = {}
     for m in REGISTRY.values():

@@ -82,7 +82,7 @@ def read_layers(folder: Path) -> pd.DataFrame:
     raise ResultsError(f"{folder}: no layers.parquet, layers.csv or layers.json there; is it an --out of analyze?")
 
 
-def _records(path: Path) -> list[dict[str, object]]:
+def _records(path: Path) -> list[dict[str, object]]:  # foreign: `typed` reads the cells
     found = parse_json(read_text(path, error=ResultsError), str(path), error=ResultsError, expected="a list of rows")
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise ResultsError(f"{path}: holds {shown(found)}; expected a list of rows")

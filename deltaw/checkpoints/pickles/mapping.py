@@ -206,7 +206,7 @@ def _modules(node: Inert) -> dict[object, object] | None:
     return inner if isinstance(inner, dict) and isinstance(state.get("_parameters"), dict) else None
 
 
-def _children(node: object) -> dict[str, object]:
+def _children(node: object) -> dict[str, object]:  # whatever a pickle holds
     """What a mapping, a list or an object holds, by name; texts win over numbers that are written the same."""
     if isinstance(node, dict):
         return _named(node)
@@ -234,7 +234,7 @@ def _holds(value: object) -> bool:
     return isinstance(value, (RawTensor, Refused, Array, dict, Inert))
 
 
-def _named(mapping: Mapping[object, object]) -> dict[str, object]:
+def _named(mapping: Mapping[object, object]) -> dict[str, object]:  # whatever a pickle holds
     named = {str(k): v for k, v in mapping.items() if isinstance(k, (str, int))}
     for k in [k for k in mapping if isinstance(k, int) and str(k) in mapping]:
         named[str(k)], value = mapping[str(k)], mapping[k]

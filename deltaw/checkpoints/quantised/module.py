@@ -35,7 +35,7 @@ class Quantisation:
     """
 
     method: str = ""
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)  # foreign: read by `integer`, `text`, `block`
 
     def __bool__(self) -> bool:
         return bool(self.method or self.settings)
@@ -77,7 +77,7 @@ class Quantisation:
         return bool(self.settings.get("transform_config")) or self.method in rotations
 
     @property
-    def groups(self) -> tuple[Mapping[str, object], ...]:
+    def groups(self) -> tuple[Mapping[str, object], ...]:  # foreign, as `settings`
         """The weight schemes of compressed-tensors' `config_groups`."""
         groups = self.settings.get("config_groups")
         values = groups.values() if isinstance(groups, Mapping) else ()
