@@ -11,8 +11,10 @@ from math import prod
 from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
-from deltaw.pairs.experts import APART, Piece, find_stacks, leaf_sizes
+from deltaw.pairs.experts import APART, find_stacks, leaf_sizes
+from deltaw.pairs.fused import cut_fused
 from deltaw.pairs.matching import Rule, Shape, join, unique
+from deltaw.pairs.piece import Piece
 from deltaw.pairs.renames import known, suggestion
 from deltaw.tensors.layout import Layout, ties_head
 from deltaw.tensors.names import EMBEDDINGS, TOKEN_HEADS, unwrap
@@ -49,7 +51,9 @@ class Base:
         self.notes = tuple(joined.notes)
 
     def _cut(self, expected: Mapping[str, Shape]) -> None:
-        """Cut the stacks of experts of which an adapter names single ones."""
+        """Cut the stacks of experts of which an adapter names single ones, and fused layers whose parts it names."""
+        for cut in cut_fused(self.checkpoint.tensors, expected).values():
+            self.pieces |= cut
         if not self.layout.stacks or not any(APART.match(known(unwrap(n))) for n in expected):
             return
         sizes = leaf_sizes({n: s for n, s in expected.items() if s is not None})

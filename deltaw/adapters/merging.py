@@ -89,12 +89,12 @@ def _expert(pair: Pair) -> int | None:
 
 
 def _inside(pair: Pair, piece: Slice) -> Rows:
-    """The same for a piece of an expert, as rows of the whole expert."""
+    """The same for a piece of an expert or of a fused layer, as rows of the whole."""
     import torch
 
     found = []
     for part in _matrix_rows(pair)(slice(0, piece.shape[0])):
-        whole = torch.zeros(piece.handle.shape[1:], dtype=part.dtype)
+        whole = torch.zeros(piece.handle.shape[0 if piece.index is None else 1 :], dtype=part.dtype)
         at = slice(None) if piece.rows is None else slice(piece.rows.start, piece.rows.stop, piece.rows.step)
         (whole.T if piece.transposed else whole)[at] = part.reshape(piece.shape)
         found.append(whole)

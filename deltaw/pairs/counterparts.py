@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from deltaw.checkpoints import Checkpoint
-from deltaw.pairs.experts import Piece, pieces
+from deltaw.pairs.experts import pieces
 from deltaw.pairs.matching import Joined, join
 from deltaw.pairs.orientation import orientations
+from deltaw.pairs.piece import Piece
 from deltaw.tensors.layout import Layout
 from deltaw.tensors.slices import Assembled, Slice
 from deltaw.types import Handle

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from deltaw.pairs.fused import cut_fused
+from deltaw.pairs.piece import Piece
 from deltaw.pairs.renames import known
 from deltaw.tensors.layout import Layout, text_config
 from deltaw.tensors.names import unwrap
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle, matrix_key, matrix_label
+from deltaw.types import Handle
 
 APART = re.compile(r"^(?P<at>.*experts)\.\d+\.(?P<leaf>[^.]+)\.(?P<kind>weight|bias)$")
 STACKED = re.compile(r"^(?P<at>.*experts)\.(?P<leaf>[^.]+?)(?P<kind>_bias|\.weight|\.bias)?$")
@@ -24,31 +25,6 @@ PARTS = {"gate_proj": " gate", "up_proj": " up"}
 INTERLEAVED = "gpt_oss"  # gate and up alternate
 
 Sizes = Mapping[str, set[tuple[int, ...]]]  # of one expert's tensors, by leaf: `gate_proj.weight`
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stored tensor, or what was cut out of one.
-
-    Attributes:
-        name: The stored tensor.
-        handle: It, or the slice.
-        part: What was cut out: `expert 3 gate`; empty for the whole.
-    """
-
-    name: str
-    handle: Handle
-    part: str = ""
-
-    @property
-    def key(self) -> str:
-        """Unique among the pieces of a checkpoint, as `Pair.key`."""
-        return matrix_key(self.name, self.part)
-
-    @property
-    def label(self) -> str:
-        """The name with the part in brackets."""
-        return matrix_label(self.name, self.part)
 
 
 class Stack:
@@ -113,25 +89,34 @@ class Stack:
 def pieces(
     left: Mapping[str, Handle], right: Mapping[str, Handle], layouts: tuple[Layout, Layout]
 ) -> tuple[dict[str, Piece], dict[str, Piece]]:
-    """Both sides' tensors by name, stacks of experts cut where the other side has them in other pieces."""
+    """Both sides' tensors by name, stacks of experts and fused layers cut where the other side has them apart."""
     sides = (left, right)
     stacks = [find_stacks(tensors, layout) for tensors, layout in zip(sides, layouts, strict=True)]
     whole = [{name: Piece(name, handle) for name, handle in tensors.items()} for tensors in sides]
-    if not any(stacks):
-        return whole[0], whole[1]
     out = []
     for own, other in ((0, 1), (1, 0)):
-        there = {s.lies for s in stacks[other].values()}
-        sizes = leaf_sizes({name: handle.shape for name, handle in sides[other].items()})
-        for stack in stacks[other].values():
-            for leaf, shapes in stack.sizes().items():
-                sizes.setdefault(leaf, set()).update(shapes)
+        cuts = cut_fused(sides[own], {n: h.shape for n, h in sides[other].items()}) | _cut(
+            stacks[own], stacks[other], sides[other]
+        )
         found: dict[str, Piece] = {}
         for name, piece in whole[own].items():
-            cut = stacks[own][name].cut(sizes) if name in stacks[own] and stacks[own][name].lies not in there else {}
-            found |= cut or {name: piece}
+            found |= cuts.get(name) or {name: piece}
         out.append(found)
     return out[0], out[1]
+
+
+def _cut(
+    own: Mapping[str, Stack], other: Mapping[str, Stack], tensors: Mapping[str, Handle]
+) -> dict[str, dict[str, Piece]]:
+    """The pieces of each stack that the other side's tensors have in other pieces."""
+    if not own:
+        return {}
+    there = {s.lies for s in other.values()}
+    sizes = leaf_sizes({name: handle.shape for name, handle in tensors.items()})
+    for stack in other.values():
+        for leaf, shapes in stack.sizes().items():
+            sizes.setdefault(leaf, set()).update(shapes)
+    return {name: stack.cut(sizes) for name, stack in own.items() if stack.lies not in there}
 
 
 def find_stacks(tensors: Mapping[str, Handle], layout: Layout) -> dict[str, Stack]:

@@ -22,7 +22,7 @@ Shape = tuple[int, ...] | None  # None: not known, and no reason against a pair
 Key = Callable[[str], str]
 
 AGREE = 0.9  # of the names behind one prefix: a head or a table may have been resized
-INNER = re.compile(r"(?<=\.)(?:module|base_model\.model)\.")
+INNER = re.compile(r"(?<=\.)(?:module|base_model\.model|base_layer)\.")
 
 
 class Rule(NamedTuple):

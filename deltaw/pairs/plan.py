@@ -14,10 +14,11 @@ from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.errors import PairingError
 from deltaw.pairs import coverage as covered
 from deltaw.pairs.coverage import Extent
-from deltaw.pairs.experts import Piece, pieces
+from deltaw.pairs.experts import pieces
 from deltaw.pairs.matching import join
 from deltaw.pairs.nothing import no_matrix, nothing_in_common
 from deltaw.pairs.orientation import Way, orientations
+from deltaw.pairs.piece import Piece
 from deltaw.pairs.renames import renamed
 from deltaw.pairs.selection import ALL, Selection
 from deltaw.pairs.views import is_floating, matrices, size, view_of

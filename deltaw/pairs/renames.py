@@ -69,12 +69,13 @@ def renamed(names: Iterable[str], rules: Sequence[str]) -> tuple[dict[str, str],
     return new, tuple(notes)
 
 
-# Norms of TensorFlow's BERT, and weight norm before and after it became a parametrisation.
+# Norms of TensorFlow's BERT; weight norm and spectral norm before and after they became parametrisations.
 KNOWN = (
     (re.compile(r"((?:^|\.)[^.]*(?:norm|ln)[^.]*)\.gamma$", re.IGNORECASE), r"\1.weight"),
     (re.compile(r"((?:^|\.)[^.]*(?:norm|ln)[^.]*)\.beta$", re.IGNORECASE), r"\1.bias"),
     (re.compile(r"\.weight_g$"), ".parametrizations.weight.original0"),
     (re.compile(r"\.weight_v$"), ".parametrizations.weight.original1"),
+    (re.compile(r"\.weight_orig$"), ".parametrizations.weight.original"),
 )
 # Mixtral's experts, and the experts of one layer wherever they hang.
 EXPERTS = (

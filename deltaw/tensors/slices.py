@@ -74,11 +74,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A stack of experts that is stored in pieces; a `Handle` itself.
+    """A stack of experts or a fused layer that is stored in pieces; a `Handle` itself.
 
     Attributes:
         name: What the whole is called where it is one tensor.
-        shape: Experts × rows × columns (experts × outputs for biases).
+        shape: Experts × rows × columns (experts × outputs for biases); without the experts for a fused layer.
         parts: For each piece where it belongs, and the tensor that it is.
     """
 
@@ -102,13 +102,16 @@ class Assembled:
         return tuple(handle.storage for _, handle in self.parts)
 
     def read(self, rows: slice | None = None) -> Tensor:
-        """The experts asked for, as one tensor.
+        """The experts, or the rows of a fused layer, that are asked for, as one tensor.
 
         Raises:
             CheckpointError: The bytes of a piece cannot be read.
         """
         import torch
 
+        if all(at.index is None for at, _ in self.parts):
+            whole = self._layer()
+            return whole if rows is None else whole[rows]
         start, stop, _ = (rows or slice(None)).indices(self.shape[0])
         out: Tensor | None = None
         for at, handle in self.parts:
@@ -121,3 +124,13 @@ class Assembled:
             where = slice(None) if at.rows is None else slice(at.rows.start, at.rows.stop, at.rows.step)
             place[where] = part
         return torch.empty((0, *self.shape[1:])) if out is None else out
+
+    def _layer(self) -> Tensor:
+        """A fused layer: its parts lie below each other."""
+        import torch
+
+        read = [(at.rows or range(self.shape[0]), handle.read()) for at, handle in self.parts]
+        out = torch.empty(self.shape, dtype=read[0][1].dtype)
+        for place, part in read:
+            out[place.start : place.stop] = part
+        return out

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import deltaw
 from deltaw.checkpoints import open_checkpoint
 from deltaw.errors import CheckpointError
 from tests.conftest import FORMATS, State, save_bin, save_sharded, save_single
@@ -142,3 +143,22 @@ def test_tied_tensors_count_once(pico: State):
     pico["lm_head.weight"] = pico["model.embed_tokens.weight"]
     once = sum(t.nbytes for n, t in pico.items() if n != "lm_head.weight")
     assert open_checkpoint(pico).nbytes == once
+
+
+def test_the_other_names_of_shared_tensors(tmp_path: Path):
+    """`save_model` stores a shared tensor once; a head that training untied from its embedding is compared."""
+    base = {"wte.weight": torch.ones(4, 3), "h.weight": torch.ones(3, 3)}
+    ft = {
+        "wte.weight": torch.full((4, 3), 2.0),
+        "h.weight": torch.ones(3, 3),
+        "lm_head.weight": torch.full((4, 3), 3.0),
+    }
+    save_file(base, tmp_path / "b.safetensors", metadata={"format": "pt", "lm_head.weight": "wte.weight"})
+    save_file(ft, tmp_path / "f.safetensors")
+    rows = {
+        r["name"]: r["fro_norm"] for r in deltaw.analyze(tmp_path / "b.safetensors", tmp_path / "f.safetensors").rows
+    }
+    assert rows == pytest.approx({"wte.weight": 12**0.5, "h.weight": 0, "lm_head.weight": 2 * 12**0.5})
+    same = deltaw.analyze(tmp_path / "b.safetensors", tmp_path / "b.safetensors")
+    assert [(s.name, s.reason) for s in same.skipped] == [("lm_head.weight", "tied_to wte.weight")]
+    assert deltaw.analyze(tmp_path / "b.safetensors", base).summary.coverage.share == 1

@@ -120,6 +120,31 @@ FAMILIES = {
             | {"out_hidden_size": 16, "fullatt_block_indexes": [0]},
         },
     ),
+    "phi3": Family("Phi3ForCausalLM", TEXT, {"target_modules": ["qkv_proj", "gate_up_proj"]}),
+    "gemma2": Family("Gemma2ForCausalLM", TEXT),
+    "mistral": Family("MistralForCausalLM", TEXT),
+    "falcon": Family(
+        "FalconForCausalLM",
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40},
+        {"target_modules": ["query_key_value"]},
+    ),
+    "qwen2": Family("Qwen2ForCausalLM", TEXT),
+    "stablelm": Family("StableLmForCausalLM", TEXT),
+    "olmo2": Family("Olmo2ForCausalLM", TEXT),
+    "deepseek_v3": Family(
+        "DeepseekV3ForCausalLM",
+        {**TEXT, "head_dim": 4, "num_key_value_heads": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 12}
+        | {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+        | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1},
+        {"target_modules": ["q_b_proj", "kv_b_proj"], "target_parameters": EXPERTS},
+    ),
+    "granite": Family("GraniteForCausalLM", TEXT),
+    "deberta-v2": Family("DebertaV2ForMaskedLM", BERT, {"target_modules": ["query_proj", "value_proj"]}),
+    "mamba": Family(
+        "MambaForCausalLM",
+        {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 40, "pad_token_id": 0},
+        {"target_modules": ["in_proj", "x_proj"]},
+    ),
     "gpt_oss": Family(
         "GptOssForCausalLM",
         TEXT | {"num_local_experts": 3, "num_experts_per_tok": 1},

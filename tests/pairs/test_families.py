@@ -134,7 +134,10 @@ def test_the_merge_is_the_base_and_the_adapter(saved):
 
 def test_the_table_names_what_was_asked_for():
     asked = "gpt2 bert roberta distilbert vit bloom gpt_neox esm electra llama opt t5 whisper clip mixtral qwen3_moe"
-    assert {*asked.split(), "gemma3", "llava", "qwen2_5_vl", "gpt_oss"} <= set(FAMILIES)
+    asked += (
+        " gemma3 llava qwen2_5_vl gpt_oss phi3 gemma2 mistral falcon qwen2 stablelm olmo2 deepseek_v3 granite mamba"
+    )
+    assert {*asked.split(), "deberta-v2"} <= set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gemma3", "llava", "qwen2_5_vl"])
