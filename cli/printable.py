@@ -31,9 +31,9 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}… ({len(line) - LONGEST:,} more characters)"
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print a line that may hold foreign text."""
-    click.echo(printable(text), err=err)
+def say(text: str, *, err: bool = False, end: str = "\n") -> None:
+    """Print a text that may hold foreign ones."""
+    click.echo(f"{printable(text)}{end}", err=err, nl=False)
 
 
 def _steers(c: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from deltaw.cli import interrupt
-from deltaw.cli.printable import one_line
+from deltaw.cli.printable import one_line, printable, say
 from deltaw.errors import DeltaWError, OptionError, near
 
 COMMANDS = (
@@ -67,7 +67,10 @@ class Commands(click.Group):
             found = super().invoke(ctx)
             sys.stdout.flush()  # a full disk behind a redirection is told here
             return found
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except click.ClickException as e:  # click repeats arguments, and a shell's * makes them of file names
+            e.message = printable(e.message)
             raise
         except KeyboardInterrupt:
             interrupt.end()
@@ -110,7 +113,7 @@ def _one_line(error: BaseException) -> str:
 
 def _show_traceback(ctx: click.Context) -> None:
     if ctx.meta.get("deltaw.verbose"):
-        click.echo(traceback.format_exc(), err=True)
+        say(traceback.format_exc(), err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

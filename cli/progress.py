@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from deltaw.cli.printable import say
+from deltaw.cli.printable import printable, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -99,11 +99,19 @@ class Bar(Reporter):
         if (word := stage.split(" ")[0]) != self.stage:
             self.stage = word
             self.bar.reset(self.task, total=total)
-        self.bar.update(self.task, completed=done, total=total, count=count, description=stage)
+        self.bar.update(self.task, completed=done, total=total, count=count, description=printable(stage))
 
     def say(self, what: str) -> None:
         """Name what is going on."""
-        self.bar.update(self.task, description=what)
+        self.bar.update(self.task, description=printable(what))
+
+
+class Printable(logging.Formatter):
+    """A log record of which nothing steers the terminal: rich takes its text as it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the library's, of printable text."""
+        return printable(super().format(record))
 
 
 @contextmanager
@@ -120,10 +128,12 @@ def reporting(*, quiet: bool) -> Iterator[Reporter]:
         from deltaw.cli.screen import Screen
 
         console = Screen(stderr=True)
-        logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)], force=True)
+        logged = RichHandler(console=console, show_path=False)
+        logged.setFormatter(Printable("%(message)s"))
+        logging.basicConfig(handlers=[logged], force=True)
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from deltaw.cli.options import FilePath, verbosity
+from deltaw.cli.printable import say
 
 FORMS = ("markdown", "latex", "card")
 
@@ -32,7 +33,7 @@ def command(results: Path, out: Path | None, figures: bool, quiet: bool, **forms
     form = asked[0] if asked else ""
     printed, report, write = _read(results, form)
     if form:
-        click.echo(printed(), nl=False)
+        say(printed(), end="")
         return
     path = report(out or results / "report.html")
     if figures:

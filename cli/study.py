@@ -9,6 +9,7 @@ import click
 
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import FilePath, verbosity
+from deltaw.cli.printable import say
 
 if TYPE_CHECKING:
     from deltaw.study.runner import Study
@@ -74,7 +75,7 @@ def command(
     if dry_run:
         from deltaw.study.costs import estimate, in_words
 
-        click.echo(in_words(plan, estimate(plan, device=device, jobs=jobs)))
+        say(in_words(plan, estimate(plan, device=device, jobs=jobs)))
         return
     out = needed(out)
     from rich.text import Text
@@ -86,7 +87,7 @@ def command(
     with reporting(quiet=quiet) as progress:
         found = run(plan, out, device=device, jobs=jobs, cache=cache, fresh=not resume, progress=progress.studied)
     if not quiet:
-        click.echo(summary(found))
+        say(summary(found))
         from deltaw.cli.screen import console, file_link
 
         console().print(Text.assemble("Report: ", file_link(found.out / "comparison" / "report.html")), soft_wrap=True)

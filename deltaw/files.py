@@ -67,9 +67,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The file cannot be written.
     """
+    from safetensors import SafetensorError
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except SafetensorError as e:  # what the library calls a full disk
+            raise OSError(str(e)) from e
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

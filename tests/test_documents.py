@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltaw.documents import Document, compile_pattern, parse_object, read_object, shown
-from deltaw.errors import AdapterError, CheckpointError, DeltaWError, OptionError
+from deltaw.documents import Document, compile_pattern, parse_object, read_object, read_table, shown
+from deltaw.errors import AdapterError, CheckpointError, DeltaWError, OptionError, ResultsError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -99,6 +99,18 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path):
         read_object(tmp_path / "missing")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_object(tmp_path / "nul\0")
+
+
+def test_a_table_that_is_none_is_one_line(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.csv")  # would be waited for
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "empty.csv").write_bytes(b"")
+    (tmp_path / "binary.csv").write_bytes(b"a,b\n\xff,1\n")
+    for name in ("pipe", "folder", "empty", "binary", "missing"):
+        with pytest.raises(ResultsError, match=r"^[^\n]*(regular|there|read)[^\n]*again$"):
+            read_table(tmp_path / f"{name}.csv")
+    (tmp_path / "whole.csv").write_text("a,b\n1e400,\n")
+    assert read_table(tmp_path / "whole.csv").to_dict("list") == {"a": ["1e400"], "b": [""]}
 
 
 def test_a_pattern_has_a_limited_time(monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from deltaw.adapters.factored import LowRank, Part, Term, matrix, tucker
 from deltaw.adapters.lora import Context
 from deltaw.adapters.scaling import scale
 from deltaw.checkpoints import why_unread
+from deltaw.checkpoints.safetensors import read_metadata
 from deltaw.documents import Document, parse_object
 from deltaw.errors import AdapterError
 from deltaw.types import Handle, Pair, Reason, Skipped, Update, View, is_update, times
@@ -88,16 +89,14 @@ def file_config(path: Path) -> Document:
     """What diffusers wrote into the header: LoRA configs by component, empty in older files.
 
     Raises:
-        AdapterError: The header's entry is not JSON.
+        CheckpointError: The header's entry is no text of JSON.
     """
     if path.suffix != ".safetensors":
         return Document()
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        text = (file.metadata() or {}).get(METADATA)
-    if text is None:
+    metadata = read_metadata(path)
+    if METADATA not in metadata:
         return Document()
+    text = metadata.text(METADATA)
     where = f"{path}: {METADATA}"
     out: dict[str, dict[str, object]] = {}  # foreign: the Document that it becomes reads it
     for key, value in parse_object(text, where, error=AdapterError).values.items():

@@ -79,7 +79,6 @@ class BaseCache:
 
     def put(self, key: str, arrays: Arrays) -> bool:
         """Store arrays under a key; False where there is no room for them or no permission."""
-        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         if self._broken.is_set():
@@ -92,7 +91,7 @@ class BaseCache:
                 return False
             with replacing(self._path(key)) as temporary:
                 save_file(whole, temporary, metadata={"sum": _checksum(whole)})
-        except (OSError, SafetensorError) as e:  # the latter where the disk is full
+        except OSError as e:
             self._give_up(e)
             return False
         return True

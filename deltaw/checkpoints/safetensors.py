@@ -11,6 +11,7 @@ from pathlib import Path
 from deltaw.checkpoints.kinds import regular
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
+from deltaw.documents import Document
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, Reason
 
@@ -79,6 +80,22 @@ def _aliases(metadata: object, tensors: Mapping[str, Handle]) -> dict[str, Handl
         if isinstance(handle, StoredHandle):
             out[name] = replace(handle, name=name)
     return out
+
+
+def read_metadata(path: Path) -> Document:
+    """The texts of a header's `__metadata__`; empty where there are none.
+
+    Its values are typed when they are asked for: the library would refuse the whole file for one that is no text.
+
+    Raises:
+        CheckpointError: The header is not what the format says, or its entry is no object.
+        OSError: The file cannot be read.
+    """
+    try:
+        header, _ = _header(path, regular(path))
+    except HeaderError as e:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({e}); copy or download it again") from e
+    return Document(header, str(path)).inner("__metadata__")
 
 
 class Entry:

@@ -20,7 +20,7 @@ from deltaw.comparison.mean_spectra import MeanSpectrum
 from deltaw.comparison.naming import aligned
 from deltaw.comparison.runs import Run
 from deltaw.comparison.tables import ABOUT, About, Origin
-from deltaw.documents import Document, read_object
+from deltaw.documents import Document, read_object, read_table
 from deltaw.errors import ResultsError
 from deltaw.files import near_path
 from deltaw.results import about
@@ -76,10 +76,10 @@ def read(folder: Path) -> tuple[About, list[Run], pd.DataFrame]:
     known = _about(read_object(folder / ABOUT, error=ResultsError))
     entries = read_object(folder / RUNS, error=ResultsError).inners("runs")
     try:
-        layers, spectra = _table(folder / "layers.csv"), _table(folder / "spectra.csv")
+        layers, spectra = read_table(folder / "layers.csv"), read_table(folder / "spectra.csv")
         runs = [_run(entry, layers, spectra) for entry in entries]
-        return known, aligned(runs), _similarity(_table(folder / "similarity.csv"))
-    except (OSError, ValueError, KeyError, TypeError) as e:  # of pandas, or a cell of another type
+        return known, aligned(runs), _similarity(read_table(folder / "similarity.csv"))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:  # of pandas, or a cell of another type
         why = " ".join(str(e).split()) or type(e).__name__
         raise ResultsError(f"{folder}: a table cannot be read ({why}); run compare again") from e
 
@@ -97,12 +97,6 @@ def _about(stored: Document) -> About:
         base=stored.texts("base"),
         origin=Origin(origin.text("command"), origin.text("date"), about.texts(origin.inner("versions"))),
     )
-
-
-def _table(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _run(entry: Document, layers: pd.DataFrame, spectra: pd.DataFrame) -> Run:

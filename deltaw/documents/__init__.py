@@ -1,4 +1,4 @@
-"""What others wrote: JSON, TOML, YAML and regular expressions, bounded when read and typed when they are asked.
+"""What others wrote: JSON, TOML, YAML, CSV and regular expressions, bounded when read and typed when they are asked.
 
 Whatever a file holds, what comes out is a value of the type that was asked for, or one line that says where it stands,
 what was found and what was expected.
@@ -6,6 +6,7 @@ what was found and what was expected.
 
 from deltaw.documents.objects import Document, is_number, parse_json, parse_object, read_object, read_text, shown
 from deltaw.documents.patterns import Pattern, compile_pattern
+from deltaw.documents.tables import read_table
 from deltaw.documents.toml import KeyPath, Toml, parse_toml
 from deltaw.documents.yaml import parse_yaml_list
 
@@ -21,6 +22,7 @@ __all__ = [
     "parse_toml",
     "parse_yaml_list",
     "read_object",
+    "read_table",
     "read_text",
     "shown",
 ]

@@ -123,10 +123,10 @@ class Parts:
             with safe_open(path, "np") as file:
                 about = json.loads(file.metadata()["deltaw"])
                 values = np.asarray(file.get_tensor("values"), dtype=np.float64)
-        except (SafetensorError, ValueError, KeyError, OSError):
+            spread = KnownSpectrum(values, about["energy"], about["edge"], about["signal"])
+            return Part(spread, None if about["kept"] is None else Kept(**about["kept"]))
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError):
             return None  # damaged: made again
-        spread = KnownSpectrum(values, about["energy"], about["edge"], about["signal"])
-        return Part(spread, None if about["kept"] is None else Kept(**about["kept"]))
 
     def factors(self, key: str) -> tuple[Tensor, Tensor]:
         """B (m, r) and A (r, n) of a matrix, as they are stored.

@@ -94,10 +94,17 @@ def _copy(path: Path, target: Path, tensors: Mapping[str, Handle], changed: Mapp
 
 
 def _pickle(target: Path, tensors: Mapping[str, Handle], changed: Mapping[str, Path]) -> None:
-    """A PyTorch file of the same tensors; those that share memory share it again."""
+    """A PyTorch file of the same tensors; those that share memory share it again.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     import torch
 
     known: dict[object, torch.Tensor] = {}
     state = {n: known.setdefault((h.storage, n in changed and n), _tensor(n, h, changed)) for n, h in tensors.items()}
     with replacing(target) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as e:  # what torch calls a full disk
+            raise OSError(str(e)) from e

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaw.documents import parse_json, read_text, shown
+from deltaw.documents import parse_json, read_table, read_text, shown
 from deltaw.errors import ResultsError
 from deltaw.results.columns import columns, is_text, is_whole, with_bounds
 from deltaw.results.plain import plain
@@ -73,7 +73,7 @@ def read_layers(folder: Path) -> pd.DataFrame:
         if (path := folder / "layers.parquet").is_file():
             return typed(pd.read_parquet(path))
         if (path := folder / "layers.csv").is_file():
-            return typed(pd.read_csv(path, dtype=str, keep_default_na=False))
+            return typed(read_table(path))
         if (path := folder / "layers.json").is_file():
             return typed(pd.DataFrame(_records(path)))
     except (OSError, ValueError, TypeError, OverflowError) as e:  # of pandas and pyarrow, or a cell of another type

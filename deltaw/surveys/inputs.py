@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.adapters import is_adapter
+from deltaw.documents import read_text
 from deltaw.errors import CheckpointError, OptionError
 from deltaw.files import expanded
 from deltaw.results.sources import writable
@@ -100,10 +101,9 @@ def _listed(path: Path) -> list[str]:
         CheckpointError: It cannot be read, or lists another list.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "it is no text"
-        raise CheckpointError(f"{path}: the list cannot be read ({why}); expected a path or Hub id on each line") from e
+        lines = read_text(path).splitlines()
+    except CheckpointError as e:
+        raise CheckpointError(f"the list {e}; expected a path or Hub id on each line") from e
     if len(lines) > MOST_LISTED:
         raise CheckpointError(f"{path}: {len(lines):,} lines; expected a list of at most {MOST_LISTED:,} adapters")
     items = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]

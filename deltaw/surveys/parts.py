@@ -142,9 +142,9 @@ class Parts:
             with safe_open(self.path(identity), "np") as file:
                 about = parse_object(file.metadata()[ABOUT], str(self.path(identity))).values
                 arrays = {name: np.asarray(file.get_tensor(name)) for name in ARRAYS}
-        except (SafetensorError, ResultsError, ValueError, KeyError, OSError):
+            return _looked(about, arrays)
+        except (SafetensorError, ResultsError, ValueError, KeyError, TypeError, OSError):
             return None  # damaged: read again
-        return _looked(about, arrays)
 
     def put(self, identity: str, looked: Looked, tensors: Mapping[str, NDArray[np.generic]]) -> None:
         """Keep what is finished of an adapter.

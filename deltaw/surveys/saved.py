@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deltaw.documents import Document, read_object
+from deltaw.documents import Document, read_object, read_table
 from deltaw.errors import ResultsError
 from deltaw.files import near_path, replacing
 from deltaw.results import about as texts_of
@@ -116,7 +116,7 @@ def read(folder: Path) -> tuple[Tables, About, Merge | None]:
     known = read_object(folder / ABOUT, error=ResultsError)
     try:
         tables = Tables(**{name: _table(folder / f"{file}.csv") for name, file in FILES.items()})
-    except (OSError, ValueError, KeyError, TypeError) as e:  # of pandas, or a cell of another type
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:  # of pandas, or a cell of another type
         why = " ".join(str(e).split()) or type(e).__name__
         raise ResultsError(f"{folder}: a table cannot be read ({why}); run survey again") from e
     missing = [c for c in ADAPTERS if c not in tables.adapters]
@@ -126,9 +126,7 @@ def read(folder: Path) -> tuple[Tables, About, Merge | None]:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame = read_table(path)
     for name in frame.columns:
         if name in TRUTHS:
             frame[name] = frame[name] == "True"

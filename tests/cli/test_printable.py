@@ -1,6 +1,7 @@
 """A terminal is shown foreign text as escapes, and any stream can be printed on."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
+from deltaw.cli import main
 from deltaw.cli.printable import LONGEST, one_line, printable
+from deltaw.cli.progress import reporting
 from deltaw.cli.screen import Screen, file_link
 from tests.conftest import changed, save_single
 
@@ -51,6 +55,32 @@ def test_tables_and_links_escape_too():
     assert "\\x1b" in out.getvalue()
 
 
+def test_progress_and_the_log_beside_it_escape_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    monkeypatch.setattr(sys, "stderr", out)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    with reporting(quiet=False) as show:
+        logging.getLogger("deltaw").warning("%s", HOSTILE)
+        show.say(f"[red]{HOSTILE}")
+        show.move(f"reading {HOSTILE}", 1, 2, "1/2")
+    for steering in ("\x1b[31mred", "\x1b]0;", "\x9b", "\u202e", "\u2066"):
+        assert steering not in out.getvalue()
+    assert out.getvalue().count("\\x1b[31mred") >= 2
+    assert "[red]" in out.getvalue()
+
+
+def test_what_click_repeats_is_escaped():
+    done = CliRunner().invoke(main, ["inspect", "a", "b", HOSTILE])  # as a shell makes it of inspect *
+    assert done.exit_code == 2
+    assert "\\x1b[31mred" in done.stderr
+    assert printable(done.stderr) == done.stderr
+
+
 @pytest.fixture
 def hostile_pair(tmp_path: Path) -> list[str]:
     state = {HOSTILE.replace("\ud800", ""): torch.eye(3), "only\u202e.weight": torch.eye(2)}
@@ -68,6 +98,15 @@ def test_names_of_a_checkpoint_steer_no_terminal(command: str, hostile_pair: lis
     assert said
     assert printable(said) == said
     assert "Traceback" not in said
+
+
+def test_names_in_a_printed_report_steer_no_terminal(hostile_pair: list[str], tmp_path: Path):
+    done = CliRunner().invoke(main, ["analyze", *hostile_pair, "--out", str(tmp_path / "o"), "-q", "--no-report"])
+    assert done.exit_code == 0, done.output
+    for form in ("markdown", "latex", "card"):
+        said = CliRunner().invoke(main, ["report", str(tmp_path / "o"), f"--{form}"]).output
+        assert said
+        assert printable(said) == said
 
 
 def test_any_stream_can_be_printed_on(hostile_pair: list[str]):

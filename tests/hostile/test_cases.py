@@ -19,6 +19,7 @@ from tests.hostile.conftest import AT, adapter, both, drawn, run, tensors
 
 FILES = "analyze a.safetensors b.safetensors --out o -q --no-report"
 PICKLES = "analyze a.pt b.pt --out o -q --no-report"
+SINGLE = "inspect base.safetensors k.safetensors"
 ADAPTER = "analyze base ad --out o -q --no-report"
 SLOW = "([a-z0-9._]+)+X"  # a regular expression that Python's `re` would not come to an end with
 
@@ -140,6 +141,19 @@ def diffusers() -> None:
     tensors("base.safetensors", **{"unet.a.weight": drawn(8, 6)})
     state = {"unet.a.lora_A.weight": drawn(2, 6), "unet.a.lora_B.weight": drawn(8, 2)}
     put(Path("k.safetensors"), save(state, metadata={"lora_adapter_metadata": "[]"}))
+
+
+def described_by(metadata: object) -> Callable[[], None]:
+    """A file of diffusers' LoRA whose header describes it so; the library would refuse what is no text."""
+
+    def write() -> None:
+        diffusers()
+        data = Path("k.safetensors").read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.dumps(json.loads(data[8 : 8 + length]) | {"__metadata__": metadata}).encode()
+        put(Path("k.safetensors"), len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+    return write
 
 
 def ia3(target: str) -> Callable[[], None]:
@@ -288,6 +302,9 @@ CASES = {
     ),
     "kohya_alpha": Case(kohya, "inspect base.safetensors k.safetensors", 1, "expected one number"),
     "diffusers_meta": Case(diffusers, "inspect base.safetensors k.safetensors", 1, "expected an object"),
+    "metadata of another type": Case(described_by([1]), SINGLE, 1, "'__metadata__' is [1]; expected an object"),
+    "metadata that is no text": Case(described_by({"lora_adapter_metadata": {}}), SINGLE, 1, "expected a text"),
+    "metadata of others": Case(described_by({"a": 5}), SINGLE, 0),
     "bridge_regex": Case(ia3("["), ADAPTER, 1, "is no regular expression"),
     "format_twice": Case(named("w"), f"{FILES} --format csv,csv", 0),
     "results_tampered": Case(tampered, "report o --no-figures", 1, "'notes' is 5"),

@@ -1,6 +1,7 @@
 """Where results go: nothing is written or removed outside of it, and a run that was killed finds its own again."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,30 @@ def test_an_empty_path_is_not_the_working_directory(outside: Path, command: str,
     done = CliRunner().invoke(main, [*command.split(), ""])
     assert done.exit_code == code
     assert "empty" in done.stderr or "is no path" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "edit a.pt b.pt --scale .5",
+        "edit a.safetensors b.safetensors --scale .5",
+        "extract a.safetensors b.safetensors --rank 2",
+        "survey a.safetensors b.safetensors --no-report",
+        "analyze a.safetensors b.safetensors --no-report --alignment",
+    ],
+)
+def test_a_full_disk_is_told_and_what_was_there_stays(outside: Path, command: str):
+    both(lambda name, i: torch.save({"w": drawn(8, 6, seed=i)}, f"{name}.pt"))
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))  # every write fails, as on a full disk
+    try:
+        code, _, said = run(f"{command} --out o -q")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert (code, "written" in said) == (1, True), said
+    assert not list(Path("o").rglob("*.tmp"))
+    assert run(f"{command} --out o -q")[0] == 0
+    assert unharmed(outside)
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a" * 300, "a/" * 3000, "loop", "a\x00b", "\udcff"])
