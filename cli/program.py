@@ -70,7 +70,7 @@ class Commands(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except click.ClickException as e:  # click repeats arguments, and a shell's * makes them of file names
-            e.message = printable(e.message)
+            e.message = printable(e.message)  # type: ignore[misc]  # final for subclasses, and of this one only
             raise
         except KeyboardInterrupt:
             interrupt.end()
