@@ -103,7 +103,6 @@ def test_an_empty_path_is_not_the_working_directory(outside: Path, command: str,
     [
         "edit a.pt b.pt --scale .5",
         "edit a.safetensors b.safetensors --scale .5",
-        "extract a.safetensors b.safetensors --rank 2",
         "survey a.safetensors b.safetensors --no-report",
         "analyze a.safetensors b.safetensors --no-report --alignment",
     ],
