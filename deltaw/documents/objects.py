@@ -19,6 +19,7 @@ from deltaw.errors import CheckpointError, DeltaWError
 
 LARGEST = 256 << 20  # bytes of a document: the index of a model of 100,000 tensors takes some 10 MB
 LARGEST_WHOLE = 2**63 - 1
+LARGEST_NUMBER = 1e60  # a score, a rate, an error: their fourth powers stay finite wherever they are used
 SHOWN = 60  # characters of a foreign value in a message
 HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character
 UNWRITABLE = re.compile("[\ud800-\udfff]")
@@ -210,5 +211,5 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """A finite number; true and false are none."""
-    return (isinstance(value, float) and math.isfinite(value)) or is_whole(value)
+    """A finite number of at most 1e60 either way; true and false are none."""
+    return (isinstance(value, float) and abs(value) <= LARGEST_NUMBER) or is_whole(value)

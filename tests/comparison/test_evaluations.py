@@ -228,3 +228,14 @@ def test_items_are_kept_with_a_comparison(tmp_path: Path) -> None:
     again = deltaw.Comparison.load(tmp_path / "out")
     assert [r.spec.scores for r in again.runs_.items] == [r.spec.scores for r in first.runs_.items]
     assert len(first.runs_.items[0].spec.scores["learning"].items[0].values) == 12
+
+
+@pytest.mark.parametrize("huge", [1e300, -1e200, 1e61, 10**400])
+def test_scores_beyond_all_measure(tmp_path: Path, huge: float) -> None:
+    """Squares and sums of them would overflow: they are no scores, as errors they are not known."""
+    path = of_tasks(tmp_path, "results_a.json", one=huge)
+    with pytest.raises(ManifestError, match="one:acc,none is .*expected a finite number"):
+        score(path, "one:acc")
+    known = {"one": {"acc,none": 0.5, "acc_stderr,none": huge}}
+    path.write_text(json.dumps({"results": known, "model_name": "m"}))
+    assert math.isnan(score(path, "one:acc").error)

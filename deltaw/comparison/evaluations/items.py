@@ -69,7 +69,7 @@ def _harness(path: Path, name: str, chosen: str) -> Iterator[tuple[str, float]]:
                     continue
                 item = parse_object(line, f"{path}:{number}", error=ManifestError)
                 value = item.values.get(name)
-                if item.text("filter", "none") == (chosen or "none") and isinstance(value, (bool, int, float)):
+                if item.text("filter", "none") == (chosen or "none") and (isinstance(value, bool) or is_number(value)):
                     yield f"{item.values.get('doc_id')} {item.values.get('doc_hash')}", float(value)
     except (OSError, UnicodeDecodeError) as e:
         raise ManifestError(f"{path}: cannot be read ({e}); move it away to go without its items") from e

@@ -167,7 +167,9 @@ class Fields:
             if isinstance(v, bool) or not isinstance(v, (int, float)):
                 self.problems.add(path, f"{self.what}: {key}.{name} is {v!r}, {_kind(v)}; expected a number")
             elif not is_number(v):
-                self.problems.add(path, f"{self.what}: {key}.{name} is {v}; leave out a score that was not measured")
+                found = v if isinstance(v, float) else shown(v)
+                message = f"{self.what}: {key}.{name} is {found}; expected a finite number (to 1e60)"
+                self.problems.add(path, f"{message}: leave out a score that was not measured")
             elif (hint := _slip(name, expected)) is not None:
                 self.problems.add(path, f"{self.what}: {key}.{name} is unknown. Did you mean {hint!r}?")
             else:
