@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deltaw.reports import offer
-from deltaw.reports.reasons import words
+from deltaw.reports.extent import more_than_the_base, only_a_part
 from deltaw.reports.text import EMPTY, code, listed, number, percent, plural, strong, whole
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Summary
 from deltaw.results.typical import FEW, Typical
 from deltaw.results.verdict import CONCENTRATED, RULES, Verdict
-from deltaw.types import ENOUGH, Reason
 
 if TYPE_CHECKING:
     from deltaw.reports.offer import Offer
 
 UNRELATED = "These are not a base and its fine-tune"
-# Reasons that take nothing from what was compared: buffers, copies, what nobody asked for.
-KNOWN_WITHOUT_A_ROW = frozenset({"not_floating", "tied_to", "excluded", "not_a_weight"})
 NEGLIGIBLE = 1e-5  # of the energy: rounding that changes no digit that is shown
 ADAPTER = 16  # the rank of the adapter that a sentence speaks of
 AS_NOISE = 0.85  # rank_90 over that of noise, from which an update is as spread as noise
@@ -67,27 +64,8 @@ def answer(s: Summary, offered: Offer | None = None) -> list[Finding]:
         s: The summary.
         offered: What an adapter would take, if it is known.
     """
-    return [*_coverage(s), *_said(s, offered)]
-
-
-def _coverage(s: Summary) -> list[Finding]:
-    c = s.coverage
-    if not c.partial:
-        return []
-    missing = {reason: count for reason, count in s.skipped.items() if reason not in KNOWN_WITHOUT_A_ROW}
-    why = ""
-    if missing:
-        reason = max(missing, key=lambda r: missing[r])
-        why = f"; the largest group without a row is “{words(Reason(reason))}” ({plural(missing[reason], 'tensor')})"
-    return [
-        Finding(
-            f"{strong(f'Only {share(c.share)} of the base was compared')}: {whole(c.compared_numbers)} of "
-            f"{whole(c.numbers)} numbers, in {whole(c.compared_tensors)} of {plural(c.tensors, 'tensor')}{why}. "
-            "What follows is about that part.",
-            f"Less than {ENOUGH:.0%} of the base's floating numbers were compared or are known to be unchanged.",
-            "warn",
-        )
-    ]
+    extent = (only_a_part(s), more_than_the_base(s))
+    return [*(Finding(*said, "warn") for said in extent if said), *_said(s, offered)]
 
 
 def _said(s: Summary, offered: Offer | None) -> list[Finding]:
@@ -337,11 +315,6 @@ def _span(x: Spread) -> str:
 
 def _all(count: int, partial: bool) -> str:
     return "the one tensor" if count == 1 else f"{'the' if partial else 'all'} {whole(count)} tensors"
-
-
-def share(x: float) -> str:
-    """A share below all, never rounded to all of it."""
-    return f"{math.floor(1000 * x) / 10:.3g} %"
 
 
 def five(s: Summary) -> list[Figure]:

@@ -62,8 +62,8 @@ def plan_adapter(
         reasons = "; ".join(f"{s.name}: {s.reason} ({s.detail})" for s in skipped[:1]) or "it holds no update"
         raise PairingError(f"{adapter.source}: no update that can be measured ({reasons})")
     alone = "no base was given: every column that needs W0 is empty"
-    unsplit_notes = unsplit(pairs) if selection.split else ()
-    notes = (*(base.notes if base is not None else (alone,)), *adapter.notes, *renames, *found.notes, *unsplit_notes)
+    more = (*_untied(pairs), *(unsplit(pairs) if selection.split else ()))
+    notes = (*(base.notes if base is not None else (alone,)), *adapter.notes, *renames, *found.notes, *more)
     return Plan(tuple(pairs), tuple(skipped), notes, _extent(base, adapter, found, skipped, wanted))
 
 
@@ -110,6 +110,16 @@ def _touched(found: Matched) -> set[Hashable]:
 def _is_untied(pair: Pair) -> bool:
     """Whether it is a head that the base keeps as its embedding: the embedding itself is not what changes."""
     return pair.base is not None and kind(pair.name, 2) == "head" and kind(pair.base.name, 2) == "embedding"
+
+
+def _untied(pairs: Iterable[Pair]) -> Iterable[str]:
+    """A note on a head that the base keeps as its embedding: what a merge does to the one tensor is another thing."""
+    for pair in pairs:
+        if _is_untied(pair) and pair.base is not None:
+            yield (
+                f"{pair.name} is {pair.base.name} in the base, which ties them: its row is what the adapter adds to "
+                "the head alone; a merge that leaves them tied (peft's) adds it to the embedding, too"
+            )
 
 
 def _extent(

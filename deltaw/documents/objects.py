@@ -7,7 +7,6 @@ what was found and what was expected.
 from __future__ import annotations
 
 import json
-import math
 import re
 import stat
 from collections.abc import Iterator, Mapping

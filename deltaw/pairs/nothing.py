@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from deltaw.checkpoints import Checkpoint
 from deltaw.pairs.renames import suggestion
+from deltaw.pairs.views import is_floating
 from deltaw.tensors.names import unwrap
 from deltaw.types import Handle, Reason, Skipped, times
 
@@ -42,6 +43,11 @@ def _advice(asked: Sequence[Handle], ft: Checkpoint, skipped: Sequence[Skipped])
         )
         return f"{first}; are they a base and its fine-tune?"
     b, f = near
+    if b.name == f.name and b.dtype != f.dtype and not (is_floating(b) and is_floating(f)):
+        return (
+            f"{b.name} is {b.dtype} in the base and {f.dtype} in the fine-tuned side: codes without the scales that "
+            "belong to them; give a checkpoint that was not quantised, or the dequantised one"
+        )
     if unwrap(b.name) == unwrap(f.name):
         return (
             f"the nearest names are {b.name!r} {_size(b)} and {f.name!r} {_size(f)}; are they a base and its fine-tune?"

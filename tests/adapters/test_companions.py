@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 import deltaw
 from deltaw.errors import AdapterError
+from deltaw.reports.findings import answer
 
 Q, MM, NORM = "model.layers.0.self_attn.q_proj", "model.mm_projector.0.weight", "model.norm.weight"
 
@@ -127,3 +128,31 @@ def test_lora_on_codes_that_are_not_read(state, adapter, tmp_path):
     (row,) = deltaw.analyze(tmp_path / "model.safetensors", folder).rows
     assert row["fro_norm"] == pytest.approx(float(delta.double().norm()), rel=1e-6)
     assert "relative_change" not in row
+
+
+def test_the_reason_named_for_a_part_is_not_what_the_adapter_leaves_alone(state, adapter):
+    """Untouched tensors are known to be unchanged; what is missing is the factor that could not be measured."""
+    folder, _ = adapter
+    other = {f"base_model.model.{Q}.lora_A.weight": torch.full((2, 6), torch.nan)}
+    tensors = {f"base_model.model.{Q}.lora_B.weight": torch.ones(8, 2), **other}
+    mm = MM.removesuffix(".weight")
+    tensors |= {
+        f"base_model.model.{mm}.lora_A.weight": torch.ones(2, 4),
+        f"base_model.model.{mm}.lora_B.weight": torch.ones(6, 2),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    first = answer(deltaw.analyze(state | {f"n{i}.weight": torch.ones(2) for i in range(3)}, folder).summary)[0].text
+    assert "could not be measured" in first
+    assert "only in the base" not in first
+
+
+def test_a_note_on_a_head_that_the_base_ties(state, adapter, tmp_path):
+    folder, _ = adapter
+    base = {"model.embed_tokens.weight": torch.ones(9, 6), f"{Q}.weight": state[f"{Q}.weight"]}
+    save_file(base, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": True}))
+    factors = {"lora_A.weight": torch.ones(2, 6), "lora_B.weight": torch.ones(9, 2)}
+    save_file({f"base_model.model.lm_head.{k}": t for k, t in factors.items()}, folder / "adapter_model.safetensors")
+    result = deltaw.analyze(tmp_path, folder)
+    assert [r["name"] for r in result.rows] == ["lm_head.weight"]
+    assert any("lm_head.weight is model.embed_tokens.weight in the base, which ties them" in n for n in result.notes)

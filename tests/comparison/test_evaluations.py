@@ -234,7 +234,7 @@ def test_items_are_kept_with_a_comparison(tmp_path: Path) -> None:
 def test_scores_beyond_all_measure(tmp_path: Path, huge: float) -> None:
     """Squares and sums of them would overflow: they are no scores, as errors they are not known."""
     path = of_tasks(tmp_path, "results_a.json", one=huge)
-    with pytest.raises(ManifestError, match="one:acc,none is .*expected a finite number"):
+    with pytest.raises(ManifestError, match=r"one:acc,none is .*expected a finite number"):
         score(path, "one:acc")
     known = {"one": {"acc,none": 0.5, "acc_stderr,none": huge}}
     path.write_text(json.dumps({"results": known, "model_name": "m"}))

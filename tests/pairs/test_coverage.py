@@ -112,6 +112,25 @@ def test_what_failed_was_not_compared():
     assert re.search(r"the largest group without a row is .*could not be measured.* \(1 tensor\)", said(result)[0])
 
 
+def test_what_the_fine_tune_has_more_is_said_before_that_nothing_changed():
+    more = {f"vision.{i}.weight": torch.ones(16, 16) for i in range(9)}
+    result = deltaw.analyze(PICO, PICO | more)
+    assert result.summary.coverage.share == 1
+    numbers = sum(t.numel() for t in PICO.values())
+    first, second = said(result)
+    counts = [int(re.sub(r"\D", "", n)) for n in re.findall(r"\d[\d\s]*", first)]
+    assert first.startswith("The fine-tuned side holds more than the base: ")
+    assert counts == [9 * 256, numbers + 9 * 256]
+    assert second.startswith("Nothing changed")
+    assert len(said(deltaw.analyze(PICO, PICO | {"v_head.weight": torch.ones(1, 16)}))) == 1
+
+
+def test_codes_without_scales_are_called_what_they_are():
+    codes = {n: t.mul(50).to(torch.int8) if t.ndim > 1 else t for n, t in PICO.items()}
+    with pytest.raises(PairingError, match=r"is float32 in the base and int8 in the fine-tuned side: codes without"):
+        deltaw.analyze(PICO, codes)
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_experts_and_parts_add_up(split):
     base = {"l.0.mlp.experts.gate_up_proj": torch.randn(3, 8, 6), "l.0.mlp.gate.weight": torch.randn(3, 6)}

@@ -103,8 +103,8 @@ def mean_score(evaluation: Evaluation, references: Sequence[str], source: str) -
 def _value(metric: Metric, source: str) -> float:
     if not is_number(metric.value):
         raise ManifestError(
-            f"{source}: {metric.task}:{metric.key} is {shown(metric.value)}; expected a finite number (to 1e60): evaluate "
-            "again, or leave this metric out"
+            f"{source}: {metric.task}:{metric.key} is {shown(metric.value)}; expected a finite number (to 1e60): "
+            "evaluate again, or leave this metric out"
         )
     return -metric.value if metric.lower_is_better else float(metric.value)
 
