@@ -90,7 +90,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
         return tuple(map(int, words))
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
+class NumberList(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas."""
 
     name = "numbers"

@@ -9,13 +9,13 @@ import click
 
 from deltaw.cli.adapter import tell
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import FilePath, Numbers, choosing, executing, verbosity
+from deltaw.cli.options import FilePath, NumberList, choosing, executing, verbosity
 
 
 @click.command("resize")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--out", type=FilePath(), required=True, help="Where the adapter goes.")
-@click.option("--weights", type=Numbers(), metavar="X,X,…", help="One per adapter: .5,.5.  [default: 1 each]")
+@click.option("--weights", type=NumberList(), metavar="X,X,…", help="One per adapter: .5,.5.  [default: 1 each]")
 @choosing
 @click.option(
     "--save-modules",

@@ -19,13 +19,13 @@ from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.results.columns import columns
 from deltaw.results.shares import Share
 from deltaw.results.summary import Summary
-from deltaw.surveys.merging import Interference, Kept
+from deltaw.surveys.merging import Interference, MergeShare
 from deltaw.surveys.pairs import COLUMNS as PAIRS
 from deltaw.surveys.result import SCHEMA_VERSION as SURVEY_VERSION
-from deltaw.surveys.tables import ADAPTERS, TEXTS, WHOLE, About
+from deltaw.surveys.tables import ADAPTERS, TEXTS, WHOLE, SurveyRecord
 from deltaw.tensors.quantisers import QUANTISERS
 from deltaw.types import Coverage, IntruderCount
-from deltaw.verification import Survival, Verdict
+from deltaw.verification import Survival, TensorVerdict
 
 Schema = dict[str, object]
 FOLDER = Path(__file__).parent.parent / "deltaw" / "schemas"
@@ -179,14 +179,14 @@ def schemas() -> dict[str, Schema]:
             "Many adapters of one base (survey --json)",
             {
                 "schema_version": {"const": SURVEY_VERSION},
-                **of(About)["properties"],  # type: ignore[dict-item]
+                **of(SurveyRecord)["properties"],  # type: ignore[dict-item]
                 "adapters": table({name: survey_column(name) for name in ADAPTERS}),
                 "pairs": table({name: survey_column(name) for name in PAIRS}),
                 "merge_check": {"anyOf": [{"type": "null"}, closed({
                     "names": of(list[str]),
                     "density": NUMBER,
                     "interference": of(list[Interference]),
-                    "kept": of(list[Kept]),
+                    "kept": of(list[MergeShare]),
                 })]},
             },
             {"out": TEXT},
@@ -221,7 +221,7 @@ def schemas() -> dict[str, Schema]:
                         "merged": TEXT,
                         "passed": {"type": "boolean"},
                         "counts": of(Mapping[str, int]),
-                        "tensors": {"type": "array", "items": of(Verdict)},
+                        "tensors": {"type": "array", "items": of(TensorVerdict)},
                     }
                 ),
                 closed(

@@ -14,7 +14,7 @@ from deltaw.reports import figures, page, svg
 from deltaw.reports.comparison_plots import ComparisonPlots
 from deltaw.reports.comparison_points import decided_first
 from deltaw.reports.exports import BIBTEX
-from deltaw.reports.page import Column, Picture
+from deltaw.reports.page import Picture, TableColumn
 from deltaw.reports.text import EMPTY, NARROW, aligned, missing, number, percent, short, unmarked, visible, whole
 from deltaw.results.columns import FINGERPRINT, OF_TWO_GROUPS, is_share, is_signed
 from deltaw.types import JsonValue
@@ -143,13 +143,13 @@ def _interval(name: str, row: Any) -> str:
     return f"{shown[0]}{unit} ({shown[1]} – {shown[2]})"
 
 
-def fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+def fingerprints(comparison: Comparison) -> tuple[list[TableColumn], list[dict[str, str]]]:
     """One row per group, the quantities that some group has."""
     frame = comparison.fingerprints()
     shown = [q for q in (*FINGERPRINT, "learning", "retention") if frame[q].notna().any()]
-    columns = [Column("group", "group", numeric=False), Column("n_seeds", "seeds")]
-    columns += [Column(q, q, q if q in REGISTRY else "") for q in shown]
-    columns.append(Column("common", "common c", "shrinkage", numeric=False))
+    columns = [TableColumn("group", "group", numeric=False), TableColumn("n_seeds", "seeds")]
+    columns += [TableColumn(q, q, q if q in REGISTRY else "") for q in shown]
+    columns.append(TableColumn("common", "common c", "shrinkage", numeric=False))
     rows = []
     for _, r in frame.iterrows():
         common = r["common_shrinkage"]
@@ -158,15 +158,15 @@ def fingerprints(comparison: Comparison) -> tuple[list[Column], list[dict[str, s
     return columns, rows
 
 
-def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+def _effects(comparison: Comparison) -> tuple[list[TableColumn], list[dict[str, str]]]:
     """The same against the reference: ratios of medians, differences of scores."""
     frame = comparison.fingerprints()
     frame = frame[frame["group"] != frame["reference"]]
     shown = [q for q in (*FINGERPRINT, "learning", "retention") if frame[f"{q}_effect"].notna().any()]
-    columns = [Column("group", "group", numeric=False)]
+    columns = [TableColumn("group", "group", numeric=False)]
     if frame["reference"].nunique() > 1:
-        columns.append(Column("reference", "reference", numeric=False))
-    columns += [Column(q, q, q if q in REGISTRY else "") for q in shown]
+        columns.append(TableColumn("reference", "reference", numeric=False))
+    columns += [TableColumn(q, q, q if q in REGISTRY else "") for q in shown]
     rows = []
     for _, r in frame.iterrows():
         row = {"group": short(r["group"], 48), "reference": short(r["reference"], 48)}
@@ -182,13 +182,13 @@ def _effects(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]
     return columns, rows
 
 
-def _fronts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+def _fronts(comparison: Comparison) -> tuple[list[TableColumn], list[dict[str, str]]]:
     """Each group against the reference: what it keeps at equal learning, what it learns at equal retention."""
     frame = findings.against_references(comparison)
     columns = [
-        Column("group", "group", numeric=False),
-        *(Column("learning", "kept more at equal learning"), Column("learning_at", "at a learning of")),
-        *(Column("retention", "learned more at equal retention"), Column("retention_at", "at a score of")),
+        TableColumn("group", "group", numeric=False),
+        *(TableColumn("learning", "kept more at equal learning"), TableColumn("learning_at", "at a learning of")),
+        *(TableColumn("retention", "learned more at equal retention"), TableColumn("retention_at", "at a score of")),
     ]
     rows: dict[str, dict[str, str]] = {}
     for _, r in frame.iterrows():
@@ -217,16 +217,16 @@ def _claims(comparison: Comparison) -> tuple[list[dict[str, str]], list[dict[str
     return [r for r in rows if r["basis"]], [r for r in rows if not r["basis"]]
 
 
-def _contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+def _contrasts(comparison: Comparison) -> tuple[list[TableColumn], list[dict[str, str]]]:
     """The main metrics against the reference: for paper, and where there is no JavaScript."""
     frame = comparison.contrasts()
     mine = frame["group_a"].eq(comparison.reference) | frame["group_b"].eq(comparison.reference)
     frame = largest_first(frame[mine & frame["metric"].isin(OF_TWO_GROUPS)])
     columns = [
-        *(Column(k, t, numeric=False) for k, t in (("metric", "metric"), ("a", "group a"), ("b", "group b"))),
-        *(Column(k, t) for k, t in (("effect", "median ratio a/b, or difference (95 %)"), ("delta", "Cliff's δ"))),
-        *(Column(k, t) for k, t in (("seeds", "p over seeds"), ("p", "adjusted p"))),
-        Column("covers", "interval covers", numeric=False),
+        *(TableColumn(k, t, numeric=False) for k, t in (("metric", "metric"), ("a", "group a"), ("b", "group b"))),
+        *(TableColumn(k, t) for k, t in (("effect", "median ratio a/b, or difference (95 %)"), ("delta", "Cliff's δ"))),
+        *(TableColumn(k, t) for k, t in (("seeds", "p over seeds"), ("p", "adjusted p"))),
+        TableColumn("covers", "interval covers", numeric=False),
     ]
     rows = []
     for _, r in frame.iterrows():
@@ -245,12 +245,14 @@ def _contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, str
     return columns, rows
 
 
-def _runs(comparison: Comparison) -> tuple[list[Column], list[dict[str, str]]]:
+def _runs(comparison: Comparison) -> tuple[list[TableColumn], list[dict[str, str]]]:
     frame = comparison.runs()
     names = [c for c in frame.columns if frame[c].notna().any()]
     text = {"run", "group", "method", "represents", "on_front"}
     columns = [
-        Column(c, c.removeprefix("hp_"), c if c in REGISTRY else "", numeric=c not in text and not _is_text(frame[c]))
+        TableColumn(
+            c, c.removeprefix("hp_"), c if c in REGISTRY else "", numeric=c not in text and not _is_text(frame[c])
+        )
         for c in names
     ]
     rows = []

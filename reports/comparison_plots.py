@@ -43,7 +43,7 @@ LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 FEW = 8  # groups that can be named in the figure itself
 
 
-class Look(NamedTuple):
+class GroupStyle(NamedTuple):
     """How a group is drawn everywhere."""
 
     colour: str
@@ -58,7 +58,7 @@ class ComparisonPlots:
         self._comparison = comparison
 
     @cached_property
-    def looks(self) -> dict[str, Look]:
+    def looks(self) -> dict[str, GroupStyle]:
         """Colour, marker and line of each group; the reference is first and black.
 
         The colour is the arm's: what was trained the same way in two domains, but for the learning rate, has one. The
@@ -81,7 +81,7 @@ class ComparisonPlots:
             taken.add((places[g], arm))
             i = arms.setdefault(arm, len(arms))
             shape = i // colours * len(domains) + domains.index(places[g])
-            out[g] = Look(style.GROUPS[i % colours], MARKERS[shape % len(MARKERS)], LINES[shape % len(LINES)])
+            out[g] = GroupStyle(style.GROUPS[i % colours], MARKERS[shape % len(MARKERS)], LINES[shape % len(LINES)])
         return out
 
     def _arm(self, group: str) -> tuple[Any, ...]:

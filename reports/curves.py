@@ -14,7 +14,7 @@ from deltaw.types import Spectrum, Vector
 POINTS = 160  # per curve: more than a chart has room for
 
 
-class Curve(NamedTuple):
+class SampledSpectrum(NamedTuple):
     """A spectrum at some of its indices.
 
     Attributes:
@@ -36,18 +36,18 @@ def log_spaced(k: int, points: int = POINTS) -> NDArray[np.int64]:
     return np.unique(np.round(np.geomspace(1, k, points)).astype(np.int64))
 
 
-def curve(spectrum: Spectrum, points: int = POINTS) -> Curve:
+def curve(spectrum: Spectrum, points: int = POINTS) -> SampledSpectrum:
     """A spectrum for display. Only known values are in it; the energy refers to all of Σσ²."""
     s = np.asarray(spectrum.values, dtype=np.float64)
     index = log_spaced(len(s), points)
     squares = _squares(s)
     total = _total(spectrum)
     running = np.cumsum(squares)[index - 1] / total if total > 0 else np.zeros(len(index))
-    return Curve(index, s[index - 1], np.minimum(running, 1.0))
+    return SampledSpectrum(index, s[index - 1], np.minimum(running, 1.0))
 
 
 @lru_cache(maxsize=256)
-def noise_curve(rows: int, cols: int, points: int = POINTS) -> Curve:
+def noise_curve(rows: int, cols: int, points: int = POINTS) -> SampledSpectrum:
     """The spectrum to expect of an m×n matrix of iid Gaussian entries with Σσ² = 1, by the Marchenko–Pastur law.
 
     With λ = 1 + β + 2√β·cos θ the mass above θ is ∫(2/π)·sin²θ/λ dθ and the energy above it (θ − sin θ cos θ)/π;
@@ -55,7 +55,7 @@ def noise_curve(rows: int, cols: int, points: int = POINTS) -> Curve:
     """
     k = min(rows, cols)
     if k < 1:
-        return Curve(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+        return SampledSpectrum(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
     beta = k / max(rows, cols)
     theta = np.linspace(0, math.pi, 4097)
     lam = 1 + beta + 2 * math.sqrt(beta) * np.cos(theta)
@@ -66,7 +66,7 @@ def noise_curve(rows: int, cols: int, points: int = POINTS) -> Curve:
     energy = (theta - np.sin(theta) * np.cos(theta)) / math.pi
     index = log_spaced(k, points)
     sigma = np.sqrt(np.maximum(np.interp((index - 0.5) / k, mass, lam), 0) / k)
-    return Curve(index, sigma, np.interp(index / k, mass, energy))
+    return SampledSpectrum(index, sigma, np.interp(index / k, mass, energy))
 
 
 def rank_above_noise(spectrum: Spectrum, signal_rank: float, q: float) -> float:

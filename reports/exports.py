@@ -17,7 +17,7 @@ from deltaw.results.columns import BY_KIND
 from deltaw.types import Cell
 
 if TYPE_CHECKING:
-    from deltaw.reports.page import Column
+    from deltaw.reports.page import TableColumn
     from deltaw.results.analysis import Analysis
 
 BIBTEX = """@software{deltaw,
@@ -50,7 +50,7 @@ def latex(analysis: Analysis) -> str:
     return latex_table(columns, rows, caption, "tab:deltaw")
 
 
-def latex_table(columns: Sequence[Column], rows: Sequence[Mapping[str, str]], caption: str, label: str) -> str:
+def latex_table(columns: Sequence[TableColumn], rows: Sequence[Mapping[str, str]], caption: str, label: str) -> str:
     """A table as LaTeX; the first column is text."""
     head = " & ".join(_tex(c.title) for c in columns)
     body = [" & ".join(_tex(row[c.key]) for c in columns) + r" \\" for row in rows]
@@ -137,7 +137,7 @@ def _markdown_table(layers: Layers) -> list[str]:
     return markdown_table(*tables.by_kind(layers, BY_KIND))
 
 
-def markdown_table(columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> list[str]:
+def markdown_table(columns: Sequence[TableColumn], rows: Sequence[Mapping[str, str]]) -> list[str]:
     """A table as Markdown; empty where it has no row."""
     if not rows:
         return []

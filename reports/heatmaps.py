@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.reports import ramp, style
-from deltaw.reports.layers import Grid, Layers
+from deltaw.reports.layers import LayerGrid, Layers
 from deltaw.reports.text import number, percent
 from deltaw.results.columns import is_hidden_by_noise, is_share
 
@@ -43,7 +43,7 @@ class Heatmap:
     """
 
     metric: str
-    grid: Grid
+    grid: LayerGrid
     hidden: NDArray[np.bool_]
     valueless: NDArray[np.bool_]
     rows_are: str = ""
@@ -99,7 +99,7 @@ def prepare_experts(layers: Layers) -> Heatmap | None:
         if change > 0 and base > 0:
             values[row_of[layer], column_of[number_]] = math.sqrt(change / base)
     labels, columns = ([f"{n:.0f}" for n in found] for found in (numbers, experts))
-    grid = Grid([""] * len(labels), labels, columns, values, members)
+    grid = LayerGrid([""] * len(labels), labels, columns, values, members)
     none = np.zeros(values.shape, dtype=bool)
     return Heatmap("relative_change", grid, none, none, rows_are="layer", columns_are="expert")
 
@@ -145,7 +145,7 @@ def draw(heatmap: Heatmap, columns: int = 2) -> Axes:
     return ax
 
 
-def _edges(grid: Grid, room: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _edges(grid: LayerGrid, room: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The edges of the columns and of the rows, in cells; a gap between two groups of rows is a thin row."""
     cols = len(grid.columns)
     first = 1.0
@@ -160,7 +160,7 @@ def _edges(grid: Grid, room: float) -> tuple[NDArray[np.float64], NDArray[np.flo
     return x, np.array(y)
 
 
-def _rows_of(grid: Grid) -> list[int]:
+def _rows_of(grid: LayerGrid) -> list[int]:
     """The row of the drawn mesh for each row of the grid: gaps are rows of it, too."""
     out, at = [], -1
     for i, group in enumerate(grid.groups):
@@ -169,7 +169,7 @@ def _rows_of(grid: Grid) -> list[int]:
     return out
 
 
-def _spread(grid: Grid) -> NDArray[np.float64]:
+def _spread(grid: LayerGrid) -> NDArray[np.float64]:
     """The values with an empty row for each gap."""
     at = _rows_of(grid)
     drawn = np.full((at[-1] + 1, len(grid.columns)), np.nan)
@@ -178,19 +178,19 @@ def _spread(grid: Grid) -> NDArray[np.float64]:
 
 
 def _centres(
-    grid: Grid, x: NDArray[np.float64], y: NDArray[np.float64]
+    grid: LayerGrid, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     middle_x, middle_y = (x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2
     return middle_x[: len(grid.columns)], middle_y[_rows_of(grid)]
 
 
-def drawn_cells(grid: Grid) -> dict[int, tuple[int, int]]:
+def drawn_cells(grid: LayerGrid) -> dict[int, tuple[int, int]]:
     """The cells by their number in the picture, row by row, gaps included."""
     width = len(grid.columns)
     return {at * width + c: (r, c) for r, at in enumerate(_rows_of(grid)) for c in range(width)}
 
 
-class Look(TypedDict, total=False):
+class EmptyCellStyle(TypedDict, total=False):
     """How cells without a number are drawn: keywords of matplotlib's patches."""
 
     facecolor: str
@@ -203,9 +203,9 @@ def _mark_missing(ax: Axes, heatmap: Heatmap, x: NDArray[np.float64], y: NDArray
     """Grey where nothing changed, marked where there is no number; returns what the legend needs."""
     from matplotlib.patches import Patch
 
-    still: Look = {"facecolor": style.PALE, "linewidth": 0}
-    hidden: Look = {"facecolor": style.PALE, "edgecolor": style.MUTED, "hatch": "////", "linewidth": 0}
-    valueless: Look = {"facecolor": "white", "edgecolor": style.INK, "hatch": "xxxx", "linewidth": 0}
+    still: EmptyCellStyle = {"facecolor": style.PALE, "linewidth": 0}
+    hidden: EmptyCellStyle = {"facecolor": style.PALE, "edgecolor": style.MUTED, "hatch": "////", "linewidth": 0}
+    valueless: EmptyCellStyle = {"facecolor": "white", "edgecolor": style.INK, "hatch": "xxxx", "linewidth": 0}
     unchanged = _absent(heatmap) & ~heatmap.hidden & ~heatmap.valueless
     out = []
     for where, gid, label, look in (
@@ -286,7 +286,7 @@ def _mark(
     where: NDArray[np.bool_],
     x: NDArray[np.float64],
     y: NDArray[np.float64],
-    grid: Grid,
+    grid: LayerGrid,
     gid: str,
     **look: Any,
 ) -> None:

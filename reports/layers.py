@@ -30,7 +30,7 @@ HELPERS = ("key", "matrix", "changed", "slot", "site")  # columns that `Layers` 
 
 
 @dataclass(frozen=True)
-class Grid:
+class LayerGrid:
     """One value per module (row) and layer (column), NaN where there is no such matrix.
 
     Attributes:
@@ -113,7 +113,7 @@ class Layers:
         where = zip(self.frame["module"], self.frame["part"], strict=True)
         return self.frame["rows"] * 0.0 + [expert(str(m), str(p)) for m, p in where]
 
-    def grid(self, frame: pd.DataFrame, values: pd.Series) -> Grid:
+    def grid(self, frame: pd.DataFrame, values: pd.Series) -> LayerGrid:
         """`values` (indexed as `frame`) by module and layer, in the order of the network.
 
         Experts of one layer share a cell. Embeddings come first, then the layers, stack by stack, then the head.
@@ -140,7 +140,7 @@ class Layers:
             known = [v for i in indices if not math.isnan(v := by_index.get(i, math.nan))]
             out[cell] = float(np.median(known)) if known else np.nan
         labels = [f"{stack}.*.{where}" if len(order) > 1 and stack != OUTSIDE else where for stack, where in rows]
-        return Grid([f"{found[r][0]}:{r[0]}" for r in rows], labels, columns, out, members)
+        return LayerGrid([f"{found[r][0]}:{r[0]}" for r in rows], labels, columns, out, members)
 
 
 def sites(frame: pd.DataFrame) -> list[str]:

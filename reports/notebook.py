@@ -19,7 +19,7 @@ from deltaw.results.columns import BY_KIND
 if TYPE_CHECKING:
     from deltaw.comparison import Comparison
     from deltaw.measurement.inspection import Inspection
-    from deltaw.reports.page import Column
+    from deltaw.reports.page import TableColumn
     from deltaw.results.analysis import Analysis
     from deltaw.results.sources import Source
     from deltaw.surveys import Survey
@@ -146,7 +146,7 @@ def framed(title: str, body: Sequence[Markup]) -> str:
     return str(box)  # a plain text: joined to a text that is HTML already, markup would escape that
 
 
-def table(columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> Markup:
+def table(columns: Sequence[TableColumn], rows: Sequence[Mapping[str, str]]) -> Markup:
     """A table of the report in a notebook."""
     return simple_table([c.title for c in columns], [[row[c.key] for c in columns] for row in rows])
 

@@ -68,7 +68,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table: its key in the records, its heading, how values are written, and the metric it explains."""
 
     key: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from deltaw.metrics.precision import NOISY, RESOLVED
 from deltaw.reports.findings import Finding
-from deltaw.reports.page import Column
+from deltaw.reports.page import TableColumn
 from deltaw.reports.text import EMPTY, code, missing, number, percent, plural
-from deltaw.results.quantised import Quantised
+from deltaw.results.quantised import QuantisedMatrices
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Summary
 
@@ -14,16 +14,16 @@ LIKE_NOISE = 0.9  # rank_90 over that of noise
 WORTH = 0.25  # of the error's energy in 16 directions
 
 
-def table(s: Summary) -> tuple[list[Column], list[dict[str, str]]]:
+def table(s: Summary) -> tuple[list[TableColumn], list[dict[str, str]]]:
     """One line per format and side."""
     columns = [
-        Column("format", "format", numeric=False),
-        Column("side", "side", numeric=False),
-        Column("matrices", "matrices"),
-        Column("bits", "bits per weight"),
-        Column("noise", "rounding over ‖W0‖"),
-        Column("explained", "share of the change"),
-        Column("clipped", "clipped entries"),
+        TableColumn("format", "format", numeric=False),
+        TableColumn("side", "side", numeric=False),
+        TableColumn("matrices", "matrices"),
+        TableColumn("bits", "bits per weight"),
+        TableColumn("noise", "rounding over ‖W0‖"),
+        TableColumn("explained", "share of the change"),
+        TableColumn("clipped", "clipped entries"),
     ]
     rows = [
         {
@@ -63,7 +63,7 @@ def findings(s: Summary) -> list[Finding]:
     return out
 
 
-def _of(q: Quantised) -> list[Finding]:
+def _of(q: QuantisedMatrices) -> list[Finding]:
     if not q.explained.n:
         return []
     share, what = q.explained.median, plural(q.matrices, "matrix", "matrices")
@@ -88,7 +88,7 @@ def _of(q: Quantised) -> list[Finding]:
     return out
 
 
-def _correction(q: Quantised) -> list[Finding]:
+def _correction(q: QuantisedMatrices) -> list[Finding]:
     """Whether the error of a quantisation has few directions."""
     if not q.energy_at_16.n:
         return []

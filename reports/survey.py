@@ -13,7 +13,7 @@ from deltaw.errors import OptionError
 from deltaw.reports import figures, page, svg
 from deltaw.reports import survey_findings as findings
 from deltaw.reports.exports import BIBTEX
-from deltaw.reports.page import Column, Picture
+from deltaw.reports.page import Picture, TableColumn
 from deltaw.reports.survey_plots import DRAWN, SurveyPlots
 from deltaw.reports.text import EMPTY, duration, missing, number, percent, short, visible, whole
 from deltaw.types import JsonValue
@@ -147,17 +147,17 @@ def _picture(name: str, draw: Callable[[], Any]) -> Picture:
     return Picture(f"f-{name}", title, svg.inline(figures.of(axes), name, title, how), how=how)
 
 
-def flagged(frame: pd.DataFrame) -> tuple[list[Column], list[dict[str, str]], int]:
+def flagged(frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, str]], int]:
     """What a rule points at: copies first, then the others in their order."""
     some = frame[frame["flags"] != ""]
     first = ~some["flags"].str.contains("duplicate")
     some = some.assign(_first=first).sort_values("_first", kind="stable")
-    columns = [Column("name", "adapter", numeric=False), Column("why", "flag, and why", numeric=False)]
+    columns = [TableColumn("name", "adapter", numeric=False), TableColumn("why", "flag, and why", numeric=False)]
     rows = [{"name": short(r["name"], 60), "why": short(r["why"], 300)} for _, r in some.head(LISTED).iterrows()]
     return columns, rows, max(0, len(some) - LISTED)
 
 
-def _groups(survey: Survey, frame: pd.DataFrame) -> tuple[list[Column], list[dict[str, str]], int]:
+def _groups(survey: Survey, frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, str]], int]:
     """The clusters of two or more: their size, how close they are, what their members are like."""
     sizes = findings.sizes_of_clusters(frame)
     shown = sizes[sizes > 1]
@@ -166,9 +166,13 @@ def _groups(survey: Survey, frame: pd.DataFrame) -> tuple[list[Column], list[dic
     within = pairs[pairs["a"].map(of) == pairs["b"].map(of)]
     cosines = within.groupby(within["a"].map(of))["cosine"].median()
     columns = [
-        *(Column("cluster", "cluster", numeric=False), Column("size", "adapters"), Column("cosine", "median cosine")),
-        *(Column("change", "median relative change", "relative_change"), Column("rank", "median rank")),
-        *(Column("method", "method", numeric=False), Column("names", "for example", numeric=False)),
+        *(
+            TableColumn("cluster", "cluster", numeric=False),
+            TableColumn("size", "adapters"),
+            TableColumn("cosine", "median cosine"),
+        ),
+        *(TableColumn("change", "median relative change", "relative_change"), TableColumn("rank", "median rank")),
+        *(TableColumn("method", "method", numeric=False), TableColumn("names", "for example", numeric=False)),
     ]
     rows = []
     for cluster, size in shown.head(LISTED).items():
@@ -188,12 +192,12 @@ def _groups(survey: Survey, frame: pd.DataFrame) -> tuple[list[Column], list[dic
     return columns, rows, max(0, len(shown) - LISTED)
 
 
-def _merge(survey: Survey) -> dict[str, tuple[list[Column], list[dict[str, str]]]] | None:
+def _merge(survey: Survey) -> dict[str, tuple[list[TableColumn], list[dict[str, str]]]] | None:
     """How the adapters of a proposed merge lie to each other, and what is left of each."""
     if survey.merge is None:
         return None
-    lies = [Column("kind", "matrices of", numeric=False), Column("matrices", "matrices")]
-    lies += [Column("energy", "energy ratio"), Column("signs", "signs disagree")]
+    lies = [TableColumn("kind", "matrices of", numeric=False), TableColumn("matrices", "matrices")]
+    lies += [TableColumn("energy", "energy ratio"), TableColumn("signs", "signs disagree")]
     of_kind = [
         {
             "kind": "all kinds" if i.kind == "all" else i.kind,
@@ -203,11 +207,11 @@ def _merge(survey: Survey) -> dict[str, tuple[list[Column], list[dict[str, str]]
         }
         for i in survey.merge.interference
     ]
-    kept = [Column("name", "adapter", numeric=False)]
+    kept = [TableColumn("name", "adapter", numeric=False)]
     for method, title in (("sum", "sum"), ("ties", "TIES")):
         kept += [
-            Column(f"{method}-survives", f"{title}: energy that survives"),
-            Column(f"{method}-gain", f"{title}: gain"),
+            TableColumn(f"{method}-survives", f"{title}: energy that survives"),
+            TableColumn(f"{method}-gain", f"{title}: gain"),
         ]
     rows: dict[str, dict[str, str]] = {}
     for k in survey.merge.kept:
@@ -217,10 +221,10 @@ def _merge(survey: Survey) -> dict[str, tuple[list[Column], list[dict[str, str]]
     return {"interference": (lies, of_kind), "kept": (kept, list(rows.values()))}
 
 
-def _adapters(frame: pd.DataFrame) -> tuple[list[Column], list[dict[str, str]]]:
+def _adapters(frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, str]]]:
     """The table on paper and without JavaScript."""
     shown = ("name", "cluster", "nearest", "nearest_cosine", "relative_change", "rank", "effective_rank", "flags")
-    columns = [Column(c, c, numeric=c not in {"name", "nearest", "flags"}) for c in shown]
+    columns = [TableColumn(c, c, numeric=c not in {"name", "nearest", "flags"}) for c in shown]
     rows = [{c: _cell(c, r[c]) for c in shown} for _, r in frame.head(PRINTED).iterrows()]
     return columns, rows
 

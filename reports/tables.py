@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from deltaw.reports import adapter_ranks, heatmaps
 from deltaw.reports.layers import HELPERS, Layers
-from deltaw.reports.page import Column
+from deltaw.reports.page import TableColumn
 from deltaw.reports.reasons import why
 from deltaw.reports.text import EMPTY, missing, percent, short, visible, whole
 from deltaw.results.columns import ON_PAPER, is_text, is_whole
@@ -26,13 +26,13 @@ PRINTED = 300  # rows of the table on paper; the files have all
 Rows = list[dict[str, str]]
 
 
-def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[Column], Rows]:
+def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[TableColumn], Rows]:
     """Medians by module kind, each column as it may be quoted; embeddings of unlike shapes are listed instead."""
     metrics = [m for m in metrics if m in layers.frame]
     columns = [
-        Column("kind", "module kind", numeric=False),
-        Column("count", "changed"),
-        *(Column(m, heatmaps.metric_label(m), m) for m in metrics),
+        TableColumn("kind", "module kind", numeric=False),
+        TableColumn("count", "changed"),
+        *(TableColumn(m, heatmaps.metric_label(m), m) for m in metrics),
     ]
     rows = []
     for kind in layers.kinds:
@@ -52,11 +52,11 @@ def by_kind(layers: Layers, metrics: Iterable[str]) -> tuple[list[Column], Rows]
     return columns, rows
 
 
-def needs(layers: Layers) -> tuple[list[Column], Rows]:
+def needs(layers: Layers) -> tuple[list[TableColumn], Rows]:
     """The rank that keeps a share of the energy above rounding, by module."""
-    columns = [Column("module", "module", numeric=False), Column("count", "matrices"), Column("k", "k")]
-    columns += [Column(str(q), f"{percent(q)}") for q in adapter_ranks.SHARES]
-    columns += [Column("break_even", "break-even")]
+    columns = [TableColumn("module", "module", numeric=False), TableColumn("count", "matrices"), TableColumn("k", "k")]
+    columns += [TableColumn(str(q), f"{percent(q)}") for q in adapter_ranks.SHARES]
+    columns += [TableColumn("break_even", "break-even")]
     rows = []
     for need in adapter_ranks.needs(layers):
         hidden = f" (+{need.hidden} hidden)" if need.hidden else ""
@@ -85,25 +85,25 @@ def patterns(layers: Layers) -> list[tuple[str, str, str, str]]:
     return out
 
 
-def skipped(analysis: Analysis) -> tuple[list[Column], Rows]:
+def skipped(analysis: Analysis) -> tuple[list[TableColumn], Rows]:
     """The tensors without a row, and why."""
     columns = [
-        Column("name", "tensor", numeric=False),
-        Column("reason", "reason", numeric=False),
-        Column("detail", "detail", numeric=False),
+        TableColumn("name", "tensor", numeric=False),
+        TableColumn("reason", "reason", numeric=False),
+        TableColumn("detail", "detail", numeric=False),
     ]
     return columns, [{"name": visible(s.name), "reason": why(s), "detail": visible(s.detail)} for s in analysis.skipped]
 
 
-def printed(layers: Layers) -> tuple[list[Column], Rows, int]:
+def printed(layers: Layers) -> tuple[list[TableColumn], Rows, int]:
     """The table on paper: the columns that fit, the most changed rows where not all fit; how many are left out."""
     frame = layers.frame
     if len(frame) > PRINTED:
         frame = frame.loc[frame["relative_change"].fillna(0).nlargest(PRINTED).index].sort_index()
     columns = [
-        Column("name", "tensor", numeric=False),
-        Column("shape", "shape"),
-        *(Column(m, m, numeric=not is_text(m)) for m in ON_PAPER),
+        TableColumn("name", "tensor", numeric=False),
+        TableColumn("shape", "shape"),
+        *(TableColumn(m, m, numeric=not is_text(m)) for m in ON_PAPER),
     ]
     rows = []
     for _, row in frame.iterrows():
@@ -133,10 +133,10 @@ def _cell(value: Any, is_count: bool) -> str:
     return f"<td>{int(value) if is_count or isinstance(value, int) else f'{value:.6g}'}</td>"
 
 
-def intruders(analysis: Analysis) -> tuple[list[Column], Rows]:
+def intruders(analysis: Analysis) -> tuple[list[TableColumn], Rows]:
     """Intruder dimensions over all matrices by k (rows) and ε (columns), with what random directions would give."""
     epsilons = sorted({count.epsilon for count in analysis.intruders})
-    columns = [Column("k", "top k", numeric=False), *(Column(str(e), f"ε = {e:g}") for e in epsilons)]
+    columns = [TableColumn("k", "top k", numeric=False), *(TableColumn(str(e), f"ε = {e:g}") for e in epsilons)]
     rows = []
     for k in sorted({count.k for count in analysis.intruders}):
         row = {"k": str(k)}

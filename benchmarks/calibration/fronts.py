@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.calibration.rows import Row, rate
 from benchmarks.calibration.runs import FULL, Group, Rng, run
 from deltaw.comparison.claims.evidence import at_equal_learning
-from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, ClaimEvidence
 from deltaw.comparison.fronts import compare_fronts
 from deltaw.comparison.runs import Runs
 
@@ -55,7 +55,7 @@ def made(rng: Rng, curve: Curve, design: tuple[Sequence[float], Sequence[float]]
 def verdict(runs: Runs) -> str:
     """What is said of retention at equal learning."""
     found = at_equal_learning(compare_fronts(runs), LORA.name, FULL.name)
-    evidence = [found] if isinstance(found, Evidence) else []
+    evidence = [found] if isinstance(found, ClaimEvidence) else []
     return Claim("", "", "", "", evidence=evidence).verdict
 
 

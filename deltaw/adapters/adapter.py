@@ -12,7 +12,7 @@ from deltaw.adapters import variants
 from deltaw.adapters.base import Base
 from deltaw.adapters.companions import not_read
 from deltaw.adapters.experts import expert_pairs, leaves, targets
-from deltaw.adapters.keys import Contents, Module, sort_tensors
+from deltaw.adapters.keys import Contents, LoraModule, sort_tensors
 from deltaw.adapters.lora import Context, module_pairs
 from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
 from deltaw.adapters.translated import arranged
@@ -62,7 +62,7 @@ class Adapter:
     notes: tuple[str, ...] = ()
     files: tuple[FileStamp, ...] = ()
     revision: str | None = None
-    initial: tuple[Mapping[str, Module], Document] | None = field(default=None, repr=False)
+    initial: tuple[Mapping[str, LoraModule], Document] | None = field(default=None, repr=False)
     permuted: Mapping[str, bool] = field(default_factory=dict, repr=False)
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
@@ -194,7 +194,7 @@ def _lora(context: Context, contents: Contents) -> list[Pair | Skipped]:
     out: list[Pair | Skipped] = [Skipped(n, Reason.NOT_A_WEIGHT, "only training needs it") for n in contents.training]
     init = variants.changed_init(context.config, context.source)
     kept = context.initial is not None and init != "loftq"
-    wrapped: dict[str, list[Module]] = {}
+    wrapped: dict[str, list[LoraModule]] = {}
     for module in contents.modules:
         parameters = targets(context.config, module.path)
         if init is not None and (parameters or not kept):

@@ -13,7 +13,7 @@ from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.experts import APART, find_stacks, leaf_sizes
 from deltaw.pairs.fused import cut_fused
-from deltaw.pairs.matching import Rule, Shape, join, unique
+from deltaw.pairs.matching import MatchingRule, Shape, join, unique
 from deltaw.pairs.piece import Piece
 from deltaw.pairs.renames import known, suggestion
 from deltaw.tensors.layout import Layout, ties_head
@@ -46,7 +46,7 @@ class Base:
         self._cut(expected)
         asked = {n: s for n, s in expected.items() if self.tied(n.removesuffix(".weight")) is None}
         joined = join({n: product_size(p.handle) for n, p in self.pieces.items()}, asked, checkpoint.config)
-        self._rules = [Rule("", key, key) for key in (unwrap, known)] + joined.rules
+        self._rules = [MatchingRule("", key, key) for key in (unwrap, known)] + joined.rules
         self._matched = joined.pairs
         self.notes = tuple(joined.notes)
 
@@ -83,7 +83,7 @@ class Base:
         return None
 
     @cached_property
-    def _indices(self) -> list[tuple[Rule, dict[str, str]]]:
+    def _indices(self) -> list[tuple[MatchingRule, dict[str, str]]]:
         return [(rule, unique(rule.left, self.pieces)) for rule in self._rules]
 
     def weight(self, module: str) -> str | None:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltaw.adapters.base import Base
-from deltaw.adapters.factored import ExpertPart, LowRank, SomeRows, Stack, Term
-from deltaw.adapters.keys import Module
+from deltaw.adapters.factored import ExpertPart, LowRank, SomeRows, StackedFactor, Term
+from deltaw.adapters.keys import LoraModule
 from deltaw.adapters.lora import Context
 from deltaw.adapters.scaling import rank, scale
 from deltaw.documents import Document
@@ -26,7 +26,7 @@ from deltaw.types import Pair, Reason, Skipped, View, times
 
 
 @dataclass(frozen=True)
-class Target:
+class ExpertParameter:
     """A parameter as the adapter saw it, and where the base stores it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Target:
 class Fit:
     """One way to lay the LoRA tensors of a module on a parameter; `inputs_first` says how the product is stored."""
 
-    target: Target
+    target: ExpertParameter
     r: int
     inputs_first: bool
 
@@ -68,7 +68,7 @@ def targets(config: Document, path: str) -> list[str]:
     return found
 
 
-def expert_pairs(context: Context, path: str, wrappings: Sequence[Module]) -> list[Pair | Skipped]:
+def expert_pairs(context: Context, path: str, wrappings: Sequence[LoraModule]) -> list[Pair | Skipped]:
     """The pairs of all targeted parameters of one module.
 
     Raises:
@@ -97,22 +97,24 @@ def leaves(parameter: str, expert: int) -> list[str]:
     return [f"{at}.{expert}.{name}.weight" for name in FUSED.get(leaf, (leaf,))]
 
 
-def find_target(base: Base, name: str) -> Target | None:
+def find_target(base: Base, name: str) -> ExpertParameter | None:
     """The parameter in the base: one tensor, or the tensors of each expert; None where it is not there."""
     stored = base.find(name)
     if stored is not None:
         shape = base[stored].shape
-        return Target(name, shape, ((stored,),), base.inputs_first(stored)) if len(shape) in {2, 3} else None
+        return ExpertParameter(name, shape, ((stored,),), base.inputs_first(stored)) if len(shape) in {2, 3} else None
     found: list[tuple[str, ...]] = []
     while all(here := [base.find(leaf) for leaf in leaves(name, len(found))]):
         found.append(tuple(h for h in here if h is not None))
     shapes = {base[n].shape for names in found for n in names}
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 2:
         return None
-    return Target(name, (len(found), len(found[0]) * shape[0], shape[1]), tuple(found), inputs_first=False, apart=True)
+    return ExpertParameter(
+        name, (len(found), len(found[0]) * shape[0], shape[1]), tuple(found), inputs_first=False, apart=True
+    )
 
 
-def _fit(context: Context, base: Base, module: Module, names: Sequence[str]) -> Fit:
+def _fit(context: Context, base: Base, module: LoraModule, names: Sequence[str]) -> Fit:
     A, B = module.parts["lora_A"], module.parts["lora_B"]
     known = {name: find_target(base, name) for name in names}
     fits = [fit for target in known.values() if target for fit in _candidates(context, target, A.shape, B.shape)]
@@ -130,7 +132,7 @@ def _fit(context: Context, base: Base, module: Module, names: Sequence[str]) -> 
     )
 
 
-def _candidates(context: Context, target: Target, a: tuple[int, ...], b: tuple[int, ...]) -> list[Fit]:
+def _candidates(context: Context, target: ExpertParameter, a: tuple[int, ...], b: tuple[int, ...]) -> list[Fit]:
     d1, d2 = target.shape[-2:]
     r = rank(context.config, target.name)
     if a[0] != r * target.experts or b[1] != r * target.experts:
@@ -141,11 +143,11 @@ def _candidates(context: Context, target: Target, a: tuple[int, ...], b: tuple[i
     return [Fit(target, r, first) for first in ways]
 
 
-def _pairs(context: Context, base: Base, module: Module, fit: Fit) -> list[Pair | Skipped]:
+def _pairs(context: Context, base: Base, module: LoraModule, fit: Fit) -> list[Pair | Skipped]:
     """One pair per expert (and its tensors), oriented as the model's layout says, whichever way it is stored."""
     target = fit.target
     s = scale(context.config, target.name)
-    A, B = Stack(module.parts["lora_A"]), Stack(module.parts["lora_B"])
+    A, B = StackedFactor(module.parts["lora_A"]), StackedFactor(module.parts["lora_B"])
     flip = fit.inputs_first != target.inputs_first  # (BA)ᵀ = AᵀBᵀ
     d1, d2 = target.shape[-2:]
     out: list[Pair | Skipped] = []

@@ -23,7 +23,7 @@ Form = Callable[..., "Tensor"]
 
 
 @dataclass(frozen=True)
-class Part:
+class FactorSource:
     """One factor: the stored tensors that it is made of, and how. `form` is a module-level function or a partial."""
 
     handles: tuple[Handle, ...]
@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class StackedFactor:
     """A factor of all experts; equal to nothing but itself, so that what is kept of it is never another file's."""
 
     handle: Handle
@@ -47,7 +47,7 @@ class Stack:
 class ExpertPart:
     """The share of one expert in a factor of all: PEFT stores A as (experts·r, in) and B as (out, r·experts)."""
 
-    stack: Stack
+    stack: StackedFactor
     expert: int
     experts: int
     columns: bool  # of B, where the experts of one rank stand beside each other
@@ -67,7 +67,7 @@ class ExpertPart:
 
 
 @lru_cache(maxsize=2)
-def _whole(stack: Stack) -> Tensor:
+def _whole(stack: StackedFactor) -> Tensor:
     """The factor of all experts, kept while its experts are read one after another: they lie interleaved."""
     return stack.handle.read()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from deltaw.adapters.keys import Module, sort_tensors
+from deltaw.adapters.keys import LoraModule, sort_tensors
 from deltaw.checkpoints import Checkpoint
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
@@ -36,7 +36,7 @@ def find_initial(folder: Path, init: str) -> Path | None:
 
 def open_initial(
     path: Path, open_tensors: Callable[[Path], Checkpoint]
-) -> tuple[tuple[Mapping[str, Module], Document], tuple[FileStamp, ...]]:
+) -> tuple[tuple[Mapping[str, LoraModule], Document], tuple[FileStamp, ...]]:
     """The modules of an initial adapter by path with its config, and its files as they were.
 
     Raises:

@@ -33,7 +33,7 @@ FOREIGN = re.compile(r"(^|\.)(lora|hada|lokr|dora|ia3|oft|boft|vera|glora|glokr)
 
 
 @dataclass
-class Module:
+class LoraModule:
     """The LoRA tensors of one wrapping of one module.
 
     Attributes:
@@ -58,7 +58,7 @@ class Contents:
         training: Names of tensors that only training needs.
     """
 
-    modules: tuple[Module, ...]
+    modules: tuple[LoraModule, ...]
     saved: Mapping[str, Handle]
     tokens: Mapping[str, Handle]
     training: tuple[str, ...]
@@ -70,7 +70,7 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
     Raises:
         AdapterError: A tensor is neither LoRA nor a saved weight, or two adapters share the file.
     """
-    modules: dict[tuple[str, int], Module] = {}
+    modules: dict[tuple[str, int], LoraModule] = {}
     saved: dict[str, Handle] = {}
     tokens: dict[str, Handle] = {}
     training: list[str] = []
@@ -85,7 +85,7 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
             adapters |= {a for a in [lora["adapter"]] if a}
             path, depth = _place(lora["module"])
             leaf = lora["leaf"] + (".bias" if lora["kind"] == "bias" else "")
-            parts = modules.setdefault((path, depth), Module(path, depth)).parts
+            parts = modules.setdefault((path, depth), LoraModule(path, depth)).parts
             if leaf in parts:
                 raise AdapterError(
                     f"{source}: {stored!r} is there a second time; expected one adapter, save them one by one"
@@ -93,7 +93,7 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
             parts[leaf] = handle
         elif (short := CALLED_LORA.match(name)) and _both(short["module"], bare):
             path, depth = _place(short["module"])
-            modules.setdefault((path, depth), Module(path, depth)).parts[f"lora_{short['leaf']}"] = handle
+            modules.setdefault((path, depth), LoraModule(path, depth)).parts[f"lora_{short['leaf']}"] = handle
         elif found := TOKENS.match(name):
             tokens[_place(found["module"])[0]] = handle
         elif FOREIGN.search(name):

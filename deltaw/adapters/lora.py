@@ -14,8 +14,17 @@ from math import prod
 from deltaw.adapters import mora
 from deltaw.adapters.base import Base, stored_transposed
 from deltaw.adapters.dense import Added, Dora, Kasa
-from deltaw.adapters.factored import LowRank, Part, SomeRows, Term, block_diagonal, matrix, scaled_rows, transpose
-from deltaw.adapters.keys import Module
+from deltaw.adapters.factored import (
+    FactorSource,
+    LowRank,
+    SomeRows,
+    Term,
+    block_diagonal,
+    matrix,
+    scaled_rows,
+    transpose,
+)
+from deltaw.adapters.keys import LoraModule
 from deltaw.adapters.scaling import rank, scale
 from deltaw.checkpoints import why_unread
 from deltaw.documents import Document
@@ -41,7 +50,7 @@ class Context:
     source: str
     config: Document
     base: Base | None
-    initial: tuple[Mapping[str, Module], Document] | None = None
+    initial: tuple[Mapping[str, LoraModule], Document] | None = None
 
     @property
     def adalora(self) -> bool:
@@ -49,7 +58,7 @@ class Context:
         return self.config.text("peft_type") == "ADALORA"
 
 
-def module_pairs(context: Context, module: Module) -> list[Pair | Skipped]:
+def module_pairs(context: Context, module: LoraModule) -> list[Pair | Skipped]:
     """The pairs of one module: its weight, and its bias with `lora_bias`.
 
     Raises:
@@ -80,7 +89,7 @@ def module_pairs(context: Context, module: Module) -> list[Pair | Skipped]:
     return out
 
 
-def _factors(context: Context, module: Module, prefix: str) -> tuple[Handle, Handle]:
+def _factors(context: Context, module: LoraModule, prefix: str) -> tuple[Handle, Handle]:
     """A and B.
 
     Raises:
@@ -107,7 +116,9 @@ def _grouped(a: tuple[int, ...], b: tuple[int, ...], base: tuple[int, ...] | Non
     return shared or (0 < b[1] < a[0] and a[0] % b[1] == 0)
 
 
-def _weight(context: Context, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[Update, Handle | None]:
+def _weight(
+    context: Context, module: LoraModule, A: Handle, B: Handle, embedding: bool
+) -> tuple[Update, Handle | None]:
     """The update of a module's weight and the base's handle.
 
     Raises:
@@ -178,7 +189,7 @@ def added_rows(name: str, start: int, stop: int) -> Skipped:
     return Skipped(f"{name}[rows]", Reason.ONLY_IN_FT, detail)
 
 
-def _lora(context: Context, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
+def _lora(context: Context, module: LoraModule, A: Handle, B: Handle) -> tuple[int, float]:
     """Rank and scaling from the config, checked against the tensors.
 
     Raises:
@@ -195,7 +206,7 @@ def _lora(context: Context, module: Module, A: Handle, B: Handle) -> tuple[int, 
     return r, scale(context.config, module.path)
 
 
-def _adalora(context: Context, module: Module, A: Handle, B: Handle) -> tuple[int, float]:
+def _adalora(context: Context, module: LoraModule, A: Handle, B: Handle) -> tuple[int, float]:
     """Stored rank and α/(init_r + 1e-5): pruning keeps the scaling of the initial rank.
 
     Raises:
@@ -230,26 +241,36 @@ def _blocks(config: Document, path: str) -> tuple[int, int]:
     return a, b
 
 
-def _product(context: Context, module: Module, A: Handle, B: Handle, embedding: bool) -> tuple[int, int]:
+def _product(context: Context, module: LoraModule, A: Handle, B: Handle, embedding: bool) -> tuple[int, int]:
     """Outputs × inputs of the product."""
     if embedding:
         return A.shape[1], B.shape[0]
     return B.shape[0], prod(A.shape[1:]) * (_blocks(context.config, module.path)[0] or 1)
 
 
-def _term(context: Context, module: Module, s: float, embedding: bool) -> Term:
+def _term(context: Context, module: LoraModule, s: float, embedding: bool) -> Term:
     parts = module.parts
     if embedding:  # W + (B·A)ᵀ
-        return Term(s, Part((parts["lora_embedding_A"],), transpose), Part((parts["lora_embedding_B"],), transpose))
+        return Term(
+            s,
+            FactorSource((parts["lora_embedding_A"],), transpose),
+            FactorSource((parts["lora_embedding_B"],), transpose),
+        )
     if "lora_E" in parts:
-        return Term(s, Part((parts["lora_B"],), matrix), Part((parts["lora_A"], parts["lora_E"]), scaled_rows))
+        return Term(
+            s, FactorSource((parts["lora_B"],), matrix), FactorSource((parts["lora_A"], parts["lora_E"]), scaled_rows)
+        )
     if "lora_diag" in parts:
-        return Term(s, Part((parts["lora_B"],), matrix), Part((parts["lora_A"], parts["lora_diag"]), scaled_rows))
+        return Term(
+            s,
+            FactorSource((parts["lora_B"],), matrix),
+            FactorSource((parts["lora_A"], parts["lora_diag"]), scaled_rows),
+        )
     a, b = (partial(block_diagonal, blocks=n) if n else matrix for n in _blocks(context.config, module.path))
-    return Term(s, Part((parts["lora_B"],), b), Part((parts["lora_A"],), a))
+    return Term(s, FactorSource((parts["lora_B"],), b), FactorSource((parts["lora_A"],), a))
 
 
-def _initial(context: Context, module: Module, embedding: bool) -> tuple[Term, ...]:
+def _initial(context: Context, module: LoraModule, embedding: bool) -> tuple[Term, ...]:
     """What training began with, taken away: ΔW = s·B·A − s0·B0·A0.
 
     Raises:
@@ -267,7 +288,7 @@ def _initial(context: Context, module: Module, embedding: bool) -> tuple[Term, .
     return (_term(before, start, -scale(config, module.path), embedding),)
 
 
-def _bias(context: Context, module: Module, update: Update) -> Pair | Skipped:
+def _bias(context: Context, module: LoraModule, update: Update) -> Pair | Skipped:
     """The update of a bias; a base without one cannot take it (PEFT refuses the same).
 
     Raises:
@@ -292,7 +313,7 @@ def _bias(context: Context, module: Module, update: Update) -> Pair | Skipped:
     return Pair(name, context.base[name] if context.base is not None else None, bias)
 
 
-def mora_pair(context: Context, module: Module) -> Pair | Skipped:
+def mora_pair(context: Context, module: LoraModule) -> Pair | Skipped:
     """MoRA's square matrix; its width says only in + out, so the base must say the shape.
 
     Raises:

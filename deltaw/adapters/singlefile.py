@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deltaw.adapters.base import Base, stored_transposed
 from deltaw.adapters.dense import Added, Dora
-from deltaw.adapters.factored import LowRank, Part, Term, matrix, tucker
+from deltaw.adapters.factored import FactorSource, LowRank, Term, matrix, tucker
 from deltaw.adapters.lora import Context
 from deltaw.adapters.scaling import scale
 from deltaw.checkpoints import why_unread
@@ -265,7 +265,7 @@ def _pair(context: Context, single: Single, name: str) -> Pair:
         )
     s = _scale(context, single, r)
     inputs = prod(A.shape[1:]) if mid is None else A.shape[1] * prod(mid.shape[2:])
-    right = Part((A,), matrix) if mid is None else Part((mid, A), tucker)
+    right = FactorSource((A,), matrix) if mid is None else FactorSource((mid, A), tucker)
     shape, transposed = (B.shape[0], inputs), False
     base = context.base[name] if context.base is not None else None
     if context.base is not None and base is not None and why_unread(base) is None:
@@ -276,7 +276,9 @@ def _pair(context: Context, single: Single, name: str) -> Pair:
                 f"{context.base.source}; give the base that the adapter was trained on"
             )
         transposed = fits
-    update: Update = LowRank(name, shape, (Term(s, Part((B,), matrix), right),), "lora", r, s, transposed=transposed)
+    update: Update = LowRank(
+        name, shape, (Term(s, FactorSource((B,), matrix), right),), "lora", r, s, transposed=transposed
+    )
     if magnitude := single.parts.get("magnitude"):  # diffusers hands such a file to PEFT
         assert isinstance(update, LowRank)
         update = Dora(replace(update, adapter_type="dora"), magnitude)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.checkpoints import Checkpoint
-from deltaw.checkpoints.gguf import ARCHITECTURES, Opened, renamed, unpermuted
+from deltaw.checkpoints.gguf import ARCHITECTURES, GgufContents, renamed, unpermuted
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.tensors.layout import text_config
@@ -111,7 +111,7 @@ def is_gguf_lora(names: Iterable[str]) -> bool:
     return bool(names) and all(map(GGUF.match, names))
 
 
-def gguf_lora(path: Path, opened: Opened) -> Translated:
+def gguf_lora(path: Path, opened: GgufContents) -> Translated:
     """A LoRA as llama.cpp's convert_lora_to_gguf.py writes it.
 
     Raises:

@@ -98,7 +98,7 @@ def read_metadata(path: Path) -> Document:
     return Document(header, str(path)).inner("__metadata__")
 
 
-class Entry:
+class HeaderEntry:
     """One tensor of a header: its name, dtype, shape, and where its bytes begin and end."""
 
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], begin: int, end: int) -> None:
@@ -114,8 +114,8 @@ class Entry:
         return StoredHandle(self.name, self.shape, dtype, path, start + self.begin, itemsize)
 
 
-# A header is foreign JSON until `_entry` has made an `Entry` of each value: 100,000 of them, without a copy.
-def _entries(header: Mapping[str, object], start: int, size: int) -> list[Entry]:
+# A header is foreign JSON until `_entry` has made a `HeaderEntry` of each value: 100,000 of them, without a copy.
+def _entries(header: Mapping[str, object], start: int, size: int) -> list[HeaderEntry]:
     """The tensors in stored order; the first begins at `start` in a file of `size` bytes.
 
     Raises:
@@ -160,7 +160,7 @@ def _no_name_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return out
 
 
-def _entry(name: str, about: object) -> Entry:
+def _entry(name: str, about: object) -> HeaderEntry:
     if not isinstance(about, dict):
         raise HeaderError(f"{name[:80]!r} is described by no object")
     dtype, shape, offsets = about.get("dtype"), _sizes(about.get("shape")), _sizes(about.get("data_offsets"))
@@ -170,7 +170,7 @@ def _entry(name: str, about: object) -> Entry:
     bits = 8 * DTYPES[dtype][1] if dtype in DTYPES else BITS.get(dtype)
     if end < begin or (bits is not None and end - begin != -(-prod(shape) * bits // 8)):
         raise HeaderError(f"{name[:80]!r} of {dtype} {list(shape)} has {end - begin:,} bytes")
-    return Entry(name, dtype, shape, begin, end)
+    return HeaderEntry(name, dtype, shape, begin, end)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:

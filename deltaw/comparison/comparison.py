@@ -17,14 +17,14 @@ from deltaw.comparison.command import command
 from deltaw.comparison.contrasts import contrasts_frame
 from deltaw.comparison.copies import without_copies
 from deltaw.comparison.fingerprint import fingerprints_frame
-from deltaw.comparison.fronts import Compared, compare_fronts, fronts_frame
+from deltaw.comparison.fronts import FrontDifference, compare_fronts, fronts_frame
 from deltaw.comparison.loading import Results
 from deltaw.comparison.manifest import Manifest, read_manifest
 from deltaw.comparison.naming import aligned, unshared
 from deltaw.comparison.roles import arenas
 from deltaw.comparison.runs import Run, Runs, runs_frame
 from deltaw.comparison.similarity_weights import similarity_of
-from deltaw.comparison.tables import NAMES, About, Origin, json_records, layers_frame, write_tables
+from deltaw.comparison.tables import NAMES, ComparisonRecord, Origin, json_records, layers_frame, write_tables
 from deltaw.comparison.trajectories import trajectories_frame
 from deltaw.errors import ManifestError, OptionError, near
 from deltaw.measurement.versions import versions
@@ -164,7 +164,7 @@ class Comparison:
         return fingerprints_frame(self.runs_, self.gaps)
 
     @cached_property
-    def gaps(self) -> list[Compared]:
+    def gaps(self) -> list[FrontDifference]:
         """Every pair of fronts, with the estimates that their intervals come from."""
         return compare_fronts(self.runs_)
 
@@ -195,10 +195,10 @@ class Comparison:
         return self._similar[1]
 
     @property
-    def about(self) -> About:
+    def about(self) -> ComparisonRecord:
         """What is written beside the tables."""
         runs = [r.spec.name for r in self.runs_.items]
-        return About(
+        return ComparisonRecord(
             title=self.title,
             reference=self.reference,
             groups=self.groups,

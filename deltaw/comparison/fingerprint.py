@@ -10,7 +10,7 @@ import numpy as np
 
 from deltaw.comparison import statistics
 from deltaw.comparison.endpoints import endpoints, has_layers
-from deltaw.comparison.fronts import MEAN, Compared
+from deltaw.comparison.fronts import MEAN, FrontDifference
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.roles import references
 from deltaw.comparison.runs import Array, Run, Runs
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LINEAR = ("attention", "mlp")
 
 
-def fingerprints_frame(runs: Runs, gaps: Sequence[Compared]) -> pd.DataFrame:
+def fingerprints_frame(runs: Runs, gaps: Sequence[FrontDifference]) -> pd.DataFrame:
     """One row per group.
 
     Columns: `group`; `reference`, its group to compare with (in another domain that domain's plain full fine-tuning);
@@ -119,7 +119,7 @@ def _score_effects(runs: Runs, against: Mapping[str, str], axis: str) -> dict[st
     return out
 
 
-def _gap_effects(gaps: Sequence[Compared], against: Mapping[str, str]) -> dict[str, Effect]:
+def _gap_effects(gaps: Sequence[FrontDifference], against: Mapping[str, str]) -> dict[str, Effect]:
     """The difference in retention at equal learning of every group whose front overlaps with its reference's."""
     out: dict[str, Effect] = {}
     for gap, estimate in gaps:
@@ -132,7 +132,7 @@ def _gap_effects(gaps: Sequence[Compared], against: Mapping[str, str]) -> dict[s
     return out
 
 
-def first_screen(runs: Runs, gaps: Sequence[Compared]) -> dict[str, dict[str, float]]:
+def first_screen(runs: Runs, gaps: Sequence[FrontDifference]) -> dict[str, dict[str, float]]:
     """By axis (`learning`, `retention`, `equal_learning`) the adjusted p of each group against its reference."""
     against = references(runs)
     found = {axis: _score_effects(runs, against, axis) for axis in AXES}

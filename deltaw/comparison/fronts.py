@@ -116,28 +116,28 @@ class Gap:
 COLUMNS = tuple(f.name for f in fields(Gap))
 
 
-class Compared(NamedTuple):
+class FrontDifference(NamedTuple):
     """A gap, and the estimate that its interval comes from."""
 
     gap: Gap
     estimate: Estimate
 
 
-def fronts_frame(gaps: Sequence[Compared]) -> pd.DataFrame:
+def fronts_frame(gaps: Sequence[FrontDifference]) -> pd.DataFrame:
     """One row per pair of groups, direction (`matched`, `compared`) and `level`: the columns are `Gap`'s fields."""
     import pandas as pd
 
     return pd.DataFrame([asdict(g.gap) for g in gaps], columns=list(COLUMNS))
 
 
-def compare_fronts(runs: Runs) -> list[Compared]:
+def compare_fronts(runs: Runs) -> list[FrontDifference]:
     """Every pair of groups whose scores may be compared: over their overlap, at its ends and in its middle.
 
     Where the fronts do not overlap there is one gap with a `note` and no numbers.
     """
     fronts = {g: group_front(runs, g) for g in runs.groups}
     scored = [g for g in runs.groups if len(fronts[g].x)]
-    out: list[Compared] = []
+    out: list[FrontDifference] = []
     for a, b in itertools.combinations(scored, 2):
         if arena(runs.chosen[a]) == arena(runs.chosen[b]):
             for matched in AXES:
@@ -161,13 +161,13 @@ def _by_seed(replicates: Sequence[Run]) -> dict[int, tuple[float, float]]:
     return {k: v for k, v in zip(labels, scores, strict=True) if all(map(math.isfinite, v))}
 
 
-def _pair(a: str, b: str, fa: Front, fb: Front, matched: str) -> list[Compared]:
+def _pair(a: str, b: str, fa: Front, fb: Front, matched: str) -> list[FrontDifference]:
     compared = AXES[1 - AXES.index(matched)]
     overlap = common_range(fa, fb, matched)
     if overlap is None:
         spans = " and ".join(f"[{f.axis(matched)[0][0]:.4g}, {f.axis(matched)[0][-1]:.4g}]" for f in (fa, fb))
         note = f"unknown: the ranges of {matched} do not overlap ({spans})"
-        return [Compared(Gap(a, b, matched, compared, note=note), Estimate(math.nan))]
+        return [FrontDifference(Gap(a, b, matched, compared, note=note), Estimate(math.nan))]
     out = []
     for level, (low, high) in ranges(overlap).items():
         va, vb = (mean_height(f, matched, low, high) for f in (fa, fb))
@@ -180,7 +180,7 @@ def _pair(a: str, b: str, fa: Front, fb: Front, matched: str) -> list[Compared]:
             *(a, b, matched, compared, level, (low + high) / 2, va, vb, *interval, estimate.down, estimate.up),
             *(*seeds, fa.settings, fb.settings, note),
         )
-        out.append(Compared(gap, estimate))
+        out.append(FrontDifference(gap, estimate))
         if overlap[0] == overlap[1]:
             break  # a single common point: its ends and its mean are the same
     return out

@@ -144,7 +144,7 @@ class Runs:
         return self.settings[self.chosen[group]]
 
     @cached_property
-    def table(self) -> Table:
+    def table(self) -> MetricArray:
         """The metrics of every analysed run."""
         return build_table([r for r in self.items if r.layers is not None])
 
@@ -170,7 +170,7 @@ def learned(replicates: Sequence[Run]) -> float:
 
 
 @dataclass(frozen=True)
-class Table:
+class MetricArray:
     """Every metric of every layer of every run, in one array.
 
     Attributes:
@@ -209,7 +209,7 @@ class Table:
         return np.where(moved, values, math.nan) if values.shape[1] else values
 
 
-def build_table(runs: Sequence[Run]) -> Table:
+def build_table(runs: Sequence[Run]) -> MetricArray:
     """Stack the layers of all runs; only numeric metrics of the registry that some run has.
 
     Ranks and energies are what may be quoted of each matrix (`results.rows.quote`): without its rounding where that
@@ -234,7 +234,7 @@ def build_table(runs: Sequence[Run]) -> Table:
         moved[i, columns] = _moved(f)
     kind, module, blocks = (list(c) for c in zip(*keys.values(), strict=True)) if keys else ([], [], [])
     block = np.array(blocks, dtype=float)
-    return Table([r.spec.name for r in runs], metrics, list(keys), values, kind, module, block, moved)
+    return MetricArray([r.spec.name for r in runs], metrics, list(keys), values, kind, module, block, moved)
 
 
 def _moved(frame: pd.DataFrame) -> NDArray[np.bool_]:
@@ -295,7 +295,7 @@ def runs_frame(runs: Runs) -> pd.DataFrame:
     return frame.drop(columns=[f"{n}_stderr" for n in names if f"{n}_stderr" not in known])
 
 
-def _medians(table: Table, run: Run) -> dict[str, float]:
+def _medians(table: MetricArray, run: Run) -> dict[str, float]:
     out = {}
     for m in OF_A_RUN:
         values = table.of_moved(m, [run])

@@ -19,7 +19,7 @@ from deltaw.comparison.manifest import RunSpec
 from deltaw.comparison.mean_spectra import MeanSpectrum
 from deltaw.comparison.naming import aligned
 from deltaw.comparison.runs import Run
-from deltaw.comparison.tables import ABOUT, About, Origin
+from deltaw.comparison.tables import ABOUT, ComparisonRecord, Origin
 from deltaw.documents import Document, read_object, read_table
 from deltaw.errors import ResultsError
 from deltaw.files import near_path
@@ -57,7 +57,7 @@ def runs_text(runs: Sequence[Run]) -> str:
     return json.dumps({"runs": plain(entries)}, indent=1) + "\n"
 
 
-def read(folder: Path) -> tuple[About, list[Run], pd.DataFrame]:
+def read(folder: Path) -> tuple[ComparisonRecord, list[Run], pd.DataFrame]:
     """What a comparison left in its directory: what is known of it, its runs, and the table of similarities.
 
     Raises:
@@ -84,9 +84,9 @@ def read(folder: Path) -> tuple[About, list[Run], pd.DataFrame]:
         raise ResultsError(f"{folder}: a table cannot be read ({why}); run compare again") from e
 
 
-def _about(stored: Document) -> About:
+def _about(stored: Document) -> ComparisonRecord:
     origin = stored.inner("origin")
-    return About(
+    return ComparisonRecord(
         title=stored.text("title"),
         reference=stored.text("reference", None),
         groups=stored.texts("groups"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from deltaw.comparison.endpoints import Endpoints, endpoints, has_score
 from deltaw.comparison.runs import Run, Runs
-from deltaw.comparison.welch import NAN, Estimate, Part, combination
+from deltaw.comparison.welch import NAN, Estimate, GroupShare, combination
 
 
 class Weighted(NamedTuple):
@@ -48,7 +48,7 @@ def score_combination(parts: Sequence[Weighted], axis: str, trials: int = 1) -> 
         known = groups[key].coefficient if key in groups else 0.0
         groups[key] = Weighted(p.coefficient + known, p.runs)
     merged = list(groups.values())
-    estimate = combination([Part(p.coefficient, [r.score(axis) for r in p.runs]) for p in merged], trials=trials)
+    estimate = combination([GroupShare(p.coefficient, [r.score(axis) for r in p.runs]) for p in merged], trials=trials)
     paired = _paired_error(merged, axis)
     if paired is not None:
         return ScoreDifference(estimate, paired, paired=True)

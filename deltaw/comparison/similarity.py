@@ -34,7 +34,7 @@ COLUMNS = ("run_a", "run_b", "group_a", "group_b", "kind", "n_matrices", *MEASUR
 
 
 @dataclass(frozen=True)
-class Weights:
+class RunUpdates:
     """The updates of one run, by the key that all runs share, and the rank of each that is worth looking at."""
 
     name: str
@@ -44,7 +44,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedUpdate:
     """One update in memory, with its leading subspaces."""
 
     value: Tensor | Factors
@@ -60,7 +60,7 @@ class Loaded:
 
 
 def similarity_frame(
-    sources: Sequence[Weights],
+    sources: Sequence[RunUpdates],
     kinds: Mapping[str, str],
     progress: Callable[[int, int], None] | None = None,
     cache_bytes: int = CACHE_BYTES,
@@ -100,12 +100,12 @@ def _mean(values: list[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _matrix(sources: Sequence[Weights], key: str, cache_bytes: int) -> Iterator[tuple[int, int, dict[str, float]]]:
+def _matrix(sources: Sequence[RunUpdates], key: str, cache_bytes: int) -> Iterator[tuple[int, int, dict[str, float]]]:
     """Every pair of runs that has this matrix."""
     having = [i for i, s in enumerate(sources) if key in s.pairs]
-    cache: dict[int, Loaded | None] = {}
+    cache: dict[int, LoadedUpdate | None] = {}
 
-    def get(i: int) -> Loaded | None:
+    def get(i: int) -> LoadedUpdate | None:
         if i not in cache:
             found = load(sources[i].pairs[key], sources[i].ranks.get(key, TOP))
             while cache and sum(c.nbytes for c in cache.values() if c) + (found.nbytes if found else 0) > cache_bytes:
@@ -119,7 +119,7 @@ def _matrix(sources: Sequence[Weights], key: str, cache_bytes: int) -> Iterator[
             yield i, j, measure(a, b)
 
 
-def load(pair: Pair, rank: float) -> Loaded | None:
+def load(pair: Pair, rank: float) -> LoadedUpdate | None:
     """Read one update; None if it is no matrix, is zero, or has no direction above rounding.
 
     Args:
@@ -152,10 +152,10 @@ def load(pair: Pair, rank: float) -> Loaded | None:
     if norm == 0 or not math.isfinite(norm):
         return None
     r = int(min(TOP, rank if math.isfinite(rank) else TOP, U.shape[1]))
-    return Loaded(value, norm, U[:, :r].double(), Vh[:r].T.double().contiguous())
+    return LoadedUpdate(value, norm, U[:, :r].double(), Vh[:r].T.double().contiguous())
 
 
-def measure(a: Loaded, b: Loaded) -> dict[str, float]:
+def measure(a: LoadedUpdate, b: LoadedUpdate) -> dict[str, float]:
     """The similarity of two updates of one matrix; see the module's docstring."""
     r = min(a.U.shape[1], b.U.shape[1])
     m, n = a.U.shape[0], a.V.shape[0]

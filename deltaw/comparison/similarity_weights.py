@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Run, Runs
-from deltaw.comparison.similarity import COLUMNS, Weights, ranks_of, similarity_frame
+from deltaw.comparison.similarity import COLUMNS, RunUpdates, ranks_of, similarity_frame
 from deltaw.documents import Document
 from deltaw.errors import DeltaWError, ResultsError
 from deltaw.pairs.selection import Selection
@@ -63,7 +63,7 @@ def _choose(runs: Runs) -> tuple[list[Run], str]:
     return kept, f"{len(all_)} runs are too many to pair: one run of each of the first {len(kept)} groups is shown."
 
 
-def _source(run: Run, base: Any, runs: Runs) -> Weights | None:
+def _source(run: Run, base: Any, runs: Runs) -> RunUpdates | None:
     """The run's pairs of matrices, or None where its weights or its base are not there any more."""
     from deltaw.measurement.sides import open_sides
 
@@ -78,7 +78,7 @@ def _source(run: Run, base: Any, runs: Runs) -> Weights | None:
         return None  # moved or changed since it was analysed: its results still stand
     shared = dict(zip(own_keys(run.layers), map(str, run.layers.index), strict=True))
     matrices = {shared[p.key]: p for p in pairs if p.key in shared and len(p.ft.shape) >= 2}
-    return Weights(run.spec.name, run.spec.group, matrices, ranks_of(run.layers)) if matrices else None
+    return RunUpdates(run.spec.name, run.spec.group, matrices, ranks_of(run.layers)) if matrices else None
 
 
 def _selection(run: Run) -> Selection:

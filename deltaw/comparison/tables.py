@@ -36,7 +36,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class About:
+class ComparisonRecord:
     """What is written beside the tables: which runs they are of, where they come from, what a reader should know.
 
     Attributes:
@@ -85,7 +85,12 @@ def json_records(frame: pd.DataFrame) -> list[dict[str, JsonValue]]:
 
 
 def write_tables(
-    tables: Mapping[str, pd.DataFrame], about: About, out: Path, *, force: bool, texts: Mapping[str, str] | None = None
+    tables: Mapping[str, pd.DataFrame],
+    about: ComparisonRecord,
+    out: Path,
+    *,
+    force: bool,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write every table as CSV, each to a temporary name that is then renamed.
 

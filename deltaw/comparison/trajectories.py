@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = ("group", "curve", "tokens", "metric", "value", "low", "high", "n_seeds")
 
 
-class Curve(NamedTuple):
+class Trajectory(NamedTuple):
     """The points of one group that differ by tokens only.
 
     Attributes:
@@ -47,7 +47,9 @@ def trajectories_frame(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _points(runs: Runs, curve: Curve, metric: str) -> Iterator[tuple[str, str, int, str, float, float, float, int]]:
+def _points(
+    runs: Runs, curve: Trajectory, metric: str
+) -> Iterator[tuple[str, str, int, str, float, float, float, int]]:
     every = [r for _, replicates in curve.points for r in replicates]
     value_of = _score(metric) if metric in AXES else _median(runs, every, metric)
     for tokens, replicates in curve.points:
@@ -57,14 +59,14 @@ def _points(runs: Runs, curve: Curve, metric: str) -> Iterator[tuple[str, str, i
             yield curve.group, curve.setting, tokens, metric, *interval, len(values)
 
 
-def curves(runs: Runs) -> list[Curve]:
+def curves(runs: Runs) -> list[Trajectory]:
     """Every group's curves of two points or more, one for each choice of hyperparameters."""
     found: dict[tuple[str, str], list[tuple[int, list[Run]]]] = {}
     for setting, replicates in runs.settings.items():
         if setting.tokens is not None:
             key = (setting.group, setting._replace(tokens=None).words())
             found.setdefault(key, []).append((setting.tokens, replicates))
-    return [Curve(*key, sorted(points, key=lambda p: p[0])) for key, points in found.items() if len(points) > 1]
+    return [Trajectory(*key, sorted(points, key=lambda p: p[0])) for key, points in found.items() if len(points) > 1]
 
 
 def _score(axis: str) -> Callable[[Run], float]:

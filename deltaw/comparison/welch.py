@@ -85,14 +85,14 @@ class Estimate:
         return replace(self, value=-self.value, down=self.up, up=self.down)
 
 
-class Part(NamedTuple):
+class GroupShare(NamedTuple):
     """One group's share of a linear combination: its coefficient, and one value for each run."""
 
     coefficient: float
     values: Sequence[float] | Array
 
 
-def combination(parts: Iterable[Part], constant: float = 0.0, trials: int = 1) -> Estimate:
+def combination(parts: Iterable[GroupShare], constant: float = 0.0, trials: int = 1) -> Estimate:
     """Σ coefficient · mean(values) + constant, with Welch and Satterthwaite's error.
 
     Args:
@@ -120,7 +120,7 @@ def combination(parts: Iterable[Part], constant: float = 0.0, trials: int = 1) -
 
 def difference(a: Sequence[float] | Array, b: Sequence[float] | Array, trials: int = 1) -> Estimate:
     """mean(a) − mean(b), each one value for each run."""
-    return combination([Part(1.0, a), Part(-1.0, b)], trials=trials)
+    return combination([GroupShare(1.0, a), GroupShare(-1.0, b)], trials=trials)
 
 
 def grid(values: Array) -> float:

@@ -17,7 +17,7 @@ from deltaw.delta.entry_sums import EntrySums
 from deltaw.delta.rounding import histogram
 from deltaw.tensors.bits import STORED
 from deltaw.tensors.matrix import matrix
-from deltaw.tensors.numbers import Grid, Numbers
+from deltaw.tensors.numbers import Grid, StoredNumbers
 from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, View
 
@@ -38,11 +38,11 @@ def _beside(handle: Handle, what: Literal["variance", "ends"]) -> Handle | None:
     return None
 
 
-def coded(handle: Handle) -> Numbers | None:
+def coded(handle: Handle) -> StoredNumbers | None:
     """What is known of a quantised tensor's numbers without looking at them; None where it is none."""
     if cells(handle) is None:
         return None
-    return Numbers(STORED[torch.float32], handle.dtype, Grid("codes", (0, 0)))
+    return StoredNumbers(STORED[torch.float32], handle.dtype, Grid("codes", (0, 0)))
 
 
 def with_cells(sums: EntrySums, delta: torch.Tensor, base: Handle, ft: Handle, view: View) -> EntrySums:

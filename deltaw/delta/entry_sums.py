@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deltaw.metrics.quantities import Quantities
-from deltaw.tensors.numbers import Numbers
+from deltaw.tensors.numbers import StoredNumbers
 from deltaw.types import Vector
 
 
@@ -48,8 +48,8 @@ class EntrySums:
     noise_steps: Vector = field(default_factory=lambda: np.zeros(0))
     noise_counts: Vector = field(default_factory=lambda: np.zeros(0))
     equal_null: float = math.nan
-    was: Numbers | None = None
-    now: Numbers | None = None
+    was: StoredNumbers | None = None
+    now: StoredNumbers | None = None
     base_noise: float = 0.0
     clipped: int | None = None
 

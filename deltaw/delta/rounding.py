@@ -26,7 +26,7 @@ from torch import Tensor
 
 from deltaw.metrics.quantiser import gaussian_rounding, moments
 from deltaw.tensors.bits import STORED, Precision, rounded, ulp
-from deltaw.tensors.numbers import Grid, Numbers
+from deltaw.tensors.numbers import Grid, StoredNumbers
 from deltaw.types import Vector
 
 SAMPLE, LARGE_SAMPLE = 1 << 14, 1 << 17  # entries of the sample that tells who was rounded; where most did not move
@@ -84,7 +84,7 @@ class Touched(NamedTuple):
 
 
 def rounding(
-    base: Tensor, ft: Tensor, was: Numbers, now: Numbers, *, row: Vector, col: Vector, moved_row: Vector
+    base: Tensor, ft: Tensor, was: StoredNumbers, now: StoredNumbers, *, row: Vector, col: Vector, moved_row: Vector
 ) -> Rounding:
     """The rounding in W − W0.
 
@@ -136,7 +136,7 @@ def _was_cast(base: Tensor, ft: Tensor, rows: NDArray[np.intp], precision: Preci
     return size > 0 and float((error * (ft[chosen].double() - old)).sum()) > HELD * size
 
 
-def _sample(base: Tensor, ft: Tensor, rows: NDArray[np.intp], now: Numbers, cast: bool, entries: int) -> Sample:
+def _sample(base: Tensor, ft: Tensor, rows: NDArray[np.intp], now: StoredNumbers, cast: bool, entries: int) -> Sample:
     chosen = _chosen(rows, ft.shape[1], entries)
     w = ft[chosen]
     delta = (w.double() - _start(base[chosen], now.precision, cast)).numpy()
@@ -200,7 +200,7 @@ def _even(moved: NDArray[np.bool_]) -> bool:
 
 
 def _without_frozen(
-    base: Tensor, ft: Tensor, now: Numbers, columns: NDArray[np.intp], row: Vector, col: Vector
+    base: Tensor, ft: Tensor, now: StoredNumbers, columns: NDArray[np.intp], row: Vector, col: Vector
 ) -> tuple[Vector, Vector]:
     """The sums without the columns, of some, that hold the same numbers on both sides."""
     where = torch.from_numpy(columns)
@@ -215,7 +215,7 @@ def _without_frozen(
     return row, col
 
 
-def _entry_by_entry(base: Tensor, ft: Tensor, now: Numbers, cast: bool, touched: Touched) -> Rounding:
+def _entry_by_entry(base: Tensor, ft: Tensor, now: StoredNumbers, cast: bool, touched: Touched) -> Rounding:
     """The rounding where entries have variances of their own. Grids lie in the order of the memory."""
     flip = ft.stride(-1) != 1
     old, new = (base.mT, ft.mT) if flip else (base, ft)
@@ -276,7 +276,7 @@ def _strips(m: int, n: int, grid: Grid | None) -> list[slice]:
     return [slice(i, min(m, i + step)) for i in range(0, m, step)]
 
 
-def _stored(w: Tensor, now: Numbers) -> Tensor:
+def _stored(w: Tensor, now: StoredNumbers) -> Tensor:
     """The variance that storing left in every entry: that of a grid's cell, and of what a file made of the code."""
     own = ulp(w, now.precision).square_().div_(12)
     if now.grid is None:

@@ -18,7 +18,7 @@ from deltaw.metrics.regularisation import decayed_rows
 from deltaw.metrics.shrink_marks import ShrinkMarks
 from deltaw.metrics.uniformity import UNCHANGED, are_witnesses, is_shrink
 from deltaw.tensors.bits import rounded, ulp
-from deltaw.tensors.numbers import Numbers
+from deltaw.tensors.numbers import StoredNumbers
 
 SAMPLE = 1 << 18  # entries
 FEWEST = 16  # rows
@@ -31,14 +31,14 @@ QUARTERS = 4
 
 
 @dataclass(frozen=True)
-class Shrinks:
+class ShrinkageMarks:
     """The marks of a matrix whose c is large enough, and of its rows that moved straight towards zero; else None."""
 
     whole: ShrinkMarks | None = None
     rows: ShrinkMarks | None = None
 
 
-def shrinks(delta: Delta) -> Shrinks:
+def shrinks(delta: Delta) -> ShrinkageMarks:
     """Look at a matrix that seems to have shrunk, or at such rows of it.
 
     Raises:
@@ -46,27 +46,30 @@ def shrinks(delta: Delta) -> Shrinks:
     """
     sums = delta.sums
     if delta.base is None or not isinstance(delta.value, Tensor) or sums.base_row_sq is None:
-        return Shrinks()  # factors are thin: their product is no multiple of a whole W0
+        return ShrinkageMarks()  # factors are thin: their product is no multiple of a whole W0
     assert sums.delta_base_row is not None
     entries, base_sq = sums.rows * sums.cols, float(sums.base_row_sq.sum())
     if not base_sq:
-        return Shrinks()
+        return ShrinkageMarks()
     change = math.sqrt(float(sums.delta_row_sq.sum()) / base_sq)
     moved = sums.equal < UNCHANGED * entries
     whole = moved and is_shrink(-float(sums.delta_base_row.sum()) / base_sq, change, entries)
     straight = np.flatnonzero(decayed_rows(sums.delta_row_sq, sums.base_row_sq, sums.delta_base_row))
     witnesses = are_witnesses(len(straight) / sums.rows, sums.rows, sums.cols)
     if not (whole or witnesses):
-        return Shrinks()
+        return ShrinkageMarks()
     stored = None if sums.was is None or sums.now is None else (sums.was, sums.now)
-    return Shrinks(
+    return ShrinkageMarks(
         shrink_marks(delta.base, delta.value, stored) if whole else None,
         shrink_marks(delta.base, delta.value, stored, straight) if witnesses else None,
     )
 
 
 def shrink_marks(
-    base: Tensor, delta: Tensor, stored: tuple[Numbers, Numbers] | None = None, rows: NDArray[np.intp] | None = None
+    base: Tensor,
+    delta: Tensor,
+    stored: tuple[StoredNumbers, StoredNumbers] | None = None,
+    rows: NDArray[np.intp] | None = None,
 ) -> ShrinkMarks:
     """Compare c between small and large entries, rows and columns, and look for a coarser grid.
 
@@ -176,7 +179,7 @@ class _Values:
     left: float = math.nan
 
 
-def _values(w0: Tensor, d: Tensor, was: Numbers, now: Numbers) -> _Values:
+def _values(w0: Tensor, d: Tensor, was: StoredNumbers, now: StoredNumbers) -> _Values:
     w = rounded(w0 + d, now.precision)
     steps = float((d.abs() <= 1.01 * ulp(w, now.precision)).double().mean())
     if now.grid is not None and was.grid is None:

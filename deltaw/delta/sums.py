@@ -20,7 +20,7 @@ from deltaw.delta.largest_entry import largest_product
 from deltaw.delta.rounding import Rounding, rounding
 from deltaw.errors import TensorError
 from deltaw.tensors.bits import STORED, Precision, count_equal, ufp, within_ulp
-from deltaw.tensors.numbers import Numbers, finest, numbers
+from deltaw.tensors.numbers import StoredNumbers, finest, numbers
 from deltaw.types import Factors, Vector
 
 # Entries of a block. On a CPU: few enough to stay in the last cache, and enough that threads do not wait for each other
@@ -45,7 +45,7 @@ def sweep(
     device: torch.device | str = "cpu",
     keep: bool = True,
     block: int | None = None,
-    known: tuple[Numbers | None, Numbers | None] = (None, None),
+    known: tuple[StoredNumbers | None, StoredNumbers | None] = (None, None),
 ) -> tuple[Tensor | None, EntrySums]:
     """ΔW = W − W0 and the sums over its entries, in one pass.
 
@@ -220,7 +220,7 @@ class _Accumulator:
         self.has_base, self.precision = has_base, precision
         self.equal = 0
         self.within_ulp = False
-        self.base_numbers: Numbers | None = None
+        self.base_numbers: StoredNumbers | None = None
         self.largest = zeros(1)
         self.delta_row_sq, self.base_row_sq, self.delta_base_row = zeros(rows), zeros(rows), zeros(rows)
         self.noise_row, self.noise_col = zeros(rows), zeros(cols)

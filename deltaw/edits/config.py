@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from deltaw.documents import Document
 from deltaw.edits.architecture import Architecture
-from deltaw.edits.placement import Target, Whole
+from deltaw.edits.placement import PairTarget, Whole
 from deltaw.types import JsonValue
 
 # PEFT's classes of these do nothing but forward; that of a classifier would look for modules of its own.
@@ -20,7 +20,7 @@ TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditional
 
 
 def adapter_config(
-    targets: Sequence[Target],
+    targets: Sequence[PairTarget],
     ranks: Mapping[str, int],
     whole: Sequence[Whole],
     *,
@@ -80,7 +80,7 @@ def _targets(wrapped: Sequence[str], modules: Collection[str]) -> JsonValue:
     return list(wrapped)
 
 
-def _conv1d(targets: Sequence[Target], model: Architecture | None) -> bool:
+def _conv1d(targets: Sequence[PairTarget], model: Architecture | None) -> bool:
     kinds = model.kinds if model is not None else {}
     return any(
         kinds.get(t.module, "conv1d" if t.pairs[0].view.transposed else "linear") == "conv1d"

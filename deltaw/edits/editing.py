@@ -22,7 +22,7 @@ from deltaw.delta.difference import difference
 from deltaw.documents import compile_pattern
 from deltaw.edits.edited import Edited, write_rows
 from deltaw.edits.operations import EditedRow, Operations, changes, told
-from deltaw.edits.parts import Parts, refuse_existing
+from deltaw.edits.parts import EditFolder, refuse_existing
 from deltaw.edits.shards import layout_of, write_shards
 from deltaw.edits.units import Show, each
 from deltaw.errors import EditError, OptionError, ResultsError, TensorError
@@ -112,7 +112,7 @@ def edit(
     sources = [s for s in sides.sources if s is not None]
     files = [[str(f) for f in s.files] for s in sources]
     identity = digest(version("deltaw"), "edit", files, patterns, asked.to_dict(), decay) if all(files) else ""
-    parts = Parts(folder, identity, resume=resume)
+    parts = EditFolder(folder, identity, resume=resume)
 
     def one(first: Pair, device: torch.device) -> tuple[EditedRow, ...]:
         done = _finished(parts, first.name)
@@ -239,7 +239,7 @@ def _place(tensor: Tensor, pair: Pair) -> Tensor:
     return x.T if view.transposed else x
 
 
-def _keep(parts: Parts, name: str, rows: Sequence[EditedRow], tensor: Tensor | None) -> None:
+def _keep(parts: EditFolder, name: str, rows: Sequence[EditedRow], tensor: Tensor | None) -> None:
     from safetensors.torch import save_file
 
     about = {"deltaw": json.dumps([asdict(r) for r in rows])}
@@ -251,7 +251,7 @@ def _keep(parts: Parts, name: str, rows: Sequence[EditedRow], tensor: Tensor | N
         raise ResultsError(f"{parts.out}: cannot be written ({e.strerror or e}); free some space and run again") from e
 
 
-def _finished(parts: Parts, name: str) -> tuple[EditedRow, ...] | None:
+def _finished(parts: EditFolder, name: str) -> tuple[EditedRow, ...] | None:
     """The rows of a tensor that an earlier run finished; None where it did not, or its file is damaged."""
     from safetensors import SafetensorError, safe_open
 

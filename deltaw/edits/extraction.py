@@ -16,8 +16,8 @@ from deltaw.adapters import open_adapter
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
 from deltaw.edits.making import Made, Maker
-from deltaw.edits.opened import Opened, open_model
-from deltaw.edits.parts import Parts, refuse_existing
+from deltaw.edits.opened import OpenedSides, open_model
+from deltaw.edits.parts import EditFolder, refuse_existing
 from deltaw.edits.placement import place
 from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
@@ -95,7 +95,7 @@ def extract(
         opened.model,
         save_modules=save_modules == "auto",
     )
-    parts = Parts(folder, _identity(opened, policy, dtype, selection), resume=resume)
+    parts = EditFolder(folder, _identity(opened, policy, dtype, selection), resume=resume)
     try:
         made = Maker(parts, policy, dtype, workers, progress).make(placed)
         found = _written(opened, made, folder, policy, dtype, _options(selection, save_modules))
@@ -105,7 +105,7 @@ def extract(
     return found
 
 
-def _identity(opened: Opened, policy: Policy, dtype: str, selection: Selection) -> str:
+def _identity(opened: OpenedSides, policy: Policy, dtype: str, selection: Selection) -> str:
     """What decides the factors; empty for tensors in memory, which nothing says are still what they were."""
     sources = [s for s in opened.sides.sources if s is not None]
     if not all(s.files for s in sources):
@@ -123,7 +123,9 @@ def _options(selection: Selection, save_modules: str) -> list[str]:
     return flags if save_modules == "auto" else [*flags, "--save-modules", save_modules]
 
 
-def _written(opened: Opened, made: Made, out: Path, policy: Policy, dtype: str, options: Sequence[str]) -> Extraction:
+def _written(
+    opened: OpenedSides, made: Made, out: Path, policy: Policy, dtype: str, options: Sequence[str]
+) -> Extraction:
     """Write the adapter, read it back, and sum up."""
     base, ft = opened.sides.sources
     assert base is not None
@@ -148,7 +150,7 @@ def _written(opened: Opened, made: Made, out: Path, policy: Policy, dtype: str, 
     return write_adapter(out, made, about, told, partial(_read_back, opened, out))
 
 
-def _read_back(opened: Opened, out: Path) -> dict[str, Pair]:
+def _read_back(opened: OpenedSides, out: Path) -> dict[str, Pair]:
     """The pairs of the adapter that was written, as `deltaw verify` lays it on the base."""
     names = {(p.name, p.view.expert): p.key for p in opened.plan.pairs}
     found = open_adapter(out).updates(opened.base)

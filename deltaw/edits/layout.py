@@ -8,8 +8,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints import numeric
-from deltaw.edits.placement import Target, Whole
-from deltaw.edits.tensorfile import Entry
+from deltaw.edits.placement import PairTarget, Whole
+from deltaw.edits.tensorfile import OutputTensor
 from deltaw.types import Handle
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ PREFIX = "base_model.model."
 Read = Callable[[str], "tuple[Tensor, Tensor]"]  # B (m, r) and A (r, n) of a pair, by its key
 
 
-def factor_entries(target: Target, rank: int, dtype: str, read: Read) -> Iterator[Entry]:
+def factor_entries(target: PairTarget, rank: int, dtype: str, read: Read) -> Iterator[OutputTensor]:
     """The tensors of one target.
 
     Args:
@@ -50,19 +50,19 @@ def factor_entries(target: Target, rank: int, dtype: str, read: Read) -> Iterato
         return torch.cat([oriented(p.key)[1] for p in target.pairs])
 
     if target.form == "embedding":
-        yield Entry(f"{at}.lora_embedding_A", dtype, (rank, m), lambda: up().T)
-        yield Entry(f"{at}.lora_embedding_B", dtype, (n, rank), lambda: down().T)
+        yield OutputTensor(f"{at}.lora_embedding_A", dtype, (rank, m), lambda: up().T)
+        yield OutputTensor(f"{at}.lora_embedding_B", dtype, (n, rank), lambda: down().T)
         return
     a: tuple[int, ...] = (count * rank, n)
     b: tuple[int, ...] = (m, count * rank)
     if target.form == "conv":
         inputs = n // prod(target.kernel)
         a, b = (rank, inputs, *target.kernel), (m, rank, *(1 for _ in target.kernel))
-    yield Entry(f"{at}.lora_A.weight", dtype, a, lambda: down().reshape(a))
-    yield Entry(f"{at}.lora_B.weight", dtype, b, lambda: up().reshape(b))
+    yield OutputTensor(f"{at}.lora_A.weight", dtype, a, lambda: down().reshape(a))
+    yield OutputTensor(f"{at}.lora_B.weight", dtype, b, lambda: up().reshape(b))
 
 
-def whole_entries(whole: Sequence[Whole], targets: Sequence[Target]) -> Iterator[Entry]:
+def whole_entries(whole: Sequence[Whole], targets: Sequence[PairTarget]) -> Iterator[OutputTensor]:
     """The tensors that are stored as they are; a bias of a module with pairs lies below them."""
     wrappings: Mapping[str, int] = {t.module: _wrappings(t, targets) for t in targets}
     for stored in whole:
@@ -70,7 +70,7 @@ def whole_entries(whole: Sequence[Whole], targets: Sequence[Target]) -> Iterator
             module, _, leaf = name.rpartition(".")
             below = ".base_layer" * wrappings.get(module, 0) if stored.is_bias else ""
             dtype = numeric(handle.dtype)
-            yield Entry(f"{PREFIX}{module}{below}.{leaf}", dtype, handle.shape, partial(_read, handle, dtype))
+            yield OutputTensor(f"{PREFIX}{module}{below}.{leaf}", dtype, handle.shape, partial(_read, handle, dtype))
 
 
 def _read(handle: Handle, dtype: str) -> Tensor:
@@ -80,6 +80,6 @@ def _read(handle: Handle, dtype: str) -> Tensor:
     return handle.read().to(kept)
 
 
-def _wrappings(target: Target, targets: Sequence[Target]) -> int:
+def _wrappings(target: PairTarget, targets: Sequence[PairTarget]) -> int:
     """How often PEFT wraps the module of a target."""
     return sum(t.module == target.module for t in targets)

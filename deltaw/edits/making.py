@@ -14,8 +14,8 @@ from torch import Tensor
 from deltaw.delta.difference import Delta, difference
 from deltaw.edits.budget import Menu, spend
 from deltaw.edits.directions import KnownSpectrum, residual, spread, triplets
-from deltaw.edits.parts import Kept, Part, Parts
-from deltaw.edits.placement import Placement, Target
+from deltaw.edits.parts import EditFolder, FinishedMatrix, MatrixKept
+from deltaw.edits.placement import PairTarget, Placement
 from deltaw.edits.policies import Policy, menus
 from deltaw.edits.units import Show, each
 from deltaw.errors import EditError, TensorError
@@ -39,7 +39,7 @@ class Made:
 
     placed: Placement
     ranks: Mapping[str, int]
-    found: Mapping[str, Part]
+    found: Mapping[str, FinishedMatrix]
     skipped: tuple[Skipped, ...]
     gap: float
     read: Callable[[str], tuple[Tensor, Tensor]]
@@ -48,7 +48,7 @@ class Made:
 class Maker:
     """Makes the factors of all targets, matrix by matrix."""
 
-    def __init__(self, parts: Parts, policy: Policy, dtype: str, workers: Workers, progress: Show | None) -> None:
+    def __init__(self, parts: EditFolder, policy: Policy, dtype: str, workers: Workers, progress: Show | None) -> None:
         self.parts, self.policy, self.dtype = parts, policy, dtype
         self.workers, self.progress = workers, progress
 
@@ -66,14 +66,14 @@ class Maker:
         found = self._each(pairs, first)
         failed = [Skipped(p.label, Reason.FAILED, subject=why) for p in pairs if isinstance(why := found[p.key], str)]
         targets = [t for t in placed.targets if not any(isinstance(found[p.key], str) for p in t.pairs)]
-        known = {key: part for key, part in found.items() if isinstance(part, Part)}
+        known = {key: part for key, part in found.items() if isinstance(part, FinishedMatrix)}
         ranks, gap = self._ranks(targets, known, placed)
         later = {p.key: ranks[t.name] for t in targets for p in t.pairs if ranks[t.name] and known[p.key].kept is None}
         if later:
             rest = [p for p in pairs if p.key in later]
             again = self._each(rest, lambda pair, device: self._factors(pair, device, later[pair.key], known[pair.key]))
             failed += [Skipped(p.label, Reason.FAILED, subject=w) for p in rest if isinstance(w := again[p.key], str)]
-            known |= {key: part for key, part in again.items() if isinstance(part, Part)}
+            known |= {key: part for key, part in again.items() if isinstance(part, FinishedMatrix)}
         bad = {s.name for s in failed}
         kept = tuple(t for t in targets if ranks[t.name] and not any(p.label in bad for p in t.pairs))
         if not kept:
@@ -89,33 +89,37 @@ class Maker:
             partial(self._read, {p.key: (p, ranks[t.name]) for t in kept for p in t.pairs}, known),
         )
 
-    def _each(self, pairs: Sequence[Pair], function: Callable[[Pair, torch.device], Part]) -> dict[str, Part | str]:
+    def _each(
+        self, pairs: Sequence[Pair], function: Callable[[Pair, torch.device], FinishedMatrix]
+    ) -> dict[str, FinishedMatrix | str]:
         return each(pairs, function, self.workers, self.progress)
 
-    def _first(self, pair: Pair, device: torch.device, *, alone: Mapping[str, Target]) -> Part:
+    def _first(self, pair: Pair, device: torch.device, *, alone: Mapping[str, PairTarget]) -> FinishedMatrix:
         """The spectrum of one matrix, and its factors where nothing else has a say in its rank."""
         done = self.parts.get(pair.key)
         if done is not None:
             return done
         delta = difference(pair, device)
         if delta.value is None or not delta.sums.delta_row_sq.any():
-            return self._put(pair, Part(_nothing_changed(), Kept(0, 0.0, 0.0, 0.0, 0)), {})
+            return self._put(pair, FinishedMatrix(_nothing_changed(), MatrixKept(0, 0.0, 0.0, 0.0, 0)), {})
         wanted = self.policy.rank if self.policy.keeps_noise else None
         k = min(pair.shape)
         asked = None if wanted is None else min(self.policy.snapped(wanted), k)
         known, found = spread(delta, asked)
         if asked is None and pair.key not in alone:
-            return self._put(pair, Part(known), {})
+            return self._put(pair, FinishedMatrix(known), {})
         rank = self.policy.wanted([known.above])
         if not rank:
-            return self._put(pair, Part(known, Kept(0, known.energy, 0.0, math.sqrt(known.energy), known.signal)), {})
+            return self._put(
+                pair, FinishedMatrix(known, MatrixKept(0, known.energy, 0.0, math.sqrt(known.energy), known.signal)), {}
+            )
         keep = min(rank, k) if self.policy.keeps_noise else min(rank, len(known.above))
         top = found if found is not None else triplets(delta, keep)
         kept, factors = _pair(delta, top, keep, rank, self.dtype)
         kept = replace(kept, signal=known.signal)
-        return self._put(pair, Part(known, kept), factors)
+        return self._put(pair, FinishedMatrix(known, kept), factors)
 
-    def _factors(self, pair: Pair, device: torch.device, rank: int, known: Part) -> Part:
+    def _factors(self, pair: Pair, device: torch.device, rank: int, known: FinishedMatrix) -> FinishedMatrix:
         """The factors of a matrix whose rank was decided among others."""
         done = self.parts.get(pair.key)
         if done is not None and done.kept is not None and done.kept.rank == rank:
@@ -123,13 +127,13 @@ class Maker:
         keep = min(rank, len(known.spread.above))
         if not keep:
             lost = math.sqrt(known.spread.energy)
-            return self._put(pair, Part(known.spread, Kept(0, known.spread.energy, 0.0, lost, 0)), {})
+            return self._put(pair, FinishedMatrix(known.spread, MatrixKept(0, known.spread.energy, 0.0, lost, 0)), {})
         delta = difference(pair, device)
         kept, factors = _pair(delta, triplets(delta, keep), keep, rank, self.dtype)
-        return self._put(pair, Part(known.spread, replace(kept, signal=known.spread.signal)), factors)
+        return self._put(pair, FinishedMatrix(known.spread, replace(kept, signal=known.spread.signal)), factors)
 
     def _read(
-        self, asked: Mapping[str, tuple[Pair, int]], known: Mapping[str, Part], key: str
+        self, asked: Mapping[str, tuple[Pair, int]], known: Mapping[str, FinishedMatrix], key: str
     ) -> tuple[Tensor, Tensor]:
         """The factors of a matrix; zeros for an expert that did not change among others that did."""
         kept = known[key].kept
@@ -139,12 +143,12 @@ class Maker:
         (m, n), stored = pair.shape, getattr(torch, self.dtype)
         return torch.zeros(m, rank, dtype=stored), torch.zeros(rank, n, dtype=stored)
 
-    def _put(self, pair: Pair, part: Part, factors: Mapping[str, Tensor]) -> Part:
+    def _put(self, pair: Pair, part: FinishedMatrix, factors: Mapping[str, Tensor]) -> FinishedMatrix:
         self.parts.put(pair.key, part, factors)
         return part
 
     def _ranks(
-        self, targets: Sequence[Target], known: Mapping[str, Part], placed: Placement
+        self, targets: Sequence[PairTarget], known: Mapping[str, FinishedMatrix], placed: Placement
     ) -> tuple[dict[str, int], float]:
         """The rank of every target; and by how much the best choice may keep more.
 
@@ -170,7 +174,7 @@ class Maker:
         spent = spend(offers, left)
         return {t.name: r for t, r in zip(targets, spent.ranks, strict=True)}, spent.gap
 
-    def _why(self, target: Target, known: Mapping[str, Part]) -> str:
+    def _why(self, target: PairTarget, known: Mapping[str, FinishedMatrix]) -> str:
         """Why a target has no pair; empty where it did not change."""
         if not any(known[p.key].spread.energy for p in target.pairs):
             return ""
@@ -178,7 +182,7 @@ class Maker:
             return "the budget keeps more elsewhere"
         return "nothing of its update stands above the rounding of its storage"
 
-    def _nothing(self, known: Mapping[str, Part], failed: Sequence[Skipped]) -> str:
+    def _nothing(self, known: Mapping[str, FinishedMatrix], failed: Sequence[Skipped]) -> str:
         if failed:
             return f"no matrix could be kept ({failed[0].name}: {failed[0].subject})"
         if not any(part.spread.energy for part in known.values()):
@@ -193,7 +197,7 @@ def _nothing_changed() -> KnownSpectrum:
     return KnownSpectrum(np.zeros(0), 0.0, 0.0, 0)
 
 
-def _pair(delta: Delta, top: Triplets, keep: int, rank: int, dtype: str) -> tuple[Kept, dict[str, Tensor]]:
+def _pair(delta: Delta, top: Triplets, keep: int, rank: int, dtype: str) -> tuple[MatrixKept, dict[str, Tensor]]:
     """B and A as they are stored, padded with zeros to the rank; and what they keep.
 
     Raises:
@@ -211,4 +215,4 @@ def _pair(delta: Delta, top: Triplets, keep: int, rank: int, dtype: str) -> tupl
     A = torch.nn.functional.pad(A, (0, 0, 0, pad))
     energy = float(delta.sums.delta_row_sq.sum())
     held = min(energy, float((top.S[:keep].double() ** 2).sum()))
-    return Kept(rank, energy, held, residual(delta, B, A), None), {"B": B, "A": A}
+    return MatrixKept(rank, energy, held, residual(delta, B, A), None), {"B": B, "A": A}

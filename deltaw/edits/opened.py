@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSides:
     """Both sides of an edit.
 
     Attributes:
@@ -43,7 +43,7 @@ class Opened:
     config: Document
 
 
-def open_model(base: Any, ft: Any, selection: Selection) -> Opened:
+def open_model(base: Any, ft: Any, selection: Selection) -> OpenedSides:
     """Open both sides, and name their tensors as the model does that the adapter will be loaded into.
 
     Raises:
@@ -63,7 +63,7 @@ def open_model(base: Any, ft: Any, selection: Selection) -> Opened:
             theirs, left = as_model(sides.ft, model)
     plan = Sides(own, theirs).plan(selection)
     values = theirs.tensors if isinstance(theirs, Checkpoint) else _adapted(own, plan)
-    return Opened(sides, own, plan, values, model, left, config)
+    return OpenedSides(sides, own, plan, values, model, left, config)
 
 
 def _adapted(base: Checkpoint, plan: Plan) -> dict[str, Handle]:

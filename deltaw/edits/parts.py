@@ -28,7 +28,7 @@ FOLDER = ".deltaw-parts"
 
 
 @dataclass(frozen=True)
-class Kept:
+class MatrixKept:
     """What one matrix keeps.
 
     Attributes:
@@ -47,7 +47,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Part:
+class FinishedMatrix:
     """What is finished of one matrix.
 
     Attributes:
@@ -56,7 +56,7 @@ class Part:
     """
 
     spread: KnownSpectrum
-    kept: Kept | None = None
+    kept: MatrixKept | None = None
 
 
 def refuse_existing(out: Path, what: str, last: str, *, force: bool) -> Path:
@@ -80,7 +80,7 @@ def refuse_existing(out: Path, what: str, last: str, *, force: bool) -> Path:
     return out
 
 
-class Parts:
+class EditFolder:
     """The folder of one run, locked against a second one.
 
     Args:
@@ -112,7 +112,7 @@ class Parts:
         """The file of a matrix."""
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
-    def get(self, key: str) -> Part | None:
+    def get(self, key: str) -> FinishedMatrix | None:
         """What is finished of a matrix; None where nothing is, or its file is damaged."""
         from safetensors import SafetensorError, safe_open
 
@@ -124,7 +124,7 @@ class Parts:
                 about = json.loads(file.metadata()["deltaw"])
                 values = np.asarray(file.get_tensor("values"), dtype=np.float64)
             spread = KnownSpectrum(values, about["energy"], about["edge"], about["signal"])
-            return Part(spread, None if about["kept"] is None else Kept(**about["kept"]))
+            return FinishedMatrix(spread, None if about["kept"] is None else MatrixKept(**about["kept"]))
         except (SafetensorError, ValueError, KeyError, TypeError, OSError):
             return None  # damaged: made again
 
@@ -142,7 +142,7 @@ class Parts:
         except (SafetensorError, OSError) as e:
             raise ResultsError(f"{self.folder}: a finished matrix is gone ({e}); run again") from e
 
-    def put(self, key: str, part: Part, factors: Mapping[str, Tensor]) -> None:
+    def put(self, key: str, part: FinishedMatrix, factors: Mapping[str, Tensor]) -> None:
         """Keep what is finished of a matrix.
 
         Raises:

@@ -25,7 +25,7 @@ NOT_ASKED = "stored whole it could be, which --save-modules none rules out"
 
 
 @dataclass(frozen=True)
-class Target:
+class PairTarget:
     """A module (or parameter) that gets a pair.
 
     Attributes:
@@ -83,7 +83,7 @@ class Whole:
 class Placement:
     """Everything that changed, in its place."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[PairTarget, ...]
     whole: tuple[Whole, ...]
     left_out: tuple[Skipped, ...]
 
@@ -110,12 +110,12 @@ def place(
         by_name.setdefault(pair.name, []).append(pair)
     skipped = list(skipped)
     ties = _ties(skipped, model, values)
-    targets: list[Target] = []
+    targets: list[PairTarget] = []
     whole: dict[str, str] = {}  # a module, or a bias: why
     left: list[Skipped] = []
     for name, own in by_name.items():
         found = _place(own, ties, model)
-        if isinstance(found, Target):
+        if isinstance(found, PairTarget):
             targets.append(found)
         elif isinstance(found, Skipped):
             left.append(found)
@@ -152,7 +152,7 @@ def _ties(skipped: Iterable[Skipped], model: Architecture | None, values: Mappin
     return ties
 
 
-def _place(own: Sequence[Pair], ties: Mapping[str, set[str]], model: Architecture | None) -> Target | Skipped | str:
+def _place(own: Sequence[Pair], ties: Mapping[str, set[str]], model: Architecture | None) -> PairTarget | Skipped | str:
     """The target of one tensor; or why it is stored whole, empty where it did not change; or why it is left out."""
     first = own[0]
     name = first.name
@@ -193,33 +193,33 @@ def _kind(pair: Pair, leaf: str, module: str, model: Architecture | None) -> Kin
 
 def _target(
     own: Sequence[Pair], module: str, leaf: str, kind: Kind, model: Architecture | None
-) -> Target | Skipped | str:
+) -> PairTarget | Skipped | str:
     first = own[0]
     name, turned = first.name, first.view.transposed
     if kind == "grouped":
         return "a convolution in groups (or with one input channel, which may be one)"
     if kind == "conv" and first.ndim > 2:
         assert first.base is not None
-        return Target(name, module, "conv", tuple(own), kernel=first.base.shape[2:])
+        return PairTarget(name, module, "conv", tuple(own), kernel=first.base.shape[2:])
     if kind == "embedding" and first.ndim == 2:
-        return Target(name, module, "embedding", tuple(own))
+        return PairTarget(name, module, "embedding", tuple(own))
     if kind in {"linear", "conv1d"} and first.ndim == 2:
-        return Target(name, module, "linear", tuple(own), flipped=turned != (kind == "conv1d"))
+        return PairTarget(name, module, "linear", tuple(own), flipped=turned != (kind == "conv1d"))
     if first.ndim == 2 or (first.ndim == 3 and first.view.expert is not None):
         theirs = first.ndim == 3 and (turned if model is None else module in model.transposed)
         if first.ndim == 3 and theirs and len(own) == 1:
             return "a single expert that is stored inputs × outputs"
-        return Target(name, module, "parameter", tuple(own), flipped=turned != theirs)
+        return PairTarget(name, module, "parameter", tuple(own), flipped=turned != theirs)
     return f"a parameter of {first.ndim} dimensions"
 
 
 def _stored(
     whole: Mapping[str, str],
-    targets: list[Target],
+    targets: list[PairTarget],
     values: Mapping[str, Handle],
     ties: Mapping[str, set[str]],
     model: Architecture | None,
-) -> tuple[tuple[Whole, ...], list[Target], list[Skipped]]:
+) -> tuple[tuple[Whole, ...], list[PairTarget], list[Skipped]]:
     """What is stored whole, and which targets and tensors are left beside it.
 
     PEFT takes a name of `modules_to_save` for every module whose path ends with it, and keeps LoRA away from all that
@@ -267,7 +267,7 @@ def _inside(module: str, modules: Mapping[str, str]) -> bool:
     return any(module.startswith(f"{m}.") for m in modules)
 
 
-def _is_conv1d(target: Target, model: Architecture | None) -> bool:
+def _is_conv1d(target: PairTarget, model: Architecture | None) -> bool:
     if model is not None and target.module in model.kinds:
         return model.kinds[target.module] == "conv1d"
     return target.pairs[0].view.transposed
@@ -289,10 +289,10 @@ def _under(module: str, values: Mapping[str, Handle], ties: Mapping[str, set[str
     return found | {n: h for n, h in shared.items() if n.startswith(f"{module}.") and n not in found}
 
 
-def _nested(targets: Sequence[Target], model: Architecture | None) -> list[Target]:
+def _nested(targets: Sequence[PairTarget], model: Architecture | None) -> list[PairTarget]:
     """The targets with the depth of each parameter: PEFT wraps a module once per parameter, in their order."""
     order = {name: i for i, name in enumerate(model.parameters)} if model is not None else {}
-    together: dict[str, list[Target]] = {}
+    together: dict[str, list[PairTarget]] = {}
     for t in targets:
         if t.form == "parameter":
             together.setdefault(t.module, []).append(t)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.adapters import Adapter, open_adapter, variants
 from deltaw.adapters.experts import targets as parameters_of
-from deltaw.adapters.keys import Contents, Module, sort_tensors
+from deltaw.adapters.keys import Contents, LoraModule, sort_tensors
 from deltaw.adapters.lora import Context, module_pairs
 from deltaw.adapters.scaling import rank as rank_of
 from deltaw.adapters.scaling import scale as scale_of
@@ -25,8 +25,8 @@ from deltaw.checkpoints import locate
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
 from deltaw.edits.making import Maker
-from deltaw.edits.parts import Parts, refuse_existing
-from deltaw.edits.placement import Form, Placement, Target, Whole
+from deltaw.edits.parts import EditFolder, refuse_existing
+from deltaw.edits.placement import Form, PairTarget, Placement, Whole
 from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
 from deltaw.edits.writing import CONFIG, Told, command, write_adapter
@@ -153,7 +153,7 @@ def resize(
     sources = tuple(a.as_source() for a in opened)
     files = [[str(f) for f in s.files] for s in sources]
     options = [share, selection.include, selection.exclude, save_modules, dtype, policy.to_dict()]
-    parts = Parts(folder, digest(version("deltaw"), "resize", files, options), resume=resume)
+    parts = EditFolder(folder, digest(version("deltaw"), "resize", files, options), resume=resume)
     try:
         made = Maker(parts, policy, dtype, workers, progress).make(placed)
         flags = [] if weights is None else ["--weights", ",".join(f"{w:g}" for w in share)]
@@ -250,7 +250,7 @@ def _placed(
     return Placement(tuple(_target(name, units) for name, units in together.items()), whole, tuple(left))
 
 
-def _target(name: str, units: Sequence[tuple[float, Unit]]) -> Target:
+def _target(name: str, units: Sequence[tuple[float, Unit]]) -> PairTarget:
     first = units[0][1]
     for _, unit in units:
         if (unit.shape, unit.form, unit.kernel, unit.depth, len(unit.updates)) != (
@@ -270,7 +270,7 @@ def _target(name: str, units: Sequence[tuple[float, Unit]]) -> Target:
         stacked = first.form == "parameter" and count > 1
         view = View(part=f"expert {e}" if stacked else "")
         pairs.append(Pair(name, None, Blend(name, first.shape, terms, expert=e if stacked else None), view))
-    return Target(name, first.module, first.form, tuple(pairs), kernel=first.kernel, depth=first.depth)
+    return PairTarget(name, first.module, first.form, tuple(pairs), kernel=first.kernel, depth=first.depth)
 
 
 def _whole(contents: Contents, adapted: set[str]) -> tuple[Whole, ...]:
@@ -294,7 +294,7 @@ def _units(adapter: Adapter, contents: Contents) -> list[Unit]:
     """
     context = Context(adapter.source, adapter.config, None, adapter.initial)
     out: list[Unit] = []
-    stacks: dict[str, list[Module]] = {}
+    stacks: dict[str, list[LoraModule]] = {}
     for module in contents.modules:
         if parameters_of(adapter.config, module.path):
             stacks.setdefault(module.path, []).append(module)
@@ -319,7 +319,7 @@ def _units(adapter: Adapter, contents: Contents) -> list[Unit]:
     return out
 
 
-def _stack(adapter: Adapter, name: str, path: str, module: Module) -> Unit:
+def _stack(adapter: Adapter, name: str, path: str, module: LoraModule) -> Unit:
     A, B = module.parts.get("lora_A"), module.parts.get("lora_B")
     r = rank_of(adapter.config, name)
     if A is None or B is None or A.shape[0] % r or A.shape[0] != B.shape[1]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaw.checkpoints import Checkpoint, StoredHandle
 from deltaw.checkpoints.safetensors import read_header
-from deltaw.edits.tensorfile import Entry, raw, write_tensors
+from deltaw.edits.tensorfile import OutputTensor, raw, write_tensors
 from deltaw.errors import EditError
 from deltaw.files import replacing
 from deltaw.types import Handle
@@ -53,7 +53,9 @@ def write_shards(ft: Checkpoint, out: Path, changed: Mapping[str, Path]) -> None
         target = out / inner
         target.parent.mkdir(parents=True, exist_ok=True)
         if ft.format == "memory":
-            write_tensors(target, [Entry(n, h.dtype, h.shape, _reader(n, h, changed)) for n, h in tensors.items()])
+            write_tensors(
+                target, [OutputTensor(n, h.dtype, h.shape, _reader(n, h, changed)) for n, h in tensors.items()]
+            )
         elif path.suffix == ".safetensors" or _is_safetensors(path):
             _copy(path, target, tensors, changed)
         else:

@@ -34,7 +34,7 @@ ALIGNMENT = 8  # bytes: where the first tensor begins
 
 
 @dataclass(frozen=True)
-class Entry:
+class OutputTensor:
     """A tensor to be written.
 
     Attributes:
@@ -65,7 +65,7 @@ def raw(tensor: Tensor) -> bytes | memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def header(entries: Iterable[Entry], metadata: dict[str, str] | None = None) -> bytes:
+def header(entries: Iterable[OutputTensor], metadata: dict[str, str] | None = None) -> bytes:
     """The header of a file with these tensors one after the other."""
     about: dict[str, JsonValue] = {"__metadata__": metadata or {"format": "pt"}}
     at = 0
@@ -81,7 +81,7 @@ def header(entries: Iterable[Entry], metadata: dict[str, str] | None = None) -> 
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(path: Path, entries: Iterable[Entry]) -> None:
+def write_tensors(path: Path, entries: Iterable[OutputTensor]) -> None:
     """Write a file, whole or not at all.
 
     Args:

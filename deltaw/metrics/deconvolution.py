@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltaw.metrics.precision import NOISY
-from deltaw.metrics.quantiser import Quantised, gaussian_rounding
+from deltaw.metrics.quantiser import RoundedGaussian, gaussian_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.rank import rank_at
 from deltaw.types import Interval, Vector
@@ -158,7 +158,7 @@ def back(squares: Vector, variance: float, largest: int) -> Vector:
     return out
 
 
-def _flat(squares: Vector, seen: Quantised, largest: int, before: float) -> float:
+def _flat(squares: Vector, seen: RoundedGaussian, largest: int, before: float) -> float:
     """`Denoised.flat`: the directions above the noise as they were before it, the rest of the energy on all others."""
     k, unit = len(squares), seen.variance * largest
     y, beta = squares / unit, k / largest

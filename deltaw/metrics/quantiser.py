@@ -25,7 +25,7 @@ TERMS = 48  # of the sums: (j + ½)·FINE reaches beyond 9 standard deviations
 TRIES, NEAR = 60, 1e-12  # of the search for log t: at most, and how near its ends come
 
 
-class Quantised(NamedTuple):
+class RoundedGaussian(NamedTuple):
     """A Gaussian update that was rounded.
 
     Attributes:
@@ -41,7 +41,7 @@ class Quantised(NamedTuple):
     unchanged: float
 
 
-def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Quantised:
+def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> RoundedGaussian:
     """The Gaussian update whose rounding has a given energy.
 
     Args:
@@ -54,14 +54,14 @@ def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> Quantised
     """
     entries = float(counts.sum())
     if not (energy > 0 and entries > 0):
-        return Quantised(0.0, 0.0, 0.0, 1.0)
+        return RoundedGaussian(0.0, 0.0, 0.0, 1.0)
     low, high = math.log(float(steps.min()) / COARSE), math.log(float(steps.max()) + math.sqrt(energy / entries)) + 1
     logs, weights = np.log(steps), counts * steps**2
     scale = math.exp(_root(lambda t: float(weights @ _kept(logs - t)) / energy, low, high))
     kept, gains, unchanged = moments(steps / scale)
     gain = float(counts @ gains) / entries
     variance = max(0.0, float(weights @ kept) / entries - (gain * scale) ** 2)
-    return Quantised(scale, gain, variance, float(counts @ unchanged) / entries)
+    return RoundedGaussian(scale, gain, variance, float(counts @ unchanged) / entries)
 
 
 def _root(share: Callable[[float], float], low: float, high: float) -> float:

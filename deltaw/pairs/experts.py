@@ -27,7 +27,7 @@ INTERLEAVED = "gpt_oss"  # gate and up alternate
 Sizes = Mapping[str, set[tuple[int, ...]]]  # of one expert's tensors, by leaf: `gate_proj.weight`
 
 
-class Stack:
+class ExpertStack:
     """A stack of experts: which leaves it holds, and how it is cut into them."""
 
     def __init__(self, name: str, handle: Handle, layout: Layout) -> None:
@@ -106,7 +106,7 @@ def pieces(
 
 
 def _cut(
-    own: Mapping[str, Stack], other: Mapping[str, Stack], tensors: Mapping[str, Handle]
+    own: Mapping[str, ExpertStack], other: Mapping[str, ExpertStack], tensors: Mapping[str, Handle]
 ) -> dict[str, dict[str, Piece]]:
     """The pieces of each stack that the other side's tensors have in other pieces."""
     if not own:
@@ -119,14 +119,14 @@ def _cut(
     return {name: stack.cut(sizes) for name, stack in own.items() if stack.lies not in there}
 
 
-def find_stacks(tensors: Mapping[str, Handle], layout: Layout) -> dict[str, Stack]:
+def find_stacks(tensors: Mapping[str, Handle], layout: Layout) -> dict[str, ExpertStack]:
     """The stacks of experts by name, and the stacked biases beside them."""
-    out = {name: Stack(name, tensors[name], layout) for name in layout.stacks if STACKED.match(unwrap(name))}
+    out = {name: ExpertStack(name, tensors[name], layout) for name in layout.stacks if STACKED.match(unwrap(name))}
     at = {stack.at for stack in out.values()}
     for name, handle in tensors.items() if out else ():
         found = STACKED.match(unwrap(name)) if len(handle.shape) == 2 else None
         if found is not None and found["at"] in at and found["kind"] in {"_bias", ".bias"}:
-            out[name] = Stack(name, handle, layout)
+            out[name] = ExpertStack(name, handle, layout)
     return out
 
 

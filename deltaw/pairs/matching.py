@@ -25,7 +25,7 @@ AGREE = 0.9  # of the names behind one prefix: a head or a table may have been r
 INNER = re.compile(r"(?<=\.)(?:module|base_model\.model|base_layer)\.")
 
 
-class Rule(NamedTuple):
+class MatchingRule(NamedTuple):
     """A key for the names of either side, and what a note says of it."""
 
     says: str
@@ -48,7 +48,7 @@ class Joined:
     pairs: dict[str, str] = field(default_factory=dict)
     left: dict[str, Shape] = field(default_factory=dict)
     right: dict[str, Shape] = field(default_factory=dict)
-    rules: list[Rule] = field(default_factory=list)
+    rules: list[MatchingRule] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -69,10 +69,14 @@ def join(left: Mapping[str, Shape], right: Mapping[str, Shape], *configs: Docume
     return out
 
 
-def _rules(rest: Joined, configs: tuple[Document, ...]) -> Iterator[Rule]:
+def _rules(rest: Joined, configs: tuple[Document, ...]) -> Iterator[MatchingRule]:
     """The rules in the order in which they are tried; each sees what the ones before it left over."""
     bare, changed = "without what wrappers put into them", "by names that libraries changed"
-    for rule in (Rule(bare, unwrap, unwrap, True), Rule(bare, _bare, _bare, True), Rule(changed, _known, _known)):
+    for rule in (
+        MatchingRule(bare, unwrap, unwrap, True),
+        MatchingRule(bare, _bare, _bare, True),
+        MatchingRule(changed, _known, _known),
+    ):
         if rest.left and rest.right:
             yield rule
     keys: list[Key] = [_known]
@@ -81,13 +85,13 @@ def _rules(rest: Joined, configs: tuple[Document, ...]) -> Iterator[Rule]:
     for key in keys:
         yield from _prefixed(rest, key)
         if key is not _known and rest.left and rest.right:
-            yield Rule("by the names of the language model inside", key, key)
+            yield MatchingRule("by the names of the language model inside", key, key)
             yield from _prefixed(rest, key)
     if _plausible(rest):
         for config in configs:
             if rename := conversion(config):
                 key = partial(_converted, rename)
-                yield Rule("by the names that transformers gives them in memory", key, key)
+                yield MatchingRule("by the names that transformers gives them in memory", key, key)
                 yield from _prefixed(rest, key)
                 return
 
@@ -114,7 +118,7 @@ def _plausible(rest: Joined) -> bool:
     return bool(rest.left) and any(s is None or (len(s) > 1 and tuple(sorted(s)) in sizes) for s in rest.right.values())
 
 
-def _apply(rule: Rule, out: Joined) -> None:
+def _apply(rule: MatchingRule, out: Joined) -> None:
     theirs = unique(rule.right, out.right)
     new = {}
     for key, name in unique(rule.left, out.left).items():
@@ -132,7 +136,7 @@ def _apply(rule: Rule, out: Joined) -> None:
     out.notes.append(f"{count} matched {rule.says} ({new[first]} = {first})")
 
 
-def _prefixed(rest: Joined, key: Key) -> Iterator[Rule]:
+def _prefixed(rest: Joined, key: Key) -> Iterator[MatchingRule]:
     """The one constant prefix that one side has more, if there is one and no other."""
     if not (rest.left and rest.right):
         return
@@ -154,9 +158,9 @@ def _prefixed(rest: Joined, key: Key) -> Iterator[Rule]:
 
     says = f"without the prefix {best.prefix!r} of the {'fine-tuned side' if best.side == 'right' else 'base'}"
     if best.side == "right":
-        yield Rule(says, shorter_key, longer_key, certain=True)
+        yield MatchingRule(says, shorter_key, longer_key, certain=True)
     else:
-        yield Rule(says, longer_key, shorter_key, certain=True)
+        yield MatchingRule(says, longer_key, shorter_key, certain=True)
 
 
 class Candidate(NamedTuple):

@@ -98,7 +98,7 @@ class Decay:
 
 
 @dataclass(frozen=True)
-class Shrinks:
+class MatrixShrinkages:
     """What the changed matrices show, one entry each.
 
     Attributes:
@@ -208,7 +208,7 @@ def sharing(rows: Sequence[Row], decay: Decay) -> frozenset[str]:
     return frozenset(seen.names[i] for i in np.flatnonzero(seen.agree(c) | fits))
 
 
-def _shrinks(changed: Sequence[Row]) -> Shrinks:
+def _shrinks(changed: Sequence[Row]) -> MatrixShrinkages:
     def column(name: str) -> Vector:
         return np.array([number(row, name) for row in changed], dtype=np.float64)
 
@@ -218,7 +218,7 @@ def _shrinks(changed: Sequence[Row]) -> Shrinks:
     # rows that moved by nothing else know it best, unless there are no others
     alone = column("decay_rows_spread") < ALONE * column("decay_estimate")
     by_rows &= ~uniform | (alone & (column("decay_rows_fraction") < NEARLY_ALL))
-    return Shrinks(
+    return MatrixShrinkages(
         names=tuple(text(row, "name") for row in changed),
         embedding=np.array([text(row, "kind") == "embedding" for row in changed], dtype=bool),
         c=c,
@@ -237,7 +237,7 @@ def _by_rows(row: Row) -> bool:
     return enough and text(row, "decay_rows_kind") == "uniform"
 
 
-def _common(seen: Shrinks) -> float:
+def _common(seen: MatrixShrinkages) -> float:
     """The c of what passes for decayed: the weighted median, in which what learnt least counts most."""
     values = np.concatenate([seen.unlearnt[seen.uniform], seen.rows_c[seen.from_rows]])
     reach = np.concatenate([seen.reach[seen.uniform], seen.rows_spread[seen.from_rows]])
@@ -248,7 +248,7 @@ def _common(seen: Shrinks) -> float:
     return float(values[order][np.searchsorted(weights, weights[-1] / 2)])
 
 
-def _interval(seen: Shrinks, agree: Mask, c: float, changed: Iterable[Row]) -> tuple[float, float]:
+def _interval(seen: MatrixShrinkages, agree: Mask, c: float, changed: Iterable[Row]) -> tuple[float, float]:
     """As far as the best of those that agree may be off, and as far as they stand apart."""
     whole = agree & seen.uniform
     values = np.concatenate([seen.unlearnt[whole], seen.rows_c[agree & seen.from_rows]])
@@ -261,7 +261,7 @@ def _interval(seen: Shrinks, agree: Mask, c: float, changed: Iterable[Row]) -> t
     return max(0.0, c - half), c + half
 
 
-def _like_mean(seen: Shrinks, agree: Mask) -> bool:
+def _like_mean(seen: MatrixShrinkages, agree: Mask) -> bool:
     """(1 − f)·W0 + f·U has c = f, and as much other energy where ‖U‖ = ‖W0‖; learning has no reason to."""
     whole = agree & seen.uniform
     return bool(whole.any() and (np.abs(np.sqrt(seen.rest[whole]) - seen.c[whole]) <= MEAN * seen.c[whole]).all())

@@ -47,7 +47,7 @@ BITS = {
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantisedMatrices:
     """The matrices of one side that are stored in one quantised format.
 
     Attributes:
@@ -77,10 +77,10 @@ class Quantised:
     quietest: tuple[int, float] | None = None
 
 
-def quantised(rows: Sequence[Row]) -> tuple[Quantised, ...]:
+def quantised(rows: Sequence[Row]) -> tuple[QuantisedMatrices, ...]:
     """The quantised formats of both sides, the base's first, each with the matrices that it stores."""
     sides: tuple[tuple[Literal["base", "fine-tuned"], str], ...] = (("base", "base_dtype"), ("fine-tuned", "ft_dtype"))
-    out: list[Quantised] = []
+    out: list[QuantisedMatrices] = []
     for side, column in sides:
         groups: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
@@ -102,8 +102,8 @@ def bits_per_weight(form: str) -> float:
     return 8.0 if form.startswith("fp8") else math.nan
 
 
-def _of(side: Literal["base", "fine-tuned"], form: str, rows: Sequence[Row]) -> Quantised:
-    found = Quantised(side, form, len(rows), bits_per_weight(form))
+def _of(side: Literal["base", "fine-tuned"], form: str, rows: Sequence[Row]) -> QuantisedMatrices:
+    found = QuantisedMatrices(side, form, len(rows), bits_per_weight(form))
     if side == "base":
         return found
     noise = [_over_base(row, "rounding_noise") for row in rows]
@@ -114,7 +114,7 @@ def _of(side: Literal["base", "fine-tuned"], form: str, rows: Sequence[Row]) -> 
             layers[int(layer)].append(value)
     medians = sorted((Spread.of(values).median, layer) for layer, values in layers.items())
     ends = [(layer, value) for value, layer in medians]
-    return Quantised(
+    return QuantisedMatrices(
         side,
         form,
         len(rows),

@@ -18,13 +18,13 @@ from deltaw.results.summary import (
     Kind,
     Moved,
     MovedModule,
-    Precision,
     Ranks,
     Resolution,
+    RoundingSummary,
     Summary,
 )
 from deltaw.results.typical import typical
-from deltaw.results.verdict import Evidence, verdict
+from deltaw.results.verdict import VerdictEvidence, verdict
 from deltaw.types import Coverage, Reason, Row, Skipped
 
 TOP = 5  # how many of the most changed are named
@@ -47,7 +47,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
     delta, base = _pooled(rows)
     reasons = Counter(s.because.value for s in skipped)
     adapter, decay = _adapter(moved), summarize_decay(rows)
-    evidence = Evidence(
+    evidence = VerdictEvidence(
         tensors=len(rows),
         changed=len(changed),
         kinds=frozenset(matrices.texts("kind")),
@@ -172,11 +172,11 @@ def _resolution(matrices: Rows) -> Resolution:
     return Resolution(found["resolved"], found["noisy"], found["below_precision"])
 
 
-def _precision(matrices: Rows) -> Precision:
+def _precision(matrices: Rows) -> RoundingSummary:
     energy, noise = matrices.numbers("fro_norm") ** 2, matrices.numbers("rounding_noise") ** 2
     stored = np.where(noise > 0, noise, math.nan)
     signal = matrices.numbers("signal_rank")
-    return Precision(
+    return RoundingSummary(
         dtypes=_most_frequent(matrices.texts("ft_dtype")),
         rounding=Spread.of(noise / energy),
         beyond=Spread.of((1 - matrices.numbers("signal_energy")) * energy / stored),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deltaw.results.decay import Decay
-from deltaw.results.quantised import Quantised
+from deltaw.results.quantised import QuantisedMatrices
 from deltaw.results.rows import UNKNOWN, Spread
 from deltaw.results.typical import NO_MATRIX, Typical
 from deltaw.results.verdict import Verdict
@@ -67,7 +67,7 @@ class Resolution:
 
 
 @dataclass(frozen=True)
-class Precision:
+class RoundingSummary:
     """How much of the changed matrices is rounding.
 
     Attributes:
@@ -228,7 +228,7 @@ class Summary:
     most_changed_matrices: tuple[Moved, ...] = ()
     most_changed_modules: tuple[MovedModule, ...] = ()
     resolution: Resolution = Resolution()
-    precision: Precision = Precision()
+    precision: RoundingSummary = RoundingSummary()
     rank: Ranks = Ranks()
     energy: Mapping[str, Spread] = field(default_factory=dict)
     against_base: AgainstBase = AgainstBase()
@@ -236,7 +236,7 @@ class Summary:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     intruders: float = math.nan
     decay: Decay = field(default_factory=Decay)
-    quantised: tuple[Quantised, ...] = ()
+    quantised: tuple[QuantisedMatrices, ...] = ()
 
     def __repr__(self) -> str:
         """One line."""

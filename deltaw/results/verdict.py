@@ -60,7 +60,7 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class Evidence:
+class VerdictEvidence:
     """What the rules look at.
 
     Attributes:
@@ -87,7 +87,7 @@ class Evidence:
     beyond: Spread
 
 
-def verdict(e: Evidence) -> Verdict:
+def verdict(e: VerdictEvidence) -> Verdict:
     """The first of `Verdict` whose rule holds; `RULES` states them in words."""
     if not e.tensors:
         return Verdict.EMPTY
@@ -115,7 +115,7 @@ def _more_than_half(rows: Rows, column: str, word: str) -> bool:
     return rows.texts(column).count(word) > len(rows) / 2
 
 
-def _is_low_rank(e: Evidence) -> bool:
+def _is_low_rank(e: VerdictEvidence) -> bool:
     few = e.matrices.median("signal_rank") >= 1 and e.signal_share.median <= LOW_RANK_SHARE
     if e.matrices.median("rank_90") > e.matrices.median("signal_rank"):  # most of it lies below the edge, unseen
         return False

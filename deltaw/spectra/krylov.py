@@ -46,7 +46,7 @@ class Operator(NamedTuple):
         return self._replace(shape=(n, m), apply=self.apply_transposed, apply_transposed=self.apply)
 
 
-class Rule(NamedTuple):
+class Quadrature(NamedTuple):
     """A quadrature: nodes (d,), descending, and their weights (d, b), as each of b probes sees them."""
 
     nodes: Vector
@@ -67,7 +67,7 @@ class Ritz(NamedTuple):
     residuals: Tensor
     left: Tensor
     right: Tensor
-    gauss: Rule
+    gauss: Quadrature
 
 
 class BlockKrylov:
@@ -114,12 +114,12 @@ class BlockKrylov:
         """Ritz values and vectors, their residuals, and the Gauss quadrature."""
         P, theta, Yh = torch.linalg.svd(self._bidiagonal()[:, : self.dimension])
         residuals = torch.linalg.vector_norm(self._C[-1] @ P[-self.block :], dim=0)
-        return Ritz(theta, residuals, P, Yh.T, Rule(theta.numpy(), self._weights(Yh)))
+        return Ritz(theta, residuals, P, Yh.T, Quadrature(theta.numpy(), self._weights(Yh)))
 
-    def radau(self) -> Rule:
+    def radau(self) -> Quadrature:
         """The Gauss–Radau quadrature with a node at 0."""
         _, theta, Yh = torch.linalg.svd(self._bidiagonal(), full_matrices=True)
-        return Rule(np.pad(theta.numpy(), (0, self.block)), self._weights(Yh))
+        return Quadrature(np.pad(theta.numpy(), (0, self.block)), self._weights(Yh))
 
     def _bidiagonal(self) -> Tensor:
         """B with C·Eᵀ appended: (d, d + b)."""

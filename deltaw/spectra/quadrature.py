@@ -32,7 +32,7 @@ from deltaw.metrics import rank_90_null  # and registers the metrics
 from deltaw.metrics.deconvolution import ENERGY, RANK, interval, without_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import REGISTRY, evaluate
-from deltaw.spectra.krylov import BlockKrylov, Ritz, Rule
+from deltaw.spectra.krylov import BlockKrylov, Quadrature, Ritz
 from deltaw.types import Interval, Vector
 
 CONVERGED = 1e-3  # a Ritz value whose residual is within this share of it is a singular value
@@ -127,7 +127,7 @@ class Estimator:
             top = 1.0
         return Interval(value, max(0.0, low), min(top, high))
 
-    def _spectrum(self, rule: Rule, leading: Vector, leave_out: Any = ()) -> Vector:
+    def _spectrum(self, rule: Quadrature, leading: Vector, leave_out: Any = ()) -> Vector:
         weights = np.delete(rule.weights, leave_out, axis=1).mean(axis=1)
         return estimated_values(rule.nodes, weights, leading, self.k, self.energy)
 
@@ -217,7 +217,7 @@ def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
-def _values_per_node(rule: Rule, head: int, index: float) -> float:
+def _values_per_node(rule: Quadrature, head: int, index: float) -> float:
     """How many singular values one node stands for, where the `index`-th is; 0 among the leading ones."""
     if index < head:
         return 0.0

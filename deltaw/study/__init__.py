@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltaw.study.callback import SpectrumCallback as SpectrumCallback
-    from deltaw.study.costs import Estimate as Estimate
+    from deltaw.study.costs import PlanCost as PlanCost
     from deltaw.study.costs import estimate as estimate
     from deltaw.study.plan import PRESETS as PRESETS
     from deltaw.study.plan import StudyPlan as StudyPlan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "PRESETS": "plan",
-    "Estimate": "costs",
+    "PlanCost": "costs",
     "StudyPlan": "plan",
     "SpectrumCallback": "callback",
     "Study": "runner",

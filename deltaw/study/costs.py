@@ -29,7 +29,7 @@ SOLUTION = 0.75  # of a block: a solution that is generated, at most, for its pr
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PlanCost:
     """What a plan takes.
 
     Attributes:
@@ -56,7 +56,7 @@ class Estimate:
     seconds: dict[str, float]
 
 
-def estimate(plan: StudyPlan, *, device: str = "auto", jobs: int | None = None) -> Estimate:
+def estimate(plan: StudyPlan, *, device: str = "auto", jobs: int | None = None) -> PlanCost:
     """Estimate a plan by timing its parts on this machine; takes seconds for a small model.
 
     Args:
@@ -94,7 +94,7 @@ def estimate(plan: StudyPlan, *, device: str = "auto", jobs: int | None = None) 
         "runs": train / min(jobs, len(runs)),
         "comparison": COMPARED * points,
     }
-    return Estimate(
+    return PlanCost(
         parameters=parameters,
         trainable=trainable,
         runs=len(runs),
@@ -211,7 +211,7 @@ def _disk(plan: StudyPlan, runs: Sequence[PlannedRun], parameters: int, trainabl
     return weights + sum(checkpoint(r.arm) * kept + results for r in runs)
 
 
-def in_words(plan: StudyPlan, found: Estimate) -> str:
+def in_words(plan: StudyPlan, found: PlanCost) -> str:
     """The plan and its estimate, for people."""
     t = plan.training
     base = plan.base.model or "a Llama trained from scratch"

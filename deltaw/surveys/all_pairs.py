@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaw.surveys import sketches
-from deltaw.surveys.table import Table
+from deltaw.surveys.table import UpdateTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +17,7 @@ Kept = Callable[[int, slice], "NDArray[np.generic]"]  # rows of the sketches of 
 
 
 def sketched_cosines(
-    table: Table, kept: Kept, *, memory: int, done: Callable[[int, int], None]
+    table: UpdateTable, kept: Kept, *, memory: int, done: Callable[[int, int], None]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines over shared matrices, and the half-widths of their 95 % intervals, (N, N); NaN where nothing is shared.
 
@@ -47,13 +47,13 @@ def sketched_cosines(
     return cosine, half
 
 
-def _scale(table: Table) -> NDArray[np.float64]:
+def _scale(table: UpdateTable) -> NDArray[np.float64]:
     """‖ΔW_k‖ over ‖ΔW‖: the inner products of what is scaled so are within float32, whatever the adapters' sizes."""
     whole = np.sqrt((table.norms**2).sum(axis=1, keepdims=True))
     return np.asarray(table.norms / np.where(whole > 0, whole, 1))
 
 
-def _weighted(table: Table, kept: Kept, columns: NDArray[np.int64]) -> NDArray[np.float32]:
+def _weighted(table: UpdateTable, kept: Kept, columns: NDArray[np.int64]) -> NDArray[np.float32]:
     """The sketches of some matrices of all adapters, times their share of the norm: (N, columns, GROUPS, SIDE²)."""
     scale = _scale(table).astype(np.float32)
     out = np.zeros((len(table.index), len(columns), sketches.GROUPS, sketches.SIDE**2), dtype=np.float32)
@@ -66,7 +66,7 @@ def _weighted(table: Table, kept: Kept, columns: NDArray[np.int64]) -> NDArray[n
     return out
 
 
-def _own(table: Table, kept: Kept) -> NDArray[np.float32]:
+def _own(table: UpdateTable, kept: Kept) -> NDArray[np.float32]:
     """‖X‖² of every sketch, scaled as above: (GROUPS, N, K)."""
     N, K = table.index.shape
     scale = _scale(table)
@@ -80,7 +80,7 @@ def _own(table: Table, kept: Kept) -> NDArray[np.float32]:
 
 
 def _intervals(
-    table: Table, products: NDArray[np.float32], own: NDArray[np.float32], mine: NDArray[np.int64]
+    table: UpdateTable, products: NDArray[np.float32], own: NDArray[np.float32], mine: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The cosines of some adapters with all, row by row: what both have decides their norms."""
     squares = _scale(table) ** 2

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaw.surveys.look import TOP
-from deltaw.surveys.table import Table
+from deltaw.surveys.table import UpdateTable
 from deltaw.types import Matrix as Array
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Thin:
 
 
 @dataclass(frozen=True)
-class Sums:
+class PairSums:
     """Of each pair and kind of module, sums over the matrices that both change, (pairs, kinds).
 
     Attributes:
@@ -61,8 +61,8 @@ Read = Callable[[int, int], Thin]
 
 
 def pair_sums(
-    table: Table, pairs: NDArray[np.int64], read: Read, *, memory: int, done: Callable[[int, int], None]
-) -> Sums:
+    table: UpdateTable, pairs: NDArray[np.int64], read: Read, *, memory: int, done: Callable[[int, int], None]
+) -> PairSums:
     """Sums over the matrices of each pair.
 
     Args:
@@ -76,7 +76,7 @@ def pair_sums(
         DeltaWError: A factor cannot be read any more.
     """
     kinds = list(table.kinds.values())
-    sums = Sums(*(np.zeros((len(pairs), len(kinds))) for _ in range(5)))
+    sums = PairSums(*(np.zeros((len(pairs), len(kinds))) for _ in range(5)))
     finished = 0
     if not len(pairs):
         return sums
@@ -107,14 +107,14 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's
 
 
-def _bytes(table: Table, adapters: NDArray[np.int64], column: int) -> int:
+def _bytes(table: UpdateTable, adapters: NDArray[np.int64], column: int) -> int:
     """Bytes of the vectors of one matrix of some adapters."""
     m, n = table.columns[column].shape
     widest = int(np.where(table.dense[adapters, column], TOP, table.ranks[adapters, column]).max(initial=1))
     return len(adapters) * (m + n) * min(widest, m, n) * FLOAT
 
 
-def _chunks(table: Table, memory: int) -> Iterator[list[int]]:
+def _chunks(table: UpdateTable, memory: int) -> Iterator[list[int]]:
     """Matrices of one shape that all adapters may hold at a time; at least one."""
     everyone = np.arange(len(table.index))
     by_shape: dict[tuple[int, int], list[int]] = {}
@@ -134,7 +134,7 @@ def _chunks(table: Table, memory: int) -> Iterator[list[int]]:
 
 
 def _tiles(
-    table: Table, pairs: NDArray[np.int64], columns: Sequence[int], memory: int
+    table: UpdateTable, pairs: NDArray[np.int64], columns: Sequence[int], memory: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Adapters that are held at a time, and which pairs lie among them: all at once where they fit."""
     involved = np.unique(pairs)
@@ -153,13 +153,13 @@ def _tiles(
 
 
 def _tile(
-    loaded: Loaded,
+    loaded: PaddedVectors,
     tile: NDArray[np.int64],
     pairs: NDArray[np.int64],
     of_kind: Sequence[int],
     chosen: NDArray[np.int64],
     memory: int,
-    sums: Sums,
+    sums: PairSums,
     pool: ThreadPoolExecutor,
 ) -> None:
     """Add what the pairs of one tile have in some matrices."""
@@ -185,7 +185,7 @@ def _tile(
 
 
 @dataclass(frozen=True)
-class Loaded:
+class PaddedVectors:
     """Vectors of k matrices of N adapters, zero-padded to r: U (k, N, r, m), s (k, N, r), V (k, N, r, n).
 
     `ranks` (k, N) is 0 where an adapter lacks a matrix; `exact` (k, N) where s holds all of its singular values.
@@ -199,8 +199,8 @@ class Loaded:
 
 
 def _load(
-    table: Table, tile: NDArray[np.int64], columns: Sequence[int], read: Read, pool: ThreadPoolExecutor
-) -> Loaded:
+    table: UpdateTable, tile: NDArray[np.int64], columns: Sequence[int], read: Read, pool: ThreadPoolExecutor
+) -> PaddedVectors:
     import torch
 
     m, n = table.columns[columns[0]].shape
@@ -222,11 +222,11 @@ def _load(
         ranks[j, i] = r
 
     list(pool.map(one, ((j, i) for j, i in np.argwhere(has).tolist())))
-    return Loaded(U, s, V, ranks, exact)
+    return PaddedVectors(U, s, V, ranks, exact)
 
 
 def _products(
-    of: Loaded, rows: NDArray[np.int64], others: NDArray[np.int64]
+    of: PaddedVectors, rows: NDArray[np.int64], others: NDArray[np.int64]
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Inner products, φ left and right, their null, and whether both have the matrix: each (k, rows, others)."""
     import torch

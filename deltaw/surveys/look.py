@@ -20,7 +20,7 @@ from deltaw.measurement.options import Options
 from deltaw.pairs.selection import Selection
 from deltaw.results.rows import number, quoted
 from deltaw.spectra import factored_svd, leading_triplets
-from deltaw.surveys.opened import Opened, fits_alone, open_member
+from deltaw.surveys.opened import OpenedAdapter, fits_alone, open_member
 from deltaw.surveys.parts import Looked
 from deltaw.surveys.sketches import entries, sketch
 from deltaw.tensors.matrix import matrix, outputs
@@ -60,7 +60,7 @@ class SeenMatrix:
     tensors: Mapping[str, Tensor]
 
 
-class Base:
+class SurveyBase:
     """The base of a survey, with the norms of its matrices as far as they were asked for; safe from several threads.
 
     Attributes:
@@ -94,7 +94,7 @@ class Base:
 
 
 def look(
-    base: Base, source: str, selection: Selection, keep: Callable[[Looked, dict[str, NDArray[np.generic]]], None]
+    base: SurveyBase, source: str, selection: Selection, keep: Callable[[Looked, dict[str, NDArray[np.generic]]], None]
 ) -> Looked:
     """Read one adapter; what is wrong with it is a reason in its row, and never the end of a survey.
 
@@ -128,18 +128,18 @@ def look(
     return looked
 
 
-def _unusable(source: str, base: Base, why: str) -> Looked:
+def _unusable(source: str, base: SurveyBase, why: str) -> Looked:
     other = base.checkpoint is not None and fits_alone(source)
     return Looked(reason=why or "it cannot be opened", other_base=other)
 
 
-def _method(opened: Opened) -> str:
+def _method(opened: OpenedAdapter) -> str:
     """What most of the matrices were changed by."""
     kinds = [p.ft.adapter_type if is_update(p.ft) else "full" for p in opened.pairs.values()]
     return max(sorted(set(kinds)), key=kinds.count, default="")
 
 
-def _matrices(base: Base, opened: Opened) -> tuple[dict[str, SeenMatrix], dict[str, str], int]:
+def _matrices(base: SurveyBase, opened: OpenedAdapter) -> tuple[dict[str, SeenMatrix], dict[str, str], int]:
     """What changed, what cannot be read and why, and how many matrices have B = 0."""
     found: dict[str, SeenMatrix] = {}
     failed: dict[str, str] = {}
@@ -157,7 +157,7 @@ def _matrices(base: Base, opened: Opened) -> tuple[dict[str, SeenMatrix], dict[s
     return found, failed, untrained
 
 
-def _factored(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
+def _factored(base: SurveyBase, key: str, pair: Pair) -> SeenMatrix | None:
     """From the factors; None where their product is 0.
 
     Raises:
@@ -192,7 +192,7 @@ def _factored(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
     )
 
 
-def _dense(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
+def _dense(base: SurveyBase, key: str, pair: Pair) -> SeenMatrix | None:
     """From ΔW itself, with the ranks that may be quoted of it; None where nothing changed.
 
     Raises:
@@ -233,7 +233,7 @@ def _dense(base: Base, key: str, pair: Pair) -> SeenMatrix | None:
     )
 
 
-def _together(about: Looked, opened: Opened, found: Mapping[str, SeenMatrix]) -> Looked:
+def _together(about: Looked, opened: OpenedAdapter, found: Mapping[str, SeenMatrix]) -> Looked:
     """The matrices of an adapter as arrays."""
     rows = list(found.values())
     sigma = np.zeros((len(rows), TOP))

@@ -41,7 +41,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Kept:
+class MergeShare:
     """What is left of one adapter in a merge: `method` is `sum` or `ties`."""
 
     name: str
@@ -73,7 +73,7 @@ class Merge:
 
     names: tuple[str, ...]
     interference: tuple[Interference, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[MergeShare, ...]
 
     def to_dict(self) -> dict[str, JsonValue]:
         """As JSON values."""
@@ -86,7 +86,7 @@ class Merge:
 
 
 @dataclass(frozen=True)
-class Sums:
+class MergeSums:
     """Sums over matrices, for n adapters and the methods of `METHODS`.
 
     Attributes:
@@ -108,13 +108,13 @@ class Sums:
     matrices: int = 0
 
     @staticmethod
-    def zero(count: int) -> Sums:
+    def zero(count: int) -> MergeSums:
         """Of no matrix yet."""
-        return Sums(np.zeros((count, count)), np.zeros(count), np.zeros((2, count)), np.zeros((2, count)))
+        return MergeSums(np.zeros((count, count)), np.zeros(count), np.zeros((2, count)), np.zeros((2, count)))
 
-    def plus(self, other: Sums) -> Sums:
+    def plus(self, other: MergeSums) -> MergeSums:
         """Of the matrices of both."""
-        return Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return MergeSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 METHODS = ("sum", "ties")
@@ -139,14 +139,14 @@ def check_merge(
     """
     opened = [open_member(base, source, selection).pairs for source in chosen.values()]
     shapes = {key: pair.shape for pairs in opened for key, pair in pairs.items()}
-    by_kind: dict[str, Sums] = {}
+    by_kind: dict[str, MergeSums] = {}
     for number, (key, shape) in enumerate(sorted(shapes.items(), key=lambda item: natural(item[0])), start=1):
         having = [pairs.get(key) for pairs in opened]
         values = [None if p is None or p.shape != shape else _value(p) for p in having]
         one = _sums(values, shape)
         kind = kind_of(key)
         for into in (ALL, kind):
-            by_kind[into] = by_kind.get(into, Sums.zero(len(opened))).plus(one)
+            by_kind[into] = by_kind.get(into, MergeSums.zero(len(opened))).plus(one)
         done(number, len(shapes))
     kept = [k for kind, sums in by_kind.items() for k in _kept(tuple(chosen), kind, sums)]
     return Merge(tuple(chosen), tuple(_interference(k, s) for k, s in by_kind.items()), tuple(kept))
@@ -168,7 +168,7 @@ def _value(pair: Pair) -> Tensor | Factors | None:
     return found if found is None or isinstance(found, Factors) else found.double()
 
 
-def _sums(values: Sequence[Tensor | Factors | None], shape: tuple[int, int]) -> Sums:
+def _sums(values: Sequence[Tensor | Factors | None], shape: tuple[int, int]) -> MergeSums:
     """Of one matrix."""
     import torch
 
@@ -184,7 +184,7 @@ def _sums(values: Sequence[Tensor | Factors | None], shape: tuple[int, int]) -> 
     several = (signs != 0).sum(0) > 1
     differ = signs.amax(0) * signs.amin(0) < 0
     merged = (X.sum(0), ties(X))
-    return Sums(
+    return MergeSums(
         gram,
         scale * X.square().sum((1, 2)).numpy(),
         scale * np.stack([(X.square() * (signs == M.sign())).sum((1, 2)).numpy() for M in merged]),
@@ -232,22 +232,22 @@ def ties(X: Tensor, density: float = DENSITY) -> Tensor:
     return (trimmed * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
 
 
-def _interference(kind: str, sums: Sums) -> Interference:
+def _interference(kind: str, sums: MergeSums) -> Interference:
     total = float(np.trace(sums.gram))
     ratio = float(sums.gram.sum()) / total if total else math.nan
     differ = sums.differing / sums.shared if sums.shared else math.nan
     return Interference(kind, sums.matrices, ratio, differ)
 
 
-def _kept(names: Sequence[str], kind: str, sums: Sums) -> list[Kept]:
+def _kept(names: Sequence[str], kind: str, sums: MergeSums) -> list[MergeShare]:
     out = []
     for m, method in enumerate(METHODS):
         for i, name in enumerate(names):
             own, energy = float(sums.gram[i, i]), float(sums.energy[i])
             if not own or not energy:
-                out.append(Kept(name, method, kind, math.nan, math.nan))
+                out.append(MergeShare(name, method, kind, math.nan, math.nan))
                 continue
             exact = float(sums.gram[i].sum()) / own
             gain = exact if method == "sum" else float(sums.along[m, i]) / energy
-            out.append(Kept(name, method, kind, min(1.0, float(sums.survived[m, i]) / energy), gain))
+            out.append(MergeShare(name, method, kind, min(1.0, float(sums.survived[m, i]) / energy), gain))
     return out

@@ -19,7 +19,7 @@ STATED = {"kohya": ".alpha", "diffusers": ".alpha"}
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedAdapter:
     """An adapter, headers only.
 
     Attributes:
@@ -35,7 +35,7 @@ class Opened:
     numbers: int
 
 
-def open_member(base: Checkpoint | None, source: str, selection: Selection) -> Opened:
+def open_member(base: Checkpoint | None, source: str, selection: Selection) -> OpenedAdapter:
     """Open one adapter or fine-tune against the base.
 
     Raises:
@@ -48,7 +48,7 @@ def open_member(base: Checkpoint | None, source: str, selection: Selection) -> O
     unscaled = isinstance(sides.ft, Adapter) and not _states_scale(sides.ft)
     stored = sides.ft.tensors.values() if isinstance(sides.ft, Adapter) else [p.ft for p in matrices]
     numbers = sum(prod(h.shape) for h in stored)
-    return Opened(sides.sources[1], dict(zip(keys, matrices, strict=True)), unscaled, numbers)
+    return OpenedAdapter(sides.sources[1], dict(zip(keys, matrices, strict=True)), unscaled, numbers)
 
 
 def _states_scale(adapter: Adapter) -> bool:

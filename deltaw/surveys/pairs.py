@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaw.surveys import sketches
-from deltaw.surveys.exact import Read, Sums, pair_sums
-from deltaw.surveys.table import Table
+from deltaw.surveys.exact import PairSums, Read, pair_sums
+from deltaw.surveys.table import UpdateTable
 from deltaw.types import Matrix as Array
 from deltaw.types import Vector
 
@@ -51,7 +51,7 @@ class Inner:
 
 
 def compare_pairs(
-    table: Table,
+    table: UpdateTable,
     pairs: NDArray[np.int64],
     read: Read,
     tensors: Tensors,
@@ -94,7 +94,7 @@ def compare_pairs(
     return pd.DataFrame(whole)[list(COLUMNS)], by_kind[list(BY_KIND)].sort_values(order, ignore_index=True)
 
 
-def _inner(table: Table, pairs: NDArray[np.int64], sums: Sums, tensors: Tensors) -> Inner:
+def _inner(table: UpdateTable, pairs: NDArray[np.int64], sums: PairSums, tensors: Tensors) -> Inner:
     """The exact part, and the sketched part where an update is dense."""
     shape = (len(pairs), len(table.kinds) + 1)
     value, half = np.zeros(shape), np.zeros(shape)
@@ -107,7 +107,7 @@ def _inner(table: Table, pairs: NDArray[np.int64], sums: Sums, tensors: Tensors)
     return Inner(value, half)
 
 
-def _sketched(table: Table, pairs: NDArray[np.int64], tensors: Tensors) -> tuple[Array, Array]:
+def _sketched(table: UpdateTable, pairs: NDArray[np.int64], tensors: Tensors) -> tuple[Array, Array]:
     """Inner products over the matrices of which one side at least is dense, from the sketches."""
     kinds = np.array([*table.kinds.values(), np.ones(len(table.columns), dtype=np.bool_)])  # (kinds + 1, K)
     products, own_a, own_b = (np.zeros((sketches.GROUPS, len(pairs), len(kinds))) for _ in range(3))
@@ -132,7 +132,7 @@ def _sketched(table: Table, pairs: NDArray[np.int64], tensors: Tensors) -> tuple
     return value, half
 
 
-def energies(table: Table, pairs: NDArray[np.int64], columns: NDArray[np.bool_]) -> tuple[Vector, Vector]:
+def energies(table: UpdateTable, pairs: NDArray[np.int64], columns: NDArray[np.bool_]) -> tuple[Vector, Vector]:
     """‖ΔW‖² of both sides of each pair over those of some matrices that both change."""
     squares, has = table.norms[:, columns] ** 2, table.has[:, columns].astype(np.float64)
     a, b = pairs.T
@@ -140,9 +140,9 @@ def energies(table: Table, pairs: NDArray[np.int64], columns: NDArray[np.bool_])
 
 
 def _measures(
-    table: Table,
+    table: UpdateTable,
     pairs: NDArray[np.int64],
-    sums: Sums,
+    sums: PairSums,
     inner: Inner,
     disagree: Disagreement,
     columns: NDArray[np.bool_],
@@ -171,13 +171,13 @@ def _measures(
         }
 
 
-def cosine_null(table: Table, pairs: NDArray[np.int64], columns: NDArray[np.bool_]) -> Vector:
+def cosine_null(table: UpdateTable, pairs: NDArray[np.int64], columns: NDArray[np.bool_]) -> Vector:
     """The standard deviation of ⟨ΔW, ΔW'⟩ of independent updates of these norms: their directions point anywhere."""
     squares = table.norms[:, columns] ** 2 / np.sqrt(table.sizes[columns])
     return np.asarray(np.sqrt(np.einsum("pk,pk->p", squares[pairs[:, 0]], squares[pairs[:, 1]])))
 
 
-def _shared(table: Table, pairs: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+def _shared(table: UpdateTable, pairs: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
     """How much of each pair is compared: matrices, and the share of each one's energy that lies in them."""
     everything = np.ones(len(table.columns), dtype=np.bool_)
     a_sq, b_sq = energies(table, pairs, everything)
@@ -208,7 +208,7 @@ class Disagreement:
         return {name: p, f"{name}_low": np.clip(p - half, 0, 1), f"{name}_high": np.clip(p + half, 0, 1)}
 
 
-def sign_disagreement(table: Table, pairs: NDArray[np.int64], tensors: Tensors) -> Disagreement:
+def sign_disagreement(table: UpdateTable, pairs: NDArray[np.int64], tensors: Tensors) -> Disagreement:
     """Compare the signs of the sampled entries of each pair, matrix by matrix."""
     shape = (len(pairs), len(table.columns))
     both, differ = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)

@@ -84,7 +84,7 @@ class Looked:
 ARRAYS = ("norms", "base_norms", "sigma", "effective_rank", "energy_at_1", "factor_balance")
 
 
-class Parts:
+class SurveyFolder:
     """The folder of one survey, locked against a second one. A context manager.
 
     Args:

@@ -13,8 +13,8 @@ from deltaw.pairs.selection import Selection
 from deltaw.spectra import factored_svd
 from deltaw.surveys.exact import Thin
 from deltaw.surveys.opened import open_member
-from deltaw.surveys.parts import Parts
-from deltaw.surveys.table import Table
+from deltaw.surveys.parts import SurveyFolder
+from deltaw.surveys.table import UpdateTable
 from deltaw.tensors.matrix import outputs
 from deltaw.types import Factors, Pair, is_update
 
@@ -41,8 +41,8 @@ class Factored:
         base: Checkpoint | None,
         sources: Sequence[str],
         selection: Selection,
-        table: Table,
-        parts: Parts,
+        table: UpdateTable,
+        parts: SurveyFolder,
         identities: Sequence[str],
     ) -> None:
         self._table, self._parts, self._identities = table, parts, identities

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deltaw.errors import OptionError, UnknownNameError, near
 from deltaw.surveys import saved
 from deltaw.surveys.merging import Merge
-from deltaw.surveys.tables import About, Tables
+from deltaw.surveys.tables import SurveyRecord, Tables
 from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Survey:
         merge: The interference of a proposed merge, where one was asked for.
     """
 
-    def __init__(self, tables: Tables, about: About, merge: Merge | None = None) -> None:
+    def __init__(self, tables: Tables, about: SurveyRecord, merge: Merge | None = None) -> None:
         self.tables = tables
         self.about = about
         self.merge = merge

@@ -28,16 +28,16 @@ from deltaw.surveys.clusters import clusters, coordinates, cut_at
 from deltaw.surveys.command import command
 from deltaw.surveys.flags import RULES, copies, flags
 from deltaw.surveys.inputs import Member, members
-from deltaw.surveys.look import Base, look
+from deltaw.surveys.look import SurveyBase, look
 from deltaw.surveys.merging import check_merge
 from deltaw.surveys.neighbours import candidates, nearest
 from deltaw.surveys.pairs import compare_pairs, cosine_null, energies
-from deltaw.surveys.parts import Looked, Parts
+from deltaw.surveys.parts import Looked, SurveyFolder
 from deltaw.surveys.reading import Factored
 from deltaw.surveys.result import Survey
 from deltaw.surveys.saved import refuse_others
-from deltaw.surveys.table import Table
-from deltaw.surveys.tables import About, Tables
+from deltaw.surveys.table import UpdateTable
+from deltaw.surveys.tables import SurveyRecord, Tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ def survey(
     show = progress or (lambda stage, done, total: None)
     # Tensors in memory have no files: nothing says that they are still what they were.
     resume = resume and (checkpoint is None or bool(checkpoint.files))
-    with Parts(None if out is None else Path(out), _identity(checkpoint, selection), resume=resume) as parts:
+    with SurveyFolder(None if out is None else Path(out), _identity(checkpoint, selection), resume=resume) as parts:
         found, about = Setup(checkpoint, selection, everyone, parts, workers, show).tables()
         merge = None
         if asked:
@@ -157,7 +157,7 @@ def _identity(base: Checkpoint | None, selection: Selection) -> str:
     return digest(version("deltaw"), files, None if base is None else base.config.values, vars(selection))
 
 
-class Compared(NamedTuple):
+class PairTables(NamedTuple):
     """Tables of the pairs that were looked at; the cosines of all, (N, N), with half of their intervals' widths."""
 
     pairs: pd.DataFrame
@@ -175,7 +175,7 @@ class Setup:
     base: Checkpoint | None
     selection: Selection
     members: Sequence[Member]
-    parts: Parts
+    parts: SurveyFolder
     workers: Workers
     show: Progress
 
@@ -185,7 +185,7 @@ class Setup:
         asked = self.workers.memory
         return MEMORY if asked is None else int(asked)
 
-    def tables(self) -> tuple[Tables, About]:
+    def tables(self) -> tuple[Tables, SurveyRecord]:
         """All tables, and how pairs and clusters were decided.
 
         Raises:
@@ -199,7 +199,7 @@ class Setup:
             more = f" (and {len(all_) - 1} more adapters)" if len(all_) > 1 else ""
             raise CheckpointError(f"no adapter can be used: {self.members[0].name}: {all_[0].reason}{more}")
         names = [self.members[i].name for i in usable]
-        table = Table.of([all_[i] for i in usable])
+        table = UpdateTable.of([all_[i] for i in usable])
         found = self._pairs(table, usable, names, identities)
         order = nearest(found.cosine, found.looked_at)
         cut = cut_at(_nulls(table))
@@ -230,7 +230,7 @@ class Setup:
             neighbours=rows.neighbours_frame(names, order, found.cosine, found.half),
             spectra=rows.spectra_frame(names, [all_[i] for i in usable]),
         )
-        return tables, About(compared=found.how, cut=cut.cosine, cut_null=cut.null, cut_rule=cut.rule)
+        return tables, SurveyRecord(compared=found.how, cut=cut.cosine, cut_null=cut.null, cut_rule=cut.rule)
 
     def _look(self, identities: Sequence[str], known: Sequence[bool]) -> list[Looked]:
         """Every adapter, read now or by an earlier run."""
@@ -242,7 +242,7 @@ class Setup:
         todo = [i for i in range(len(self.members)) if i not in found]
         if found:
             log.info("%d of %d adapters were read by an earlier run", len(found), len(self.members))
-        base = Base(self.base)
+        base = SurveyBase(self.base)
 
         def one(i: int, device: object) -> Looked:
             return look(
@@ -260,7 +260,9 @@ class Setup:
         )
         return [found[i] for i in range(len(self.members))]
 
-    def _pairs(self, table: Table, usable: Sequence[int], names: Sequence[str], identities: Sequence[str]) -> Compared:
+    def _pairs(
+        self, table: UpdateTable, usable: Sequence[int], names: Sequence[str], identities: Sequence[str]
+    ) -> PairTables:
         """Tables of pairs, the cosines of all with half of their intervals' widths, and how they were compared."""
         own = [identities[i] for i in usable]
         N = len(usable)
@@ -293,7 +295,7 @@ class Setup:
         width = (frame["cosine_high"] - frame["cosine_low"]).to_numpy(dtype=np.float64) / 2
         for i, j in ((a, b), (b, a)):
             cosine[i, j], half[i, j] = value, width
-        return Compared(frame, kinds, cosine, half, pairs, compared)
+        return PairTables(frame, kinds, cosine, half, pairs, compared)
 
 
 def identity(source: str) -> str | None:
@@ -306,7 +308,7 @@ def identity(source: str) -> str | None:
         return None
 
 
-def _nulls(table: Table) -> NDArray[np.float64]:
+def _nulls(table: UpdateTable) -> NDArray[np.float64]:
     """The standard deviations of cosines of independent updates, of all pairs or of many."""
     N = len(table.index)
     pairs = np.stack(np.triu_indices(N, 1), axis=1) if N * N <= 2 * NULLS else _some_pairs(N)

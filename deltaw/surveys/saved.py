@@ -15,8 +15,8 @@ from deltaw.errors import ResultsError
 from deltaw.files import near_path, replacing
 from deltaw.results import about as texts_of
 from deltaw.results.plain import plain
-from deltaw.surveys.merging import Interference, Kept, Merge
-from deltaw.surveys.tables import ADAPTERS, FILES, TEXTS, WHOLE, About, Tables
+from deltaw.surveys.merging import Interference, Merge, MergeShare
+from deltaw.surveys.tables import ADAPTERS, FILES, TEXTS, WHOLE, SurveyRecord, Tables
 from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ABOUT = "survey.json"
 TRUTHS = frozenset({"exact"})
 
 
-def values(about: About) -> dict[str, JsonValue]:
+def values(about: SurveyRecord) -> dict[str, JsonValue]:
     """What is known of a survey, as JSON values."""
     found = plain(asdict(about))
     assert isinstance(found, dict)
@@ -101,7 +101,7 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
         frame.astype(whole).to_csv(temporary, index=False)
 
 
-def read(folder: Path) -> tuple[Tables, About, Merge | None]:
+def read(folder: Path) -> tuple[Tables, SurveyRecord, Merge | None]:
     """What a survey left in its directory.
 
     Raises:
@@ -135,8 +135,8 @@ def _table(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _about(stored: Document) -> About:
-    return About(
+def _about(stored: Document) -> SurveyRecord:
+    return SurveyRecord(
         base=stored.text("base"),
         command=stored.text("command"),
         date=stored.text("date"),
@@ -159,7 +159,7 @@ def _merge(stored: Document) -> Merge | None:
         for d in stored.inners("interference")
     ]
     kept = [
-        Kept(d.text("name"), d.text("method"), d.text("kind"), _number(d, "survives"), _number(d, "gain"))
+        MergeShare(d.text("name"), d.text("method"), d.text("kind"), _number(d, "survives"), _number(d, "gain"))
         for d in stored.inners("kept")
     ]
     return Merge(stored.texts("names"), tuple(lies), tuple(kept))

@@ -31,7 +31,7 @@ def kind_of(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Column:
+class SharedMatrix:
     """A matrix that some adapters change; of the same name and another shape is another one."""
 
     key: str
@@ -44,7 +44,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class UpdateTable:
     """N adapters by K matrices.
 
     Attributes:
@@ -55,7 +55,7 @@ class Table:
         dense: Whether the update is no product of factors, (N, K).
     """
 
-    columns: tuple[Column, ...]
+    columns: tuple[SharedMatrix, ...]
     index: NDArray[np.int64]
     norms: Array
     ranks: NDArray[np.int64]
@@ -78,18 +78,18 @@ class Table:
         return {str(k): found == k for k in sorted(set(found.tolist()))}
 
     @staticmethod
-    def of(all_: Sequence[Looked]) -> Table:
+    def of(all_: Sequence[Looked]) -> UpdateTable:
         """The table of adapters that were read."""
-        known: dict[Column, None] = {}
+        known: dict[SharedMatrix, None] = {}
         for looked in all_:
-            known.update(dict.fromkeys(map(Column, looked.keys, looked.shapes)))
+            known.update(dict.fromkeys(map(SharedMatrix, looked.keys, looked.shapes)))
         columns = tuple(sorted(known, key=lambda c: (natural(c.key), c.shape)))
         place = {column: k for k, column in enumerate(columns)}
         shape = (len(all_), len(columns))
         index, ranks = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         norms, dense = np.zeros(shape), np.zeros(shape, dtype=np.bool_)
         for i, looked in enumerate(all_):
-            at = [place[Column(k, s)] for k, s in zip(looked.keys, looked.shapes, strict=True)]
+            at = [place[SharedMatrix(k, s)] for k, s in zip(looked.keys, looked.shapes, strict=True)]
             index[i, at], norms[i, at], ranks[i, at] = range(len(at)), looked.norms, looked.ranks
             dense[i, at] = np.array(looked.ranks, dtype=np.int64) == 0
-        return Table(columns, index, norms, ranks, dense)
+        return UpdateTable(columns, index, norms, ranks, dense)

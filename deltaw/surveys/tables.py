@@ -39,7 +39,7 @@ WHOLE = frozenset({"rank", "matrices", "cluster", "parameters", "untrained", "la
 
 
 @dataclass(frozen=True)
-class About:
+class SurveyRecord:
     """What is written beside the tables.
 
     Attributes:

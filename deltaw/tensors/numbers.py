@@ -50,7 +50,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class StoredNumbers:
     """The precision of a tensor's numbers, and the quantisation grid that they lie on, if they do."""
 
     precision: Precision
@@ -58,7 +58,7 @@ class Numbers:
     grid: Grid | None = None
 
 
-def numbers(w: Tensor) -> Numbers:
+def numbers(w: Tensor) -> StoredNumbers:
     """The coarsest known format that holds every entry exactly.
 
     Args:
@@ -66,16 +66,16 @@ def numbers(w: Tensor) -> Numbers:
     """
     if w.dtype not in FORMATS or not w.numel():
         name = str(w.dtype).removeprefix("torch.")
-        return Numbers(STORED.get(w.dtype, STORED[torch.float64]), name)
+        return StoredNumbers(STORED.get(w.dtype, STORED[torch.float64]), name)
     x = w.detach()
     if x.ndim == 2 and x.stride(-1) != 1:
         x = x.mT
     precision = _precision(x)
     name, grid = _grid(x) if x.ndim == 2 and precision.fraction >= STORED[torch.bfloat16].fraction else ("", None)
-    return Numbers(precision, name or precision.name, grid)
+    return StoredNumbers(precision, name or precision.name, grid)
 
 
-def finest(so_far: Numbers | None, w: Tensor) -> Numbers:
+def finest(so_far: StoredNumbers | None, w: Tensor) -> StoredNumbers:
     """The numbers of a tensor that is read in blocks of rows.
 
     Args:

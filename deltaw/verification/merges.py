@@ -41,7 +41,7 @@ from deltaw.tensors.names import has_vocabulary
 from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, JsonValue, Pair, Reason, Update, is_update
 from deltaw.verification.opening import Progress, opened_updates
-from deltaw.verification.sums import Grid, Sums, Verdict, Work
+from deltaw.verification.sums import CodeGrid, TensorSums, TensorVerdict, Work
 
 WORDS = {"equal": "equal", "rounding": "equal up to storage rounding", "differs": "differs", "missing": "missing"}
 
@@ -53,7 +53,7 @@ class Verification:
     base: str
     adapter: str
     merged: str
-    tensors: tuple[Verdict, ...] = field(repr=False)
+    tensors: tuple[TensorVerdict, ...] = field(repr=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -139,7 +139,7 @@ def _verdicts(
     updates: Mapping[str, Sequence[Pair]],
     new: Mapping[str, Handle],
     progress: Progress | None,
-) -> list[Verdict]:
+) -> list[TensorVerdict]:
     own = {name: pairs[0].base for name, pairs in updates.items() if pairs[0].base is not None}
     tensors = {**own, **new, **base.tensors}
     there = counterparts(tensors, base, merged)
@@ -153,34 +153,36 @@ def _verdicts(
     return out
 
 
-def _lacking(name: str, base: Checkpoint, merged: Checkpoint, pairs: Sequence[Pair], there: Collection[str]) -> Verdict:
+def _lacking(
+    name: str, base: Checkpoint, merged: Checkpoint, pairs: Sequence[Pair], there: Collection[str]
+) -> TensorVerdict:
     """A tensor that the merged checkpoint does not store: tied to one that it does, or missing."""
     module = name.removesuffix(".weight")
     memory = base.tensors[name].storage if name in base.tensors else None
     shared = next((n for n, h in base.tensors.items() if n != name and h.storage == memory), None)
     if shared in there and not pairs:
-        return Verdict(name, "equal", f"the base keeps it in the same memory as {shared}")
+        return TensorVerdict(name, "equal", f"the base keeps it in the same memory as {shared}")
     tied = Base(merged).tied(module) if name.endswith(".weight") else None
     if tied is None or not Base(base).tied(module):
-        return Verdict(name, "missing", "the merged checkpoint does not have it", bool(pairs))
+        return TensorVerdict(name, "missing", "the merged checkpoint does not have it", bool(pairs))
     if not pairs:
-        return Verdict(name, "equal", "tied to the embedding")
+        return TensorVerdict(name, "equal", "tied to the embedding")
     # The adapter changes the head itself: what the merged checkpoint has for a head must hold that.
     assert pairs[0].base is not None
     found = _compare(name, pairs[0].base, pairs, merged.tensors[tied])
     return replace(found, detail=f"{found.detail} (tied to {tied})".strip())
 
 
-def _extra(name: str, base: Checkpoint, merged: Checkpoint, updates: Mapping[str, Sequence[Pair]]) -> Verdict:
+def _extra(name: str, base: Checkpoint, merged: Checkpoint, updates: Mapping[str, Sequence[Pair]]) -> TensorVerdict:
     """A tensor that only the merged checkpoint stores: a tied head written out, or one that should not be there."""
     tied = Base(base).tied(name.removesuffix(".weight")) if name.endswith(".weight") else None
     if tied is None:
-        return Verdict(name, "differs", "only the merged checkpoint has it")
+        return TensorVerdict(name, "differs", "only the merged checkpoint has it")
     found = _compare(name, base.tensors[tied], updates.get(tied, ()), merged.tensors[name])
     return replace(found, detail=f"{found.detail} (tied to {tied})".strip())
 
 
-def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> Verdict:
+def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> TensorVerdict:
     """The verdict on one tensor that both sides store.
 
     Raises:
@@ -198,15 +200,17 @@ def _compare(name: str, base: Handle, pairs: Sequence[Pair], merged: Handle) -> 
         found = _compare(name, base, pairs, Slice(merged.name, merged, rows=range(source.shape[0])))
         return replace(found, detail=f"{found.detail} ({more:,} rows that the base does not have)".strip())
     if source.shape != merged.shape:
-        return Verdict(name, "differs", f"{size(merged)} where {size(source)} is expected", touched, inf)
+        return TensorVerdict(name, "differs", f"{size(merged)} where {size(source)} is expected", touched, inf)
     if not (is_floating(source) and is_floating(merged)):
         equal = source.dtype == merged.dtype and same(source, merged)
-        return Verdict(name, "equal" if equal else "differs", "" if equal else f"{merged.dtype}, other values", touched)
+        return TensorVerdict(
+            name, "equal" if equal else "differs", "" if equal else f"{merged.dtype}, other values", touched
+        )
     if not adds and source.dtype == merged.dtype and same(source, merged):
-        return Verdict(name, "equal", "", touched)
-    sums = Sums(getattr(torch, numeric(source.dtype)), Work.of([cast("Update", p.ft) for p in adds]))
+        return TensorVerdict(name, "equal", "", touched)
+    sums = TensorSums(getattr(torch, numeric(source.dtype)), Work.of([cast("Update", p.ft) for p in adds]))
     variances = cells(merged)
-    grid = None if variances is None else Grid(merged.dtype, source.dtype == merged.dtype)
+    grid = None if variances is None else CodeGrid(merged.dtype, source.dtype == merged.dtype)
     for block in expected_blocks(source, adds):
         sums.add(block, block.read(merged), grid, None if variances is None else block.read(variances))
     verdict = sums.verdict(name, touched)

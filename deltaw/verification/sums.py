@@ -28,7 +28,7 @@ DENSE_SLACK = 2.0**-14  # methods that decompose, invert or rotate W0 in float32
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TensorVerdict:
     """One tensor of the merged checkpoint.
 
     Attributes:
@@ -58,7 +58,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CodeGrid:
     """The codes of a quantised tensor, as far as its entries and their variances show them.
 
     Attributes:
@@ -112,7 +112,7 @@ class Work:
         return Work(thin, max(ranks, default=1), updates[0].scaling if updates else None)
 
 
-class Sums:
+class TensorSums:
     """What one tensor's blocks add up to."""
 
     def __init__(self, dtype: torch.dtype, work: Work) -> None:
@@ -121,12 +121,14 @@ class Sums:
         self.residual = self.change = self.delta = self.base = 0.0  # sums of squares
         self.dot = self.due = self.noise = self.magnitude = 0.0
         self.kept = self.moved = 0.0  # ⟨W − Q(W0), ΔW⟩ and ‖W − Q(W0)‖² of a quantised W
-        self.grid: Grid | None = None
+        self.grid: CodeGrid | None = None
         self.on_grid = 0  # entries of W0 that are W's, or a tenth of the rounding beside it
         self.u = 0.0
         self.rows = 0
 
-    def add(self, block: Expected, stored: Tensor, grid: Grid | None = None, variance: Tensor | None = None) -> None:
+    def add(
+        self, block: Expected, stored: Tensor, grid: CodeGrid | None = None, variance: Tensor | None = None
+    ) -> None:
         """One block: the merged rows as stored against W0 + ΔW; of codes, with the variances of their rounding."""
         W, W0 = stored.double(), block.base
         X = W0 if block.delta is None else W0 + block.delta
@@ -159,7 +161,7 @@ class Sums:
                 self.kept += float((moved * block.delta).sum())
                 self.moved += _square(moved)
 
-    def verdict(self, name: str, touched: bool) -> Verdict:
+    def verdict(self, name: str, touched: bool) -> TensorVerdict:
         """The sums in words."""
         scale = self.delta or self.base
         relative = sqrt(self.residual / scale) if scale else (0.0 if self.residual == 0 else inf)
@@ -168,7 +170,7 @@ class Sums:
         if self.grid is not None and self.delta:
             kept = self.kept / self.delta
             noise = sqrt(max(0.0, self.moved / self.delta - kept * kept))
-        found = Verdict(name, "equal", "", touched, relative, c, kept, noise, sqrt(self.delta))
+        found = TensorVerdict(name, "equal", "", touched, relative, c, kept, noise, sqrt(self.delta))
         if self.exact == self.entries:
             lost = self.delta and self.lost == self.entries
             detail = "the update is below the storage precision, no entry changes" if lost else ""

@@ -119,7 +119,7 @@ def predict(base: Any, adapter: str | Path | Adapter, form: str, *, progress: Pr
     found = opened_updates(base, adapter)
     tensors: list[Survival] = []
     skipped: list[Skipped] = []
-    sums: list[Sums] = []
+    sums: list[SurvivalSums] = []
     for i, (name, pairs) in enumerate(found.by_name.items()):
         if progress is not None:
             progress(i, len(found.by_name), name)
@@ -127,14 +127,14 @@ def predict(base: Any, adapter: str | Path | Adapter, form: str, *, progress: Pr
         if why is not None:
             skipped.append(why)
             continue
-        own = Sums()
+        own = SurvivalSums()
         for before, delta in _blocks(pairs):
             own.add(before, delta, QUANTISERS[form])
         sums.append(own)
         tensors.append(own.result(name))
     if not tensors:
         raise AdapterError(f"{found.adapter.source}: it changes no matrix, so there is nothing to quantise")
-    overall = sum(sums, Sums()).result("")
+    overall = sum(sums, SurvivalSums()).result("")
     return Prediction(
         found.base.source, found.adapter.source, form, overall.survival, overall.noise, tuple(tensors), tuple(skipped)
     )
@@ -171,7 +171,7 @@ def _blocks(pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @dataclass
-class Sums:
+class SurvivalSums:
     """What the blocks of one tensor, or of all, add up to: ⟨d, Δ⟩, ‖d‖², ‖Δ‖², ‖W0‖², d = Q(W0 + Δ) − Q(W0)."""
 
     dot: float = 0.0
@@ -187,9 +187,11 @@ class Sums:
         self.update += float(delta.square().sum())
         self.base += float(before.square().sum())
 
-    def __add__(self, other: Sums) -> Sums:
+    def __add__(self, other: SurvivalSums) -> SurvivalSums:
         """Both together."""
-        return Sums(self.dot + other.dot, self.moved + other.moved, self.update + other.update, self.base + other.base)
+        return SurvivalSums(
+            self.dot + other.dot, self.moved + other.moved, self.update + other.update, self.base + other.base
+        )
 
     def result(self, name: str) -> Survival:
         """The sums as what survives."""

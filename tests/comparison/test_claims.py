@@ -9,7 +9,7 @@ import pytest
 
 import deltaw
 from deltaw.comparison.claims import all_claims
-from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, ClaimEvidence
 from deltaw.comparison.fronts import compare_fronts
 from deltaw.comparison.runs import Runs
 from deltaw.comparison.welch import Estimate
@@ -99,8 +99,8 @@ def test_each_domain_has_its_own_reference(paper: deltaw.Comparison) -> None:
     assert prints.loc["mora, uuid", "learning_effect"] == pytest.approx(0.0)
 
 
-def evidence(value: float, error: float = NAN) -> Evidence:
-    return Evidence("a − b", Estimate(value, error, 10.0))
+def evidence(value: float, error: float = NAN) -> ClaimEvidence:
+    return ClaimEvidence("a − b", Estimate(value, error, 10.0))
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_a_claim_that_says_and_needs_all() -> None:
 def test_comparisons_of_a_claim_are_adjusted_for_their_number() -> None:
     """p = .03 decides alone, and not as one of three."""
     e = Estimate(1.0, 0.4, 10.0)
-    assert 0.017 < Evidence("", e).p < 0.05
-    alone = Claim("c", "", "", "", evidence=[Evidence("", e)])
-    three = Claim("c", "", "", "", evidence=[Evidence("", e), evidence(0.1, 1), evidence(0.1, 1)])
+    assert 0.017 < ClaimEvidence("", e).p < 0.05
+    alone = Claim("c", "", "", "", evidence=[ClaimEvidence("", e)])
+    three = Claim("c", "", "", "", evidence=[ClaimEvidence("", e), evidence(0.1, 1), evidence(0.1, 1)])
     assert (alone.verdict, three.verdict) == ("agrees", "cannot tell")
     assert three.p_claim == pytest.approx(3 * alone.p_claim)
     low = [d.evidence.interval(d.alpha).low for d in (alone.decisions[0], three.decisions[0])]

@@ -8,7 +8,7 @@ from scipy import stats
 
 from deltaw.comparison.welch import (
     Estimate,
-    Part,
+    GroupShare,
     combination,
     difference,
     difference_p,
@@ -33,7 +33,7 @@ def test_a_difference_is_welchs() -> None:
 def test_one_value_is_students() -> None:
     x = [0.1, 0.3, 0.35, 0.2]
     expected = stats.ttest_1samp(x, 0.1)
-    assert two_sided(combination([Part(1.0, x)], -0.1)) == pytest.approx(expected.pvalue)
+    assert two_sided(combination([GroupShare(1.0, x)], -0.1)) == pytest.approx(expected.pvalue)
 
 
 def test_a_combination_of_three_groups_has_the_error_of_all() -> None:
@@ -42,7 +42,7 @@ def test_a_combination_of_three_groups_has_the_error_of_all() -> None:
     sizes, coefficients = (3, 4, 5), (-1.0, 0.75, 0.25)
     values = []
     for _ in range(4000):
-        parts = [Part(c, rng.normal(0, 1, n)) for c, n in zip(coefficients, sizes, strict=True)]
+        parts = [GroupShare(c, rng.normal(0, 1, n)) for c, n in zip(coefficients, sizes, strict=True)]
         e = combination(parts)
         values.append((e.value, e.error**2))
     spread, claimed = np.var([v for v, _ in values]), np.mean([e for _, e in values])

@@ -15,7 +15,7 @@ from deltaw.reports.text import number, unmarked
 from deltaw.results.analysis import Analysis
 from deltaw.results.decay import Decay, Gate
 from deltaw.results.rows import Spread
-from deltaw.results.summary import AdapterUse, Moved, Precision, Ranks, Resolution, Summary
+from deltaw.results.summary import AdapterUse, Moved, Ranks, Resolution, RoundingSummary, Summary
 from deltaw.results.typical import Typical
 from deltaw.results.verdict import Verdict
 from deltaw.types import Coverage, Reason, Skipped
@@ -260,7 +260,7 @@ def test_what_an_adapter_would_take(low: int, high: int, size: float, ending: st
 
 
 def rounded(high: float, **more: int) -> Summary:
-    precision = Precision(dtypes=("bfloat16",), rounding=Spread(n=10, median=high / 2, high=high))
+    precision = RoundingSummary(dtypes=("bfloat16",), rounding=Spread(n=10, median=high / 2, high=high))
     return dataclasses.replace(RESOLVED, precision=precision, resolution=Resolution(**(more or {"resolved": 10})))
 
 

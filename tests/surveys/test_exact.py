@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from deltaw.metrics import phi
-from deltaw.surveys.exact import Sums, Thin, pair_sums
+from deltaw.surveys.exact import PairSums, Thin, pair_sums
 from deltaw.surveys.look import TOP
 from deltaw.surveys.parts import Looked
-from deltaw.surveys.table import Table
+from deltaw.surveys.table import UpdateTable
 
 SHAPES = {"model.layers.0.self_attn.q_proj.weight": (30, 30), "model.layers.0.mlp.up_proj.weight": (40, 30)}
 RANKS = (1, 3, 8, 20)
@@ -33,13 +33,13 @@ def adapters() -> list[dict[str, torch.Tensor]]:
     return out
 
 
-def solve(all_: list[dict[str, torch.Tensor]], memory: int) -> tuple[Table, np.ndarray, Sums]:
+def solve(all_: list[dict[str, torch.Tensor]], memory: int) -> tuple[UpdateTable, np.ndarray, PairSums]:
     def looked(own: dict[str, torch.Tensor]) -> Looked:
         norms = np.array([float(x.norm()) for x in own.values()])
         ranks = tuple(int(torch.linalg.matrix_rank(x)) for x in own.values())
         return Looked(keys=tuple(own), shapes=tuple(SHAPES[k] for k in own), ranks=ranks, norms=norms)
 
-    table = Table.of([looked(own) for own in all_])
+    table = UpdateTable.of([looked(own) for own in all_])
     pairs = np.array(list(itertools.combinations(range(len(all_)), 2)))
 
     def read(adapter: int, column: int) -> Thin:

@@ -21,9 +21,9 @@ from deltaw.reports.survey import LISTED, embedded, flagged, html
 from deltaw.reports.survey_findings import answer, five
 from deltaw.reports.text import unmarked
 from deltaw.surveys.flags import RULES
-from deltaw.surveys.merging import Interference, Kept, Merge
+from deltaw.surveys.merging import Interference, Merge, MergeShare
 from deltaw.surveys.pairs import BY_KIND, COLUMNS
-from deltaw.surveys.tables import ADAPTERS, NEIGHBOURS, SPECTRA, About, Tables
+from deltaw.surveys.tables import ADAPTERS, NEIGHBOURS, SPECTRA, SurveyRecord, Tables
 from tests.reports.conftest import HOSTILE, chromium, visit  # noqa: F401  (fixtures)
 from tests.surveys.conftest import TINY
 
@@ -77,7 +77,7 @@ def made_up(count: int, layers: int = 2) -> deltaw.Survey:
     for i in range(8):
         spectra[f"sigma_{i + 1}"] = rng.exponential(size=len(spectra)) / (i + 1)
     tables = Tables(frame, pairs, pd.DataFrame(columns=list(BY_KIND)), neighbours, spectra[list(SPECTRA)])
-    about = About(base="org/base", compared="sketched", rules=RULES, versions={"deltaw": "0"})
+    about = SurveyRecord(base="org/base", compared="sketched", rules=RULES, versions={"deltaw": "0"})
     return deltaw.Survey(tables, about)
 
 
@@ -146,7 +146,7 @@ def test_figures_are_axes_or_say_why_not():
 def test_a_merge_is_in_the_page_and_its_numbers_are():
     survey = made_up(3)
     lies = (Interference("all", 7, 1.25, 0.5), Interference("mlp", 3, 1.0, 0.25))
-    kept = tuple(Kept(n, m, "all", 0.875, 0.5) for n in ("a", "b") for m in ("sum", "ties"))
+    kept = tuple(MergeShare(n, m, "all", 0.875, 0.5) for n in ("a", "b") for m in ("sum", "ties"))
     survey.merge = Merge(("a", "b"), lies, kept)
     text = html(survey)
     for shown in ("Would a merge interfere?", "1.25", "87.5", "TIES"):

@@ -9,7 +9,7 @@ import torch
 from deltaw.surveys import sketches
 from deltaw.surveys.all_pairs import sketched_cosines
 from deltaw.surveys.parts import Looked
-from deltaw.surveys.table import Table
+from deltaw.surveys.table import UpdateTable
 from deltaw.types import Factors
 
 
@@ -44,11 +44,11 @@ def test_a_sketch_sees_the_product_and_neither_its_factors_nor_its_form():
     assert torch.allclose(one, sketches.sketch(B @ A, size, "k"), atol=1e-4)
 
 
-def estimated(table: Table, kept: list[np.ndarray], memory: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
+def estimated(table: UpdateTable, kept: list[np.ndarray], memory: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
     return sketched_cosines(table, lambda i, part: kept[i][part], memory=memory, done=lambda d, t: None)
 
 
-def population(matrices: int, alike: float, count: int, seed: int) -> tuple[Table, list[np.ndarray], np.ndarray]:
+def population(matrices: int, alike: float, count: int, seed: int) -> tuple[UpdateTable, list[np.ndarray], np.ndarray]:
     """Adapters of ranks 1 to 4 that share a part, some of them not all matrices: table, sketches, cosines."""
     g = torch.Generator().manual_seed(seed)
     keys = [f"model.layers.{k}.mlp.up_proj.weight" for k in range(matrices)]
@@ -73,7 +73,7 @@ def population(matrices: int, alike: float, count: int, seed: int) -> tuple[Tabl
             shared = [k for k in all_[i] if k in all_[j]]
             x, y = (torch.cat([d[k].flatten() for k in shared]) for d in (all_[i], all_[j]))
             cosine[i, j] = cosine[j, i] = float(x @ y / (x.norm() * y.norm()))
-    return Table.of(looked), kept, cosine
+    return UpdateTable.of(looked), kept, cosine
 
 
 @pytest.mark.parametrize(("matrices", "alike"), [(2, 0.0), (2, 1.5), (14, 0.0), (14, 0.5), (14, 3.0)])
@@ -111,7 +111,7 @@ def test_a_copy_has_cosine_one_and_no_interval():
     kept[1] = kept[0]
     index, norms = table.index.copy(), table.norms.copy()
     index[1], norms[1] = index[0], 3 * norms[0]
-    table = Table(table.columns, index, norms, table.ranks, table.dense)
+    table = UpdateTable(table.columns, index, norms, table.ranks, table.dense)
     found, half = estimated(table, kept)
     assert found[0, 1] == pytest.approx(1, abs=1e-6)
     assert half[0, 1] == pytest.approx(0, abs=1e-4)
@@ -121,6 +121,6 @@ def test_a_copy_has_cosine_one_and_no_interval():
 def test_two_that_share_nothing_have_no_cosine():
     looked = [Looked(keys=(key,), shapes=((40, 50),), ranks=(1,), norms=np.ones(1)) for key in ("a.weight", "b.weight")]
     kept = [sketches.sketch(torch.randn(40, 50).double(), 1.0, "a").half().numpy()[None]] * 2
-    found, half = estimated(Table.of(looked), kept)
+    found, half = estimated(UpdateTable.of(looked), kept)
     assert np.isnan(found[0, 1])
     assert np.isnan(half[0, 1])

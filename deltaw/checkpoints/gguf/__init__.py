@@ -2,6 +2,6 @@
 
 from deltaw.checkpoints.gguf.arrangement import unpermuted
 from deltaw.checkpoints.gguf.names import ARCHITECTURES, renamed
-from deltaw.checkpoints.gguf.reading import Opened, open_gguf
+from deltaw.checkpoints.gguf.reading import GgufContents, open_gguf
 
-__all__ = ["ARCHITECTURES", "Opened", "open_gguf", "renamed", "unpermuted"]
+__all__ = ["ARCHITECTURES", "GgufContents", "open_gguf", "renamed", "unpermuted"]

@@ -33,7 +33,7 @@ NUMBERS = {
 }
 
 
-class Grid(NamedTuple):
+class BlockCells(NamedTuple):
     """The cells of one type.
 
     Attributes:
@@ -54,22 +54,22 @@ class Grid(NamedTuple):
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1 = (-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12)  # twice the values: the scale is halved
 GRIDS = {
-    "Q4_0": Grid(2, 18, 0x11, top=7),
-    "Q4_1": Grid(4, 20, 0x11),
-    "Q5_0": Grid(6, 22, 0x11, top=15),
-    "Q5_1": Grid(8, 24, 0x11),
-    "Q8_0": Grid(2, 34, 0x01),
-    "Q2_K": Grid(16, 80, 0x55),
-    "Q3_K": Grid(32, 96, 0x55, top=3),
-    "Q4_K": Grid(16, 144, 0x11),
-    "Q5_K": Grid(48, 176, 0x11),
-    "Q6_K": Grid(0, 128, 0x11, top=31),
-    "TQ1_0": Grid(0, 52, 0x80),  # five digits of base 3, as a fraction: 1/2 is 111…
-    "TQ2_0": Grid(0, 64, 0x55),
-    "IQ4_NL": Grid(2, 18, 0x88, IQ4),
-    "IQ4_XS": Grid(8, 136, 0x88, IQ4),
-    "MXFP4": Grid(1, 17, 0x11, E2M1),
-    "NVFP4": Grid(4, 36, 0x11, E2M1),
+    "Q4_0": BlockCells(2, 18, 0x11, top=7),
+    "Q4_1": BlockCells(4, 20, 0x11),
+    "Q5_0": BlockCells(6, 22, 0x11, top=15),
+    "Q5_1": BlockCells(8, 24, 0x11),
+    "Q8_0": BlockCells(2, 34, 0x01),
+    "Q2_K": BlockCells(16, 80, 0x55),
+    "Q3_K": BlockCells(32, 96, 0x55, top=3),
+    "Q4_K": BlockCells(16, 144, 0x11),
+    "Q5_K": BlockCells(48, 176, 0x11),
+    "Q6_K": BlockCells(0, 128, 0x11, top=31),
+    "TQ1_0": BlockCells(0, 52, 0x80),  # five digits of base 3, as a fraction: 1/2 is 111…
+    "TQ2_0": BlockCells(0, 64, 0x55),
+    "IQ4_NL": BlockCells(2, 18, 0x88, IQ4),
+    "IQ4_XS": BlockCells(8, 136, 0x88, IQ4),
+    "MXFP4": BlockCells(1, 17, 0x11, E2M1),
+    "NVFP4": BlockCells(4, 36, 0x11, E2M1),
 }
 # The high bits of codes that lie apart from the low ones, which are the same in the codes 0 and 1.
 HIGH_BITS = {"Q5_0": (2, 6), "Q5_1": (4, 8), "Q3_K": (0, 32), "Q5_K": (16, 48), "Q6_K": (128, 192)}

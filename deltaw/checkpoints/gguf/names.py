@@ -30,7 +30,7 @@ BERT = ("encoder.layer.{bid}.", "embeddings.")
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ConverterRules:
     """What the converter of llama.cpp makes of a model, beside renaming its tensors.
 
     Attributes:
@@ -49,22 +49,22 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", permuted=True),  # Mistral and Mixtral, too
-    "qwen2": Architecture("qwen2"),
-    "qwen2moe": Architecture("qwen2_moe"),
-    "qwen3": Architecture("qwen3"),
-    "qwen3moe": Architecture("qwen3_moe"),
-    "gemma": Architecture("gemma", norm_offset=1.0),
-    "gemma2": Architecture("gemma2", norm_offset=1.0),
-    "gemma3": Architecture("gemma3_text", norm_offset=1.0),
-    "phi3": Architecture(
+    "llama": ConverterRules("llama", permuted=True),  # Mistral and Mixtral, too
+    "qwen2": ConverterRules("qwen2"),
+    "qwen2moe": ConverterRules("qwen2_moe"),
+    "qwen3": ConverterRules("qwen3"),
+    "qwen3moe": ConverterRules("qwen3_moe"),
+    "gemma": ConverterRules("gemma", norm_offset=1.0),
+    "gemma2": ConverterRules("gemma2", norm_offset=1.0),
+    "gemma3": ConverterRules("gemma3_text", norm_offset=1.0),
+    "phi3": ConverterRules(
         "phi3", ("model.layers.{bid}.self_attn.qkv_proj", "model.layers.{bid}.mlp.gate_up_proj", *DECODER)
     ),
-    "starcoder2": Architecture("starcoder2", ("model.layers.{bid}.mlp.c_", *DECODER)),
-    "gpt2": Architecture(
+    "starcoder2": ConverterRules("starcoder2", ("model.layers.{bid}.mlp.c_", *DECODER)),
+    "gpt2": ConverterRules(
         "gpt2", GPT2, transposed=("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
     ),
-    "bert": Architecture("bert", BERT),
+    "bert": ConverterRules("bert", BERT),
 }
 # What is no weight of the model in transformers: factors of the rotary embedding.
 NOT_WEIGHTS = ("rope_freqs", "rope_factors_long", "rope_factors_short")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from deltaw.checkpoints.gguf.arrangement import Shifted, unpermuted
 from deltaw.checkpoints.gguf.blocks import GRIDS, NUMBERS, dequantise, readable, sizes
 from deltaw.checkpoints.gguf.header import Header, TensorInfo, read_header
-from deltaw.checkpoints.gguf.names import ARCHITECTURES, NOT_WEIGHTS, Architecture, library, renamed
+from deltaw.checkpoints.gguf.names import ARCHITECTURES, NOT_WEIGHTS, ConverterRules, library, renamed
 from deltaw.checkpoints.quantised.handle import QuantisedHandle
 from deltaw.checkpoints.quantised.module import Codes
 from deltaw.checkpoints.stored import StoredHandle
@@ -25,10 +25,10 @@ from deltaw.types import Handle, JsonValue, Reason, Skipped
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 MOST_SHARDS = 10_000
-OTHER = Architecture("")
+OTHER = ConverterRules("")
 
 
-class Opened(NamedTuple):
+class GgufContents(NamedTuple):
     """What a GGUF file, with all its shards, holds.
 
     Attributes:
@@ -50,7 +50,7 @@ class Opened(NamedTuple):
     header: Header
 
 
-def open_gguf(path: Path) -> Opened:
+def open_gguf(path: Path) -> GgufContents:
     """A GGUF file and the shards that belong to it; headers only.
 
     Raises:
@@ -63,7 +63,7 @@ def open_gguf(path: Path) -> Opened:
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(stamps: tuple[FileStamp, ...]) -> Opened:
+def _opened(stamps: tuple[FileStamp, ...]) -> GgufContents:
     files = tuple(Path(stamp.path) for stamp in stamps)
     headers = [read_header(file) for file in files]
     first = headers[0]
@@ -89,7 +89,7 @@ def _opened(stamps: tuple[FileStamp, ...]) -> Opened:
                 raise CheckpointError(f"{header.path}: {info.name!r} is there twice; copy or download it again")
             tensors[name] = _arranged(_handle(info, name, header), info.name, changed, first)
     notes = tuple(_notes(architecture, changed, tensors, own, adapter))
-    return Opened(tensors, notes, _config(first, changed, tensors), companions, files, adapter, first)
+    return GgufContents(tensors, notes, _config(first, changed, tensors), companions, files, adapter, first)
 
 
 def _shards(path: Path) -> tuple[Path, ...]:
@@ -174,7 +174,7 @@ def _is_bert(header: Header) -> bool:
     return header.text("tokenizer.ggml.model") in {"", "bert"}
 
 
-def _arranged(handle: Handle, stored: str, changed: Architecture, header: Header) -> Handle:
+def _arranged(handle: Handle, stored: str, changed: ConverterRules, header: Header) -> Handle:
     """The tensor as transformers has it.
 
     Raises:
@@ -206,7 +206,7 @@ def _heads(header: Header, *, keys: bool) -> int:
     return own or header.whole(f"{architecture}.attention.head_count")
 
 
-def _config(header: Header, changed: Architecture, tensors: dict[str, Handle]) -> Document:
+def _config(header: Header, changed: ConverterRules, tensors: dict[str, Handle]) -> Document:
     """What the metadata says, in the words of config.json; empty for an architecture that is not known."""
     if not changed.model_type:
         return Document()
@@ -228,7 +228,7 @@ def _config(header: Header, changed: Architecture, tensors: dict[str, Handle]) -
 
 
 def _notes(
-    architecture: str, changed: Architecture, tensors: dict[str, Handle], own: list[str], adapter: bool
+    architecture: str, changed: ConverterRules, tensors: dict[str, Handle], own: list[str], adapter: bool
 ) -> Iterator[str]:
     forms: dict[str, int] = {}
     for handle in tensors.values():

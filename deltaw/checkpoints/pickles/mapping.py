@@ -36,14 +36,14 @@ MAX_NAME = 1024  # characters of a tensor's name
 
 
 @dataclass(frozen=True)
-class Weights:
+class PickledWeights:
     """The tensors that were taken, by name; where they were found; and what a reader should know."""
 
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...]
 
 
-def find_weights(content: object, wanted: str = "") -> Weights:
+def find_weights(content: object, wanted: str = "") -> PickledWeights:
     """The weights in what a pickle describes.
 
     Args:
@@ -54,7 +54,7 @@ def find_weights(content: object, wanted: str = "") -> Weights:
         RefusalError: There are no weights, or not those that were wanted.
     """
     if isinstance(content, (RawTensor, Refused, Array)) and not wanted:
-        return Weights({BARE: content}, ())
+        return PickledWeights({BARE: content}, ())
     path, node = ((), content) if not wanted else _wanted(content, wanted)
     notes: list[str] = []
     usual = False
@@ -77,7 +77,7 @@ def find_weights(content: object, wanted: str = "") -> Weights:
         notes.insert(0, f"took the tensors from {'.'.join(path)!r}")
     if isinstance(node, Inert):
         notes.append(f"a whole {node.name[:80]}: its tensors were read, and nothing of it was run")
-    return Weights(tensors, tuple(notes))
+    return PickledWeights(tensors, tuple(notes))
 
 
 def _step(node: object, leaves: dict[str, Tensor], inner: dict[str, int], usual: bool) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import Codes, Module, Values
+from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Values
 from deltaw.checkpoints.quantised.values import cells, nibbles
 from deltaw.documents import Document, parse_object
 from deltaw.errors import CheckpointError
@@ -23,7 +23,7 @@ STATE = ".quant_state.bitsandbytes__"
 STATE_BYTES = 4096  # the JSON of one weight has some 200
 
 
-def claims(module: Module) -> Iterator[Codes]:
+def claims(module: ModuleTensors) -> Iterator[Codes]:
     """The weights of a module that bitsandbytes stored in four bits."""
     for leaf, handle in module.leaves.items():  # the bytes may be stored as any dtype
         if f"{leaf}.absmax" not in module.leaves:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from deltaw.checkpoints.quantised import bitsandbytes, gptq, microscaling, mlx, others, packed, scaled
-from deltaw.checkpoints.quantised.module import CODES, Codes, Module, Quantisation, Values
+from deltaw.checkpoints.quantised.module import CODES, Codes, ModuleTensors, Quantisation, Values
 from deltaw.documents import Document
 from deltaw.types import Handle, Reason, Skipped
 
-Claims = Callable[[Module], Iterator[Codes]]
+Claims = Callable[[ModuleTensors], Iterator[Codes]]
 SCHEMES: tuple[tuple[Claims, Callable[[Codes, slice], Values] | None], ...] = (
     (bitsandbytes.claims, bitsandbytes.dequantise),
     (gptq.claims, gptq.dequantise),
@@ -101,7 +101,7 @@ def _companion(handle: Handle, form: str, detail: str) -> Skipped:
     return Skipped(handle.name, Reason.QUANTISED, detail, form)
 
 
-def _claimed(module: Module) -> list[Codes]:
+def _claimed(module: ModuleTensors) -> list[Codes]:
     """The codes of one module; a tensor belongs to the first scheme that knows it."""
     found: list[Codes] = []
     taken: set[str] = set()
@@ -114,14 +114,14 @@ def _claimed(module: Module) -> list[Codes]:
     return found
 
 
-def _modules(tensors: Mapping[str, Handle], settings: Quantisation) -> Iterator[Module]:
+def _modules(tensors: Mapping[str, Handle], settings: Quantisation) -> Iterator[ModuleTensors]:
     grouped: dict[str, dict[str, Handle]] = {}
     for name, handle in tensors.items():
         path, leaf = _split(name)
         grouped.setdefault(path, {})[leaf] = handle
     for path, leaves in grouped.items():
         if settings or any(h.dtype in CODES or leaf.endswith(".absmax") for leaf, h in leaves.items()):
-            yield Module(path, leaves, settings)
+            yield ModuleTensors(path, leaves, settings)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
+from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Values, shown
 from deltaw.checkpoints.quantised.values import WORD, ends, even_variance, unpacked
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AWQ_NIBBLE = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble of a word that holds each of its eight outputs
 
 
-def claims(module: Module) -> Iterator[Codes]:
+def claims(module: ModuleTensors) -> Iterator[Codes]:
     """The weight of a module that GPTQ or AWQ stored."""
     qweight = module.get("qweight")
     if qweight is None or qweight.dtype not in {"int32", "uint32"}:
@@ -44,7 +44,7 @@ def claims(module: Module) -> Iterator[Codes]:
 
 
 def _layout(
-    module: Module, qweight: tuple[int, ...], scales: tuple[int, ...], zeros: tuple[int, ...]
+    module: ModuleTensors, qweight: tuple[int, ...], scales: tuple[int, ...], zeros: tuple[int, ...]
 ) -> tuple[str, int, int]:
     """`gptq` or `awq`, the outputs, and bits per code (0: the shapes contradict each other)."""
     said = module.config.integer("bits") or module.config.integer("w_bit")

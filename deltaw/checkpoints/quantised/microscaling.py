@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, Values, shown
+from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, ModuleTensors, Values, shown
 from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, nibbles, real
 from deltaw.types import Handle
 
 
-def claims(module: Module) -> Iterator[Codes]:
+def claims(module: ModuleTensors) -> Iterator[Codes]:
     """The weights of a module that are stored as four-bit floats."""
     for leaf, handle in module.coded():
         if handle.dtype != "uint8":
@@ -33,7 +33,7 @@ def claims(module: Module) -> Iterator[Codes]:
                 yield Codes(module.named("weight"), "mxfp4", (*m, n), parts, block=(1, 32))
 
 
-def _stacked(module: Module, leaf: str, blocks: Handle) -> Codes:
+def _stacked(module: ModuleTensors, leaf: str, blocks: Handle) -> Codes:
     # gpt-oss: blocks (E, rows, groups, 16 bytes); transformers' parameter is (E, 32·groups, rows).
     scales = module.get(f"{leaf}_scales")
     name = module.named(leaf)
@@ -49,7 +49,7 @@ def _stacked(module: Module, leaf: str, blocks: Handle) -> Codes:
     return Codes(name, "mxfp4", shape, module.parts(codes=f"{leaf}_blocks", scale=f"{leaf}_scales"), problem, (1, 32))
 
 
-def _packed(module: Module, packed: Handle) -> Codes:
+def _packed(module: ModuleTensors, packed: Handle) -> Codes:
     scale = module.get("weight_scale")
     shape = (*packed.shape[:-1], 2 * packed.shape[-1]) if packed.shape else None
     parts = module.parts(codes="weight_packed", scale="weight_scale", global_scale="weight_global_scale")

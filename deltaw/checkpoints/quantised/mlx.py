@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
+from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Values, shown
 from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, ends, even_variance, real, unpacked
 
 
-def claims(module: Module) -> Iterator[Codes]:
+def claims(module: ModuleTensors) -> Iterator[Codes]:
     """The weight of a module that MLX stored."""
     weight, scales = module.get("weight"), module.get("scales")
     if weight is None or weight.dtype != "uint32" or scales is None or len(weight.shape) < 2:

@@ -99,7 +99,7 @@ def _block(value: object) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True)
-class Module:
+class ModuleTensors:
     """The tensors of one module by their last name: `weight`, `weight_scale`, `weight.absmax`."""
 
     path: str

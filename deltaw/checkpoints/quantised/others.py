@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from deltaw.checkpoints.quantised.module import FLOAT8, INTEGERS, Codes, Module
+from deltaw.checkpoints.quantised.module import FLOAT8, INTEGERS, Codes, ModuleTensors
 
 # A format by the tensors that only it has, all of which a module must hold.
 MARKS = (
@@ -27,7 +27,7 @@ COMPANION = re.compile(
 )
 
 
-def claims(module: Module) -> Iterator[Codes]:
+def claims(module: ModuleTensors) -> Iterator[Codes]:
     """The weight of a module in a format that is not read."""
     for label, marks in MARKS:
         if all(m in module.leaves for m in marks) and any(True for _ in module.coded()):
@@ -44,6 +44,6 @@ def claims(module: Module) -> Iterator[Codes]:
             yield Codes(module.weight(leaf), module.config.method or kind, None, parts, "its layout is not known")
 
 
-def _whole(module: Module, label: str, first: str) -> Codes:
+def _whole(module: ModuleTensors, label: str, first: str) -> Codes:
     rest = {leaf: h for leaf, h in module.leaves.items() if leaf not in {first, "bias"}}
     return Codes(module.named("weight"), label, None, {"codes": module.leaves[first], **rest}, "its layout is not read")

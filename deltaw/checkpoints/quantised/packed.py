@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import Codes, Module, Values, shown
+from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Values, shown
 from deltaw.checkpoints.quantised.values import WORD, ends, even_variance, fields, real, word_counts
 from deltaw.types import Handle
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def claims(module: Module) -> Iterator[Codes]:
+def claims(module: ModuleTensors) -> Iterator[Codes]:
     """The weight of a module that is stored as packed integers."""
     packed = module.get("weight_packed")
     if packed is None or packed.dtype != "int32":
@@ -47,7 +47,7 @@ def claims(module: Module) -> Iterator[Codes]:
     yield Codes(name, f"int{bits}_{suffix}", shape, parts, problem, (1, group), bits)
 
 
-def _bits(module: Module, packed: Handle, size: Handle | None) -> tuple[int, int]:
+def _bits(module: ModuleTensors, packed: Handle, size: Handle | None) -> tuple[int, int]:
     """Bits per code and columns of the weight; (0, 0) where they are not known."""
     said = {w.get("num_bits") for w in module.config.groups}
     known = [b for b in said if isinstance(b, int) and 0 < b <= 8]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, Module, Values, count, shown
+from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, ModuleTensors, Values, count, shown
 from deltaw.checkpoints.quantised.values import (
     e2m1_cells,
     e2m1_ends,
@@ -33,7 +33,7 @@ SCALES = ("{0}_scale_inv", "{0}_scale", "scale_{0}", "{0}_scales")
 FP8_METHODS = frozenset({"fp8", "fbgemm-fp8", "modelopt", "compressed-tensors"})
 
 
-def claims(module: Module) -> Iterator[Codes]:
+def claims(module: ModuleTensors) -> Iterator[Codes]:
     """The weights of a module that are stored as numbers to be scaled."""
     for leaf, handle in module.coded():
         if handle.dtype not in FLOAT8 and handle.dtype != "int8":
@@ -59,12 +59,12 @@ def claims(module: Module) -> Iterator[Codes]:
             yield Codes(name, "fp8", handle.shape, {"codes": handle}, "its scale is missing")
 
 
-def _scale(module: Module, leaf: str) -> Handle | None:
+def _scale(module: ModuleTensors, leaf: str) -> Handle | None:
     names = [s.format(leaf) for s in SCALES]
     return module.get(*names, *(("scale",) if leaf in {"weight", "qweight"} else ()))
 
 
-def _scaled(module: Module, name: str, q: Handle, scale: Handle, parts: dict[str, Handle]) -> Codes:
+def _scaled(module: ModuleTensors, name: str, q: Handle, scale: Handle, parts: dict[str, Handle]) -> Codes:
     kind = "fp8" if q.dtype in FLOAT8 else "int8"
     if len(q.shape) < 2:
         return Codes(name, f"{kind}_tensor", q.shape, parts, "" if count(scale) == 1 else _unfit(scale))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.comparison.claims import domains, ranks, recent, scores
 from deltaw.comparison.claims.verdicts import Claim
-from deltaw.comparison.fronts import Compared
+from deltaw.comparison.fronts import FrontDifference
 from deltaw.comparison.roles import arenas
 from deltaw.comparison.runs import Runs
 
@@ -38,7 +38,7 @@ def _row(c: Claim) -> dict[str, str | int | float]:
     }
 
 
-def all_claims(runs: Runs, fronts: Sequence[Compared]) -> list[Claim]:
+def all_claims(runs: Runs, fronts: Sequence[FrontDifference]) -> list[Claim]:
     """Every claim, checked."""
     found = arenas(runs)
     out: list[Claim] = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from deltaw.comparison.claims.evidence import Found, claim
 from deltaw.comparison.claims.scores import CODE, LEARNING, MATHS
 from deltaw.comparison.claims.sources import BIDERMAN
-from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, ClaimEvidence
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Runs
@@ -76,4 +76,4 @@ def _gaps(runs: Runs, x: Arena, y: Arena, axis: str) -> Iterator[Found]:
         )
         where = first.where if first.where == second.where else f"{first.where} and{second.where}"
         what = f"gap of rank {rank}, {x.label} − {y.label}"
-        yield Evidence(what, found.estimate, items=found.items, where=where, paired=found.paired)
+        yield ClaimEvidence(what, found.estimate, items=found.items, where=where, paired=found.paired)

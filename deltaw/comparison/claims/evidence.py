@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, ClaimEvidence
 from deltaw.comparison.endpoints import missing_endpoints
-from deltaw.comparison.fronts import MEAN, Compared
+from deltaw.comparison.fronts import MEAN, FrontDifference
 from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Runs
 from deltaw.comparison.score_differences import at_endpoints, score_endpoints
 
-Found = Evidence | str | None  # a comparison, why there is none although it was asked for, or nothing
+Found = ClaimEvidence | str | None  # a comparison, why there is none although it was asked for, or nothing
 
 
 def claim(name: str, text: str, rule: str, a: Arena | None, found: Sequence[Found], missing: str, source: str) -> Claim:
@@ -26,7 +26,7 @@ def claim(name: str, text: str, rule: str, a: Arena | None, found: Sequence[Foun
         missing: What the claim needs, where nothing was found.
         source: Who claims it.
     """
-    evidence = [f for f in found if isinstance(f, Evidence)]
+    evidence = [f for f in found if isinstance(f, ClaimEvidence)]
     reasons = [f for f in found if isinstance(f, str)]
     why = "" if evidence else f"Cannot be checked: {reasons[0] if reasons else missing}."
     return Claim(name, text, source, rule, a.label if a else "", evidence, why)
@@ -41,10 +41,12 @@ def at_end(runs: Runs, a: str | None, b: str | None, axis: str) -> Found:
         measured = all(any(r.score(axis) == r.score(axis) for r in runs.items if r.spec.group == g) for g in (a, b))
         return missing_endpoints(runs, a, b) or None if measured else None
     found = at_endpoints(ends, axis)
-    return Evidence(f"{a} − {b} on {axis}", found.estimate, items=found.items, where=ends.where, paired=found.paired)
+    return ClaimEvidence(
+        f"{a} − {b} on {axis}", found.estimate, items=found.items, where=ends.where, paired=found.paired
+    )
 
 
-def at_equal_learning(fronts: Sequence[Compared], a: str | None, b: str | None) -> Found:
+def at_equal_learning(fronts: Sequence[FrontDifference], a: str | None, b: str | None) -> Found:
     """The retention of a − that of b over the range of learning that both fronts reach."""
     for gap, estimate in fronts:
         if gap.matched != "learning" or {gap.group_a, gap.group_b} != {a, b}:
@@ -55,7 +57,7 @@ def at_equal_learning(fronts: Sequence[Compared], a: str | None, b: str | None) 
                 estimate, more, less = estimate.negated(), less, more
             sweeps = f" (from {more} settings against {less})" if more != less else ""
             where = f" ({gap.at:.3g} on average){sweeps}"
-            return Evidence(f"{a} − {b} on {gap.compared} at equal learning", estimate, where=where)
+            return ClaimEvidence(f"{a} − {b} on {gap.compared} at equal learning", estimate, where=where)
         if not gap.level:
             return f"{a} and {b} never learned equally much (their ranges of learning do not overlap)"
     return None

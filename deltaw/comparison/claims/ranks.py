@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from deltaw.comparison.claims.evidence import Found, claim
 from deltaw.comparison.claims.sources import BIDERMAN
-from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, ClaimEvidence
 from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Array, Run, Runs
-from deltaw.comparison.trajectories import Curve, curves
-from deltaw.comparison.welch import Estimate, Part, combination
+from deltaw.comparison.trajectories import Trajectory, curves
+from deltaw.comparison.welch import Estimate, GroupShare, combination
 
 Chosen = NDArray[np.bool_]
 
@@ -66,7 +66,7 @@ def _linear(runs: Runs) -> Chosen:
 
 def _over_seeds(values: Sequence[float] | Array, minus: float = 0.0) -> Estimate:
     """The mean over runs, less a number."""
-    return combination([Part(1.0, values)], -minus)
+    return combination([GroupShare(1.0, values)], -minus)
 
 
 def _medians(values: Array) -> Array:
@@ -105,7 +105,7 @@ def _times(runs: Runs, a: Arena, full: Sequence[Run]) -> Found:
     as_noise = f", as pure noise of these shapes would (× {null:.3g})" if TIMES[0] <= null <= TIMES[1] else f"; {noise}"
     beside = as_noise if math.isfinite(null) else ""
     note = f" of rank {typical:g} (median {RANK} {float(np.exp(np.log(medians).mean())):.3g}){beside}"
-    return Evidence(str(a.full), times, bounds, scale="ratio", note=note, lines=(low, high))
+    return ClaimEvidence(str(a.full), times, bounds, scale="ratio", note=note, lines=(low, high))
 
 
 def _width(replicates: Sequence[Run]) -> float:
@@ -126,7 +126,7 @@ def _grows(runs: Runs, a: Arena) -> Claim:
     return claim("rank-grows-with-tokens", text, rule, a, found, missing, BIDERMAN)
 
 
-def _growth(runs: Runs, curve: Curve) -> Found:
+def _growth(runs: Runs, curve: Trajectory) -> Found:
     """How much the rank grew from the first point of a curve to the last, over one and the same set of matrices."""
     analysed = [(tokens, [r for r in rs if r.layers is not None]) for tokens, rs in curve.points]
     analysed = [(tokens, rs) for tokens, rs in analysed if rs]
@@ -143,7 +143,7 @@ def _growth(runs: Runs, curve: Curve) -> Found:
         return f"no seed of {curve.group} has both the first and the last number of tokens"
     where = f"{curve.group}{', ' + curve.setting if curve.setting else ''}, {first:,} to {last:,} tokens"
     note = f" over {int(known.sum())} matrices"
-    return Evidence(where, _over_seeds(growth), scale="ratio", note=note)
+    return ClaimEvidence(where, _over_seeds(growth), scale="ratio", note=note)
 
 
 def _with_rank(runs: Runs, replicates: Sequence[Run], known: Chosen) -> list[tuple[Run, float]]:
@@ -178,7 +178,7 @@ def _mlp(runs: Runs, a: Arena, full: Sequence[Run]) -> Found:
         same = shape * estimate.value > 0
         beside = f", as pure noise of these shapes would (× {math.exp(shape):.3g})" if same else ""
         beside += f"; relative to that × {math.exp(estimate.value - shape):.3g}"
-    return Evidence(f"{a.full}, MLP / attention", estimate, scale="ratio", note=f" over {n} blocks{beside}")
+    return ClaimEvidence(f"{a.full}, MLP / attention", estimate, scale="ratio", note=f" over {n} blocks{beside}")
 
 
 def _by_block(runs: Runs, logs: Array) -> tuple[Array, int]:
@@ -205,7 +205,7 @@ def _ends_lower(runs: Runs, a: Arena, full: Sequence[Run]) -> Claim:
         if n:
             lower = _over_seeds(values)
             what = f"{a.full}, {which} block / middle"
-            found.append(Evidence(what, lower, [lower.negated()], scale="ratio", note=f" over {n} modules"))
+            found.append(ClaimEvidence(what, lower, [lower.negated()], scale="ratio", note=f" over {n} modules"))
     text = "The rank is lower in the first and last layers"
     missing = f"{NO_FULL}, with four blocks or more"
     return replace(claim("first-and-last-lower", text, rule, a, found, missing, BIDERMAN), needs_all=True)

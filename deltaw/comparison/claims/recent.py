@@ -11,13 +11,13 @@ import numpy as np
 from deltaw.comparison.claims.domains import INSTRUCTION
 from deltaw.comparison.claims.evidence import Found, claim
 from deltaw.comparison.claims.sources import INTRUDERS, LINEAR_RL, SPARSE_RL, STABLE_RANK
-from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, ClaimEvidence
 from deltaw.comparison.endpoints import at_common_tokens, has_layers
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Array, Run, Runs, arena, mean_scores
-from deltaw.comparison.trajectories import Curve, curves
-from deltaw.comparison.welch import Estimate, Part, combination
+from deltaw.comparison.trajectories import Trajectory, curves
+from deltaw.comparison.welch import Estimate, GroupShare, combination
 
 BETA = (0.23, 0.30)
 RL = (
@@ -84,13 +84,13 @@ def _slope(runs: Runs, a: Arena) -> Found:
     x = np.log(np.array(list(having), dtype=np.float64))
     weights = (x - x.mean()) / float(((x - x.mean()) ** 2).sum())
     ends = np.cumsum([len(f) for f in found])[:-1]
-    parts = [Part(float(w), v) for w, v in zip(weights, np.split(values, ends), strict=True)]
+    parts = [GroupShare(float(w), v) for w, v in zip(weights, np.split(values, ends), strict=True)]
     slope = combination(parts)
     low, high = BETA
     bounds = [replace(slope, value=slope.value - low), replace(slope.negated(), value=high - slope.value)]
     ranks = ", ".join(str(r) for r in having)
     note = f", allowed [{low}, {high:.2f}]"
-    return Evidence(f"slope over ranks {ranks}", slope, bounds, scale="number", note=note, lines=BETA)
+    return ClaimEvidence(f"slope over ranks {ranks}", slope, bounds, scale="number", note=note, lines=BETA)
 
 
 def across(runs: Runs, found: Sequence[Arena]) -> Iterator[Claim]:
@@ -107,13 +107,13 @@ def across(runs: Runs, found: Sequence[Arena]) -> Iterator[Claim]:
                 values = _medians(
                     runs, [r for r in runs.representatives(a.full) if has_layers(r)], "unchanged_fraction"
                 )
-                estimate = combination([Part(1.0, values)])
+                estimate = combination([GroupShare(1.0, values)])
                 if math.isfinite(estimate.value):
                     bound = replace(
                         estimate if sign > 0 else estimate.negated(), value=sign * (estimate.value - SPARSE)
                     )
                     what = f"{a.full}, unchanged ({word})"
-                    evidence.append(Evidence(what, estimate, [bound], scale="number", lines=(SPARSE,)))
+                    evidence.append(ClaimEvidence(what, estimate, [bound], scale="number", lines=(SPARSE,)))
     trained = {a.training in RL for a in found if a.training in (*RL, *INSTRUCTION) and a.full is not None}
     precisions = _precisions(runs, [a.full for a in found if a.training in (*RL, *INSTRUCTION) and a.full is not None])
     if len(trained) < 2:
@@ -151,10 +151,10 @@ def _dominance(runs: Runs, a: Arena) -> Claim:
     found: list[Found] = []
     for g in _rl_full(a):
         values = _medians(runs, [r for r in runs.representatives(g) if has_layers(r)], "energy_at_1")
-        share = combination([Part(1.0, values)])
+        share = combination([GroupShare(1.0, values)])
         if math.isfinite(share.value):
             bound = replace(share, value=share.value - DOMINANT)
-            found.append(Evidence(f"{g}, energy_at_1", share, [bound], scale="number", lines=(DOMINANT,)))
+            found.append(ClaimEvidence(f"{g}, energy_at_1", share, [bound], scale="number", lines=(DOMINANT,)))
     text = "One direction dominates the updates of reinforcement learning"
     return claim("rl-rank-1-dominates", text, rule, a, found, f"needs an analysed run of {RL_NEEDS}", LINEAR_RL)
 
@@ -170,7 +170,7 @@ def _line(runs: Runs, a: Arena) -> Claim:
     return claim("rl-rank-1-is-linear", text, rule, a, found, missing, LINEAR_RL)
 
 
-def _linearity(runs: Runs, curve: Curve) -> Found:
+def _linearity(runs: Runs, curve: Trajectory) -> Found:
     by_seed: dict[int, list[tuple[int, Run]]] = {}
     for tokens, replicates in curve.points:
         for i, r in enumerate(replicates):
@@ -182,9 +182,9 @@ def _linearity(runs: Runs, curve: Curve) -> Found:
     values = [_r_squared(runs, points) for points in complete]
     if not np.isfinite(values).all():
         return None
-    share = combination([Part(1.0, values)])
+    share = combination([GroupShare(1.0, values)])
     where = f"{curve.group}{', ' + curve.setting if curve.setting else ''}, {len(curve.points)} points, R²"
-    return Evidence(where, share, [replace(share, value=share.value - LINE)], scale="number", lines=(LINE,))
+    return ClaimEvidence(where, share, [replace(share, value=share.value - LINE)], scale="number", lines=(LINE,))
 
 
 def _r_squared(runs: Runs, points: Sequence[tuple[int, Run]]) -> float:
@@ -229,4 +229,4 @@ def _correlation(runs: Runs, a: Arena) -> Found:
     z = math.atanh(max(-0.999999, min(0.999999, rho)))
     n = len(points)
     error = math.nan if alone else math.sqrt((1 + rho**2 / 2) / (n - 3))
-    return Evidence(f"{n} settings, ρ", Estimate(z, error, float(n - 2)), scale="correlation")
+    return ClaimEvidence(f"{n} settings, ρ", Estimate(z, error, float(n - 2)), scale="correlation")

@@ -9,9 +9,9 @@ import numpy as np
 
 from deltaw.comparison.claims.evidence import Found, at_end, at_equal_learning, claim
 from deltaw.comparison.claims.sources import BIDERMAN, CONSISTENCY, MORA
-from deltaw.comparison.claims.verdicts import Claim, Evidence
+from deltaw.comparison.claims.verdicts import Claim, ClaimEvidence
 from deltaw.comparison.endpoints import Endpoints
-from deltaw.comparison.fronts import Compared
+from deltaw.comparison.fronts import FrontDifference
 from deltaw.comparison.manifest import AXES
 from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Runs
@@ -33,7 +33,7 @@ FRONT = (
 CODE, MATHS = ("code",), ("maths", "math", "mathematics")
 
 
-def of_arena(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Claim]:
+def of_arena(runs: Runs, a: Arena, fronts: Sequence[FrontDifference]) -> Iterator[Claim]:
     """The claims that concern one domain."""
     yield from _biderman(runs, a, fronts)
     yield _high_rank(runs, a)
@@ -52,7 +52,7 @@ def of_arena(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Claim
     )
 
 
-def _biderman(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Claim]:
+def _biderman(runs: Runs, a: Arena, fronts: Sequence[FrontDifference]) -> Iterator[Claim]:
     """LoRA learns less and forgets less; and at equal learning."""
     lora = [g for _, g in a.lora]
     yield claim(
@@ -84,7 +84,7 @@ def _biderman(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Clai
     )
 
 
-def _consistency(runs: Runs, a: Arena, fronts: Sequence[Compared]) -> Iterator[Claim]:
+def _consistency(runs: Runs, a: Arena, fronts: Sequence[FrontDifference]) -> Iterator[Claim]:
     """The counter-claim: with the optimiser of pretraining, full fine-tuning forgets less than LoRA."""
     pairs = [(full, g) for full in a.same_optimiser for _, g in a.lora]
     needs = (
@@ -157,7 +157,7 @@ def _nearly_full(runs: Runs, a: Arena) -> Found:
     return _nearly(ends, base, f"{high} − {a.full} on {RETENTION}", RETENTION)
 
 
-def _nearly(ends: Endpoints, yard: Endpoints, what: str, axis: str) -> Evidence:
+def _nearly(ends: Endpoints, yard: Endpoints, what: str, axis: str) -> ClaimEvidence:
     """That |a − b| of `ends` is within a quarter of |a − b| of `yard`: two one-sided tests with the errors of both."""
     trials = max(ends.trials, yard.trials)
     allowed = NEARLY * at_endpoints(yard, axis).estimate.value
@@ -177,7 +177,9 @@ def _nearly(ends: Endpoints, yard: Endpoints, what: str, axis: str) -> Evidence:
     size = abs(allowed)
     note = f", allowed ±{size:.3g}"
     lines = (-size, size)
-    return Evidence(what, d.estimate, bounds, items=d.items, note=note, lines=lines, where=ends.where, paired=d.paired)
+    return ClaimEvidence(
+        what, d.estimate, bounds, items=d.items, note=note, lines=lines, where=ends.where, paired=d.paired
+    )
 
 
 def high_rank(runs: Runs, group: str) -> float:

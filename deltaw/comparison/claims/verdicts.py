@@ -33,7 +33,7 @@ WEIGHS = 0.5  # of the smallest decided effect: a point on the other side that i
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClaimEvidence:
     """One comparison.
 
     Attributes:
@@ -109,7 +109,7 @@ class Decision:
         speaks: 1 for the claim, −1 against it, 0 undecided.
     """
 
-    evidence: Evidence
+    evidence: ClaimEvidence
     p: float
     alpha: float
     speaks: int
@@ -135,7 +135,7 @@ class Claim:
     source: str
     rule: str
     about: str = ""
-    evidence: Sequence[Evidence] = field(default_factory=list)
+    evidence: Sequence[ClaimEvidence] = field(default_factory=list)
     missing: str = ""
     needs_all: bool = False
 
@@ -240,7 +240,7 @@ def _side(point: float) -> str:
     return "for it" if point > 0 else "against it" if point < 0 else "at neither side of it"
 
 
-def seeds_needed(evidence: Evidence, alpha: float = ALPHA, most: int = 50) -> int | None:
+def seeds_needed(evidence: ClaimEvidence, alpha: float = ALPHA, most: int = 50) -> int | None:
     """How many seeds in each group would make this effect, with this spread, leave out 0; None if more than `most`."""
     from scipy.special import stdtrit
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deltaw.comparison.evaluations.items import reduction_key
-from deltaw.comparison.evaluations.metrics import Evaluation, Metric
+from deltaw.comparison.evaluations.metrics import Evaluation, TaskMetric
 from deltaw.documents import Document, is_number
 from deltaw.errors import ManifestError
 
@@ -57,7 +57,7 @@ def harness(found: Document, path: Path) -> Evaluation:
     stamp = STAMP.search(path.name)
     created = stamp.group() if stamp else _time(found.values.get("date"))
     model = found.text("model_name") or _model_args(found.inner("config").values.get("model_args"))
-    metrics: list[Metric] = []
+    metrics: list[TaskMetric] = []
     seen: set[str] = set()
     for table in ("results", "groups"):
         tasks = found.inner(table)
@@ -70,7 +70,7 @@ def harness(found: Document, path: Path) -> Evaluation:
     return Evaluation(str(path), tuple(metrics), model, created)
 
 
-def _of_task(values: Document, task: str, found: Document, samples: Path | None) -> Iterator[Metric]:
+def _of_task(values: Document, task: str, found: Document, samples: Path | None) -> Iterator[TaskMetric]:
     better = found.inner("higher_is_better").values.get(task)  # null where the harness does not know
     for key, value in values.values.items():
         name, _, chosen = key.partition(",")
@@ -78,7 +78,7 @@ def _of_task(values: Document, task: str, found: Document, samples: Path | None)
             continue
         error = values.values.get(f"{name}_stderr,{chosen}" if chosen else f"{name}_stderr")
         lower = isinstance(better, dict) and better.get(name) is False
-        yield Metric(task, name, chosen, value, float(error) if is_number(error) else math.nan, lower, samples)
+        yield TaskMetric(task, name, chosen, value, float(error) if is_number(error) else math.nan, lower, samples)
 
 
 def _model_args(value: object) -> str:
@@ -99,7 +99,7 @@ def inspect(found: Document, path: Path) -> Evaluation:
             f"{path}: this evaluation ended with {found.text('status')!r}; expected 'success': run it again"
         )
     task, model = about.text("task"), about.text("model")
-    metrics: list[Metric] = []
+    metrics: list[TaskMetric] = []
     for scorer in found.inner("results").inners("scores"):
         table = scorer.inner("metrics")
         for name in table:
@@ -108,7 +108,7 @@ def inspect(found: Document, path: Path) -> Evaluation:
                 known = float(error) if is_number(error) else math.nan
                 value = table.inner(name).values.get("value")
                 samples = path if name in MEANS and found.inners("reductions") else None
-                metrics.append(Metric(task, name, reduction_key(scorer), value, known, samples=samples))
+                metrics.append(TaskMetric(task, name, reduction_key(scorer), value, known, samples=samples))
     return Evaluation(str(path), tuple(metrics), model, about.text("created"))
 
 
@@ -120,7 +120,7 @@ def every_eval(found: Document, path: Path) -> Evaluation:
         error = details.inner("uncertainty").inner("standard_error").values.get("value")
         name = config.text("metric_name") or config.text("metric_id") or "score"
         metrics.append(
-            Metric(
+            TaskMetric(
                 entry.text("evaluation_name", None),
                 name,
                 "",
@@ -139,7 +139,9 @@ def hub(entries: Sequence[Document], path: Path) -> Evaluation:
     metrics, dates = [], []
     for entry in entries:
         dataset = entry.inner("dataset")
-        metrics.append(Metric(dataset.text("id", None), dataset.text("task_id", None), "", entry.values.get("value")))
+        metrics.append(
+            TaskMetric(dataset.text("id", None), dataset.text("task_id", None), "", entry.values.get("value"))
+        )
         dates.append(str(entry.values.get("date") or ""))
     return Evaluation(str(path), tuple(metrics), "", max(dates, default=""))
 

@@ -19,7 +19,7 @@ LISTED = 8  # names in a message, where none is near
 
 
 @dataclass(frozen=True)
-class Metric:
+class TaskMetric:
     """One number of an evaluation.
 
     Attributes:
@@ -58,7 +58,7 @@ class Evaluation:
     """
 
     source: str
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TaskMetric, ...]
     model: str = ""
     created: str = ""
 
@@ -100,7 +100,7 @@ def mean_score(evaluation: Evaluation, references: Sequence[str], source: str) -
     return Score(sum(values) / n, error, source, known if len(known) == n else ())
 
 
-def _value(metric: Metric, source: str) -> float:
+def _value(metric: TaskMetric, source: str) -> float:
     if not is_number(metric.value):
         raise ManifestError(
             f"{source}: {metric.task}:{metric.key} is {shown(metric.value)}; expected a finite number (to 1e60): "
@@ -109,13 +109,13 @@ def _value(metric: Metric, source: str) -> float:
     return -metric.value if metric.lower_is_better else float(metric.value)
 
 
-def _items(metric: Metric, value: float) -> Items | None:
+def _items(metric: TaskMetric, value: float) -> Items | None:
     if metric.samples is None:
         return None
     return read_items(metric.samples, f"{metric.task}:{metric.key}", metric.lower_is_better, value)
 
 
-def _find(evaluation: Evaluation, reference: str, source: str) -> Metric:
+def _find(evaluation: Evaluation, reference: str, source: str) -> TaskMetric:
     task, colon, name = reference.partition(":")
     if not colon or not task or not name:
         raise ManifestError(f'{source}: {reference!r} is no score; expected "task:metric", like "hellaswag:acc_norm"')

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deltaw.comparison.evaluations import formats
-from deltaw.comparison.evaluations.metrics import Evaluation, Metric
+from deltaw.comparison.evaluations.metrics import Evaluation, TaskMetric
 from deltaw.documents import Document, parse_yaml_list, read_object, read_text
 from deltaw.errors import ManifestError
 
@@ -104,9 +104,9 @@ def _newest(folder: Path, found: list[Evaluation]) -> Evaluation:
     if len(models) > 1:
         names = ", ".join(models[:4]) + (", …" if len(models) > 4 else "")
         raise ManifestError(f"{folder}: evaluations of {len(models)} models ({names}); name the directory of one")
-    metrics: dict[str, tuple[Evaluation, list[Metric]]] = {}
+    metrics: dict[str, tuple[Evaluation, list[TaskMetric]]] = {}
     for evaluation in sorted(found, key=lambda e: e.created):
-        tasks: dict[str, list[Metric]] = {}
+        tasks: dict[str, list[TaskMetric]] = {}
         for metric in evaluation.metrics:
             tasks.setdefault(metric.task, []).append(metric)
         for task, of_task in tasks.items():
@@ -119,7 +119,7 @@ def _newest(folder: Path, found: list[Evaluation]) -> Evaluation:
     return Evaluation(str(folder), merged, models[0] if models else "", max(e.created for e in found))
 
 
-def _same(a: list[Metric], b: list[Metric]) -> bool:
+def _same(a: list[TaskMetric], b: list[TaskMetric]) -> bool:
     return json.dumps([(m.key, m.value) for m in a], default=str) == json.dumps(
         [(m.key, m.value) for m in b], default=str
     )
