@@ -105,7 +105,7 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Measure every weight update between BASE and FT.
+    """Measure every weight update between BASE and FT; with FT alone, its base is found, and said.
 
     Each is a directory or file (safetensors, PyTorch), or a Hugging Face Hub id (org/name, org/name@revision); FT may
     be an adapter. Writes layers.csv, spectra.safetensors, analysis.json, report.html and figures/ to --out.
@@ -113,12 +113,12 @@ def command(
     import deltaw
     from deltaw.cli.progress import reporting
 
-    base, ft = inputs(base, ft, no_base)
+    opened, ft = inputs(base, ft, no_base, quiet=quiet)
     out = out or default_out(ft, options["part"])
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:
         # A failed report must not cost the numbers: they are written first.
-        analysis = deltaw.analyze(base, ft, out=out, formats=formats, progress=progress, **options)
+        analysis = deltaw.analyze(opened, ft, out=out, formats=formats, progress=progress, **options)
         if not no_report:
             progress.say("writing the report")
             write_report(analysis, out)

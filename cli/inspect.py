@@ -32,12 +32,14 @@ NAMED = 3  # skipped tensors that are named, of each reason
 def command(base: str | None, ft: str | None, no_base: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show which tensors of BASE and FT would be compared, and how; nothing but headers is read.
 
+    With FT alone, its base is found, and said.
+
     Tensors that differ by a number in their names share a line; -v gives each its own.
     """
     import deltaw
 
-    base, ft = inputs(base, ft, no_base)
-    found = deltaw.inspect(base, ft, **options)
+    opened, ft = inputs(base, ft, no_base, quiet=quiet)
+    found = deltaw.inspect(opened, ft, **options)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     elif not quiet:

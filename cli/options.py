@@ -15,6 +15,7 @@ from deltaw.files import parse_size
 from deltaw.results.sources import writable
 
 if TYPE_CHECKING:
+    from deltaw.checkpoints import Checkpoint
     from deltaw.results.conditions import Condition
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -216,8 +217,8 @@ def executing(function: F) -> F:
     return function
 
 
-def inputs(base: str | None, ft: str | None, no_base: bool) -> tuple[str | None, str]:
-    """BASE and FT; with `--no-base` the one argument is the adapter.
+def inputs(base: str | None, ft: str | None, no_base: bool, *, quiet: bool) -> tuple[Checkpoint | str | None, str]:
+    """BASE and FT; with one argument its base is found, and a line on stderr says which; with `--no-base` it has none.
 
     Raises:
         UsageError: An argument is missing, or there is one too many.
@@ -226,9 +227,16 @@ def inputs(base: str | None, ft: str | None, no_base: bool) -> tuple[str | None,
         if base is None or ft is not None:
             raise click.UsageError("--no-base takes one argument, the adapter: deltaw analyze --no-base ADAPTER")
         return None, base
-    if base is None or ft is None:
-        raise click.UsageError("expected BASE and FT: two checkpoints (or an adapter as FT, alone with --no-base)")
-    return base, ft
+    if base is None:
+        raise click.UsageError("expected BASE and FT, or FT alone, whose base is then found")
+    if ft is not None:
+        return base, ft
+    from deltaw.measurement.found_base import find_base
+
+    found = find_base(base)
+    if not quiet:
+        say(f"base: {found.source} ({found.found_by})", err=True)
+    return found, base
 
 
 def default_out(ft: str, part: str | None = None) -> Path:

@@ -16,12 +16,11 @@ from deltaw.adapters.initial import CONFIG, find_initial, open_initial
 from deltaw.adapters.keys import looks_like_lora
 from deltaw.adapters.translated import MLX_FILE, Translated, gguf_lora, is_gguf_lora, mlx
 from deltaw.adapters.wrapped import as_checkpoint, has_factors, is_wrapped
-from deltaw.checkpoints import Checkpoint, open_checkpoint
+from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.checkpoints.beside import beside
 from deltaw.checkpoints.gguf import open_gguf
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
-from deltaw.files import expanded
 from deltaw.results.sources import FileStamp
 
 WEIGHTS = (
@@ -86,9 +85,9 @@ def open_base(source: Any) -> Checkpoint:
         AdapterError: It is an adapter, which comes second.
         CheckpointError: It cannot be found or opened.
     """
-    here = expanded(source) if isinstance(source, (str, Path)) else None
+    here = locate(source)[0] if isinstance(source, (str, Path)) else None
     opened = open_checkpoint(source) if here is None or not here.is_dir() else None
-    if here is not None and here.exists() and is_adapter(here, opened) and not _holds_model(here):
+    if here is not None and is_adapter(here, opened) and not _holds_model(here):
         found = open_adapter(here)
         trained = f", trained on {found.base_name}" if found.base_name else ""
         raise AdapterError(

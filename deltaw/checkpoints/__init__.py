@@ -25,6 +25,7 @@ __all__ = [
     "QuantisedHandle",
     "StoredHandle",
     "UnreadHandle",
+    "hub",
     "locate",
     "numeric",
     "open_checkpoint",

@@ -24,6 +24,7 @@ class Checkpoint:
         files: The files that were read, as they were; none for a model in memory.
         companions: Stored tensors that are no weights of the model but belong to codes (scales, zero points), by
             name, with their reason. They are not in `tensors`.
+        found_by: What named it, where only the fine-tune was given; empty otherwise.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     files: tuple[FileStamp, ...] = ()
     companions: Mapping[str, Skipped] = field(default_factory=dict)
+    found_by: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -49,4 +51,5 @@ class Checkpoint:
             nbytes=self.nbytes,
             revision=self.revision,
             files=self.files,
+            found_by=self.found_by,
         )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from pathlib import Path
 
+from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
+from deltaw.files import cache_directory, replacing
+
+log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"^([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
 # A single word is an id of the Hub's first models (`gpt2`), unless it ends as a file does.
 FILE = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|gguf|json|npz|h5|onnx|msgpack|txt|csv|toml|md|zip|tar|gz)$", re.IGNORECASE
 )
-SMALL = ["*.json"]
+SMALL = ["*.json", "README.md"]
 WEIGHTS = (["*.safetensors"], ["*.bin"])
 
 
@@ -39,9 +45,58 @@ def fetch(source: str) -> tuple[Path, str | None]:
             if any(folder.rglob(patterns[0])):
                 break
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        why = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise CheckpointError(
-            f"{source}: no such path here, and as a Hugging Face Hub id it cannot be fetched ({why.rstrip('.')}); "
+            f"{source}: no such path here, and as a Hugging Face Hub id it cannot be fetched ({first_line(e)}); "
             "check the spelling, the network or the token"
         ) from e
     return folder, folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+
+
+def base_models(source: str, revision: str | None) -> tuple[str, ...]:
+    """The ids of the models that the Hub says a model was made from, kept for the commit once they are known.
+
+    Args:
+        source: Its id, `org/name` or `org/name@revision`.
+        revision: Its commit.
+
+    Raises:
+        CheckpointError: The Hub cannot be asked: no network, offline mode, no access.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+    repo, _, given = source.partition("@")
+    kept = _kept(repo, revision)
+    if kept is not None and kept.is_file():
+        return read_object(kept).texts("base_models")
+    try:
+        about = HfApi().model_info(repo, revision=revision or given or None, expand=["baseModels"])
+    except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as e:
+        raise CheckpointError(first_line(e)) from e
+    said = getattr(about, "base_models", None)
+    found = Document(said if isinstance(said, dict) else {}, f"the Hub on {repo}").inners("models")
+    ids = tuple(model.text("id") for model in found if model.says("id"))
+    if kept is not None:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(kept) as temporary:
+                temporary.write_text(json.dumps({"base_models": ids}), encoding="utf-8")
+        except OSError as e:
+            log.info("%s: cannot be kept (%s); the Hub is asked again next time", kept, e.strerror or e)
+    return ids
+
+
+def _kept(repo: str, revision: str | None) -> Path | None:
+    """Where the answer on one commit is kept; None where the commit is not known, or there is no home directory."""
+    if revision is None:
+        return None
+    try:
+        return cache_directory() / "base-models" / f"{repo.replace('/', '--')}@{revision}.json"
+    except RuntimeError:
+        return None
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, without a full stop; the name of its class where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__).rstrip(".")

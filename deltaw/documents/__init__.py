@@ -8,7 +8,7 @@ from deltaw.documents.objects import Document, is_number, parse_json, parse_obje
 from deltaw.documents.patterns import Pattern, compile_pattern
 from deltaw.documents.tables import read_table
 from deltaw.documents.toml import KeyPath, Toml, parse_toml
-from deltaw.documents.yaml import parse_yaml_list
+from deltaw.documents.yaml import parse_yaml_list, parse_yaml_object
 
 __all__ = [
     "Document",
@@ -21,6 +21,7 @@ __all__ = [
     "parse_object",
     "parse_toml",
     "parse_yaml_list",
+    "parse_yaml_object",
     "read_object",
     "read_table",
     "read_text",

@@ -66,7 +66,7 @@ class Inspection:
 
 def inspect(
     base: Any,
-    ft: Any,
+    ft: Any = None,
     *,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -77,7 +77,7 @@ def inspect(
 
     Args:
         base: The base checkpoint, or None for an adapter alone.
-        ft: The fine-tuned checkpoint or adapter.
+        ft: The fine-tuned checkpoint or adapter; where it is not given, the one argument is it, and its base is found.
         include, exclude, rename, split_fused: See `analyze`.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def analyze(
     base: Any,
-    ft: Any,
+    ft: Any = None,
     *,
     mode: str = "exact",
     device: str = "auto",
@@ -58,7 +58,8 @@ def analyze(
 
     Args:
         base: Path, Hub id, `nn.Module` or state dict; None for an adapter alone.
-        ft: The same, or an adapter directory or file.
+        ft: The same, or an adapter directory or file. Where it is not given, the one argument is the fine-tune, and
+            its base is found: what its adapter_config.json, model card, the Hub or config.json names.
         mode: `exact` for full spectra, `fast` for estimates with 95 % intervals.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`: where the linear algebra runs.
         include, exclude: Regular expressions on tensor names; one, or several.
@@ -165,10 +166,18 @@ def _assemble(
         device=", ".join(map(str, devices)),
         seconds=seconds,
         versions=versions(),
-        notes=tuple(map(writable, (*planned.notes, *storage.notes(rows), *([] if share is None else [share.note])))),
+        notes=tuple(map(writable, (*planned.notes, *storage.notes(rows), *_said(base, share)))),
         intruders=tuple(intruders),
         coverage=planned.coverage([*failed, *others]),
         command=command(base, ft, options, share),
         share=share,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _said(base: Source | None, share: Share | None) -> Iterator[str]:
+    """What a reader should know of how the analysis was asked for."""
+    if base is not None and base.found_by:
+        yield f"the base {base.path} was not given, but found: {base.found_by}"
+    if share is not None:
+        yield share.note

@@ -12,6 +12,7 @@ from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.documents import Document
 from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.files import expanded
+from deltaw.measurement.found_base import find_base
 from deltaw.pairs.plan import Plan, plan
 from deltaw.pairs.selection import Selection
 from deltaw.results.sources import Source
@@ -56,13 +57,17 @@ def open_sides(base: Any, ft: Any) -> Sides:
 
     Args:
         base: Path, Hub id, `nn.Module` or state dict; None for an adapter alone.
-        ft: The same, or an adapter directory or file.
+        ft: The same, or an adapter directory or file; None where the one argument is it, and its base is to be found.
 
     Raises:
         CheckpointError: One of them cannot be opened.
         AdapterError: The base is an adapter itself.
-        OptionError: There is no base, and the other side is no adapter.
+        OptionError: There is no base, and the other side is no adapter; or neither is given.
     """
+    if ft is None:
+        if base is None:
+            raise OptionError("nothing to analyze; give BASE and FT, or FT alone")
+        base, ft = find_base(base), base
     try:
         opened = None if base is None else open_base(base)
     except AdapterError:

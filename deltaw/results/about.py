@@ -29,6 +29,7 @@ def source(about: Document) -> Source | None:
             FileStamp(f.text("path", None), f.whole("size"), f.whole("modified")) for f in about.inners("files")
         ),
         base_name=about.text("base_name") or None,
+        found_by=about.text("found_by"),
         hash=about.text("hash"),
     )
 

@@ -58,6 +58,7 @@ class Source:
         revision: The Hub commit, if it came from the Hub.
         files: The files that were read; none for a model in memory, of which nothing says that it is still what it was.
         base_name: The base that an adapter names, if any.
+        found_by: What named the base, where only the fine-tune was given; empty otherwise.
         hash: Of its content, see `content_hash`; empty where that is not known.
     """
 
@@ -68,10 +69,12 @@ class Source:
     revision: str | None = None
     files: tuple[FileStamp, ...] = ()
     base_name: str | None = None
+    found_by: str = ""
     hash: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", writable(self.path))  # frozen
+        for name in ("path", "found_by"):
+            object.__setattr__(self, name, writable(getattr(self, name)))  # frozen
 
     @property
     def names(self) -> list[str]:
@@ -88,7 +91,7 @@ class Source:
         return replace(self, hash=content_hash(self.files))
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """As JSON values: `path`, `revision`, `format`, `tensors`, `bytes`, `files`, `base_name`, `hash`."""
+        """As JSON values: the attributes by name, `nbytes` as `bytes`."""
         return {
             "path": self.path,
             "revision": self.revision,
@@ -97,6 +100,7 @@ class Source:
             "bytes": self.nbytes,
             "files": [{"path": f.path, "size": f.size, "modified": f.modified} for f in self.files],
             "base_name": self.base_name,
+            "found_by": self.found_by,
             "hash": self.hash,
         }
 

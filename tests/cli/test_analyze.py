@@ -287,7 +287,6 @@ def test_bad_inputs(pico_pair: tuple[Path, Path], pico: State, tmp_path: Path):
 def test_usage_errors(pico_pair: tuple[Path, Path], tmp_path: Path):
     for args in (
         ("analyze",),
-        ("analyze", pico_pair[0]),
         ("analyze", *pico_pair, "--mode", "wild"),
         ("analyze", *pico_pair, "--device", "toaster"),
         ("analyze", *pico_pair, "--include", "("),
