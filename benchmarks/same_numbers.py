@@ -33,7 +33,6 @@ sys.path.insert(0, {package!r})
 from pathlib import Path
 
 import torch
-import torch
 import deltaw
 assert deltaw.__file__.startswith({package!r}), deltaw.__file__
 torch.set_num_threads(1)

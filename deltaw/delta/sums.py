@@ -1,7 +1,8 @@
 """One pass over the entries of W0 and W, in blocks of rows, to the sums that size, precision and regularisation need.
 
 The pass also leaves ΔW, subtracted after the upcast, so that the two large arrays are read once. All sums run in
-float64, block by block, and are vectors of one number per row or column. The sums by row are the inner products of
+float64, block by block, and are vectors of one number per row or column. On a CPU one compiled sweep adds up what was
+stored (`compiled`). On a GPU, and for what an adapter computes, torch does: the sums by row are the inner products of
 Δ, W0 and the units in the first place of W with each other, found in one batched product.
 """
 
@@ -12,9 +13,11 @@ from contextlib import suppress
 from dataclasses import replace
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from deltaw.delta.compiled import BASE, CHANGE, NOISE, PRODUCT, BlockSums, block_sums, row_squares
 from deltaw.delta.entry_sums import EntrySums
 from deltaw.delta.largest_entry import largest_product
 from deltaw.delta.rounding import Rounding, rounding
@@ -23,11 +26,11 @@ from deltaw.tensors.bits import STORED, Precision, count_equal, ufp, within_ulp
 from deltaw.tensors.numbers import StoredNumbers, finest, numbers
 from deltaw.types import Factors, Vector
 
-# Entries of a block. On a CPU: few enough to stay in the last cache, and enough that threads do not wait for each other
-# between many small operations (2816×1024 in each of two threads, Intel Xeon: 39, 27, 24, 35 ms at 2¹⁶ … 2¹⁹). On a
-# GPU: enough to fill it, and no more memory than that takes (11008×4096 from the CPU's memory, H100: 13.6, 11.8, 10.2,
-# 8.9, 10.3 ms at 2²¹ … 2²⁵, with 70, 170, 340, 670, 1200 MB beside ΔW).
+# Entries of a block. Of operations of torch on a CPU: few enough to stay in the last cache. Of the compiled sweep:
+# enough for all threads. On a GPU: enough to fill it, and no more memory than that takes (11008×4096 from the CPU's
+# memory, H100: 13.6, 11.8, 10.2, 8.9, 10.3 ms at 2²¹ … 2²⁵, with 70, 170, 340, 670, 1200 MB beside ΔW).
 CPU_BLOCK = 1 << 18
+COMPILED_BLOCK = 1 << 23
 GPU_BLOCK = 1 << 22
 
 LARGEST_FACTOR = 1e140  # of the entries of B and A: their squares, and sums of those, stay within float64
@@ -67,16 +70,20 @@ def sweep(
     w0, w = _matrix(base), _matrix(ft)
     where = _sums_device(device)
     dtype = compute_dtype(base.dtype, ft.dtype)
-    delta = torch.empty(w.shape, dtype=dtype, device=where) if keep else None
+    delta = _empty(w.shape, dtype, where) if keep else None
     was, now = known[0] or numbers(base), known[1] or numbers(ft)
     sums = _Accumulator(w.shape, where, precision=now.precision)
     sums.within_ulp = True
-    for rows in _blocks(w.shape, where, block):
+    on_cpu = where.type == "cpu"
+    for rows in _blocks(w.shape, where, block or (COMPILED_BLOCK if on_cpu else None)):
         old, new = _moved(w0[rows], where), _moved(w[rows], where)
         d = torch.empty(new.shape, dtype=dtype, device=where) if delta is None else delta[rows]
-        d.copy_(new).sub_(old if old.itemsize > 1 else old.to(dtype))  # float8 is not promoted
-        sums.add(rows, d, old, new)
-        sums.equal += count_equal(old, new)
+        if on_cpu:
+            sums.put(rows, block_sums(old, new, d, now.precision))
+        else:
+            d.copy_(new).sub_(old if old.itemsize > 1 else old.to(dtype))  # float8 is not promoted
+            sums.add(rows, d, old, new)
+            sums.equal += count_equal(old, new)
         # one large move settles it, and is found in the first row of nearly every update
         sums.within_ulp = (
             sums.within_ulp
@@ -146,8 +153,7 @@ def unchanged_sums(base: Tensor, *, device: torch.device | str = "cpu", block: i
     w0, where = _matrix(base), _sums_device(device)
     sums = _Accumulator(w0.shape, where)
     for rows in _blocks(w0.shape, where, block):
-        old = _moved(w0[rows], where).double()
-        sums.base_row_sq[rows] = torch.linalg.vecdot(old, old)
+        sums.base_row_sq[rows] = _row_squares(_moved(w0[rows], where))
     sums.equal = w0.numel()
     if not sums.finite():
         return replace(sums.result(), base_row_sq=None, delta_base_row=None)
@@ -245,6 +251,16 @@ class _Accumulator:
                 squares = squares[moved]
             self.noise_col.add_(squares.sum(0), alpha=scale)
 
+    def put(self, rows: slice, found: BlockSums) -> None:
+        """Put in what the compiled sweep found in a block of rows."""
+        by_row, cols = torch.from_numpy(found.rows), torch.from_numpy(found.cols)
+        scale = self.precision.variance_scale
+        self.largest = torch.maximum(self.largest, torch.tensor(found.largest, dtype=torch.float64))
+        self.delta_row_sq[rows], self.base_row_sq[rows] = by_row[:, CHANGE], by_row[:, BASE]
+        self.delta_base_row[rows], self.noise_row[rows] = by_row[:, PRODUCT], by_row[:, NOISE] * scale
+        self.noise_col.add_(cols, alpha=scale)
+        self.equal += found.equal
+
     def _parts(self, *parts: Tensor | None) -> Tensor:
         """The parts that there are, row by row side by side in float64: (rows, parts, cols), in memory kept for it."""
         there = [part for part in parts if part is not None]
@@ -287,13 +303,29 @@ def _add_base(
     for part in _blocks(stored, B.device, block):
         block_read = read(part)
         sums.base_numbers = finest(sums.base_numbers, block_read)
-        w0 = _moved(block_read, B.device).double()
+        stored_rows = _moved(block_read, B.device)
+        w0 = stored_rows.double()
         if transposed:  # w0 holds columns `part` of the matrix, as rows
             sums.base_row_sq += (w0 * w0).sum(0)
             sums.delta_base_row += torch.linalg.vecdot(B, w0.T @ A[:, part].T)
         else:
-            sums.base_row_sq[part] = torch.linalg.vecdot(w0, w0)
+            sums.base_row_sq[part] = _row_squares(stored_rows)
             sums.delta_base_row[part] = torch.linalg.vecdot(B[part], w0 @ A.T)
+
+
+def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    # NumPy asks the system for large pages, torch does not: half of the sweep would go into the others' first touch
+    return torch.from_numpy(np.empty(shape, dtype=str(dtype).removeprefix("torch.")))
+
+
+def _row_squares(x: Tensor) -> Tensor:
+    if x.device.type == "cpu":
+        return torch.from_numpy(row_squares(x))
+    wide = x.double()
+    squares: Tensor = torch.linalg.vecdot(wide, wide)
+    return squares
 
 
 def _matrix(x: Tensor) -> Tensor:

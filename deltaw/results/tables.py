@@ -90,10 +90,17 @@ def _records(path: Path) -> list[dict[str, object]]:  # foreign: `typed` reads t
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of layers that was read as texts, with the numbers that were written."""
+    """A table of layers that was read as texts, with the numbers that were written.
+
+    Raises:
+        ValueError: A column that every table has is missing, or a cell is no number.
+    """
     import pandas as pd
 
     known = columns()
+    missing = [c for c in known if (known[c].always or c == "name") and c not in frame.columns]
+    if missing:
+        raise ValueError(f"no column {missing[0]!r}")
     data: dict[str, pd.Series] = {}
     for name, column in frame.items():
         if str(name) in known and known[str(name)].always:
