@@ -35,7 +35,8 @@ def loop(base: str, tuned: str) -> Work:
 
 
 def deltaw(base: str, tuned: str, mode: str = "exact") -> Work:
-    import psutil  # noqa: F401 (what `analyze` loads when it is first called)
+    import numba  # noqa: F401 (what `analyze` loads when it is first called)
+    import psutil  # noqa: F401
     import threadpoolctl  # noqa: F401
 
     import deltaw
@@ -186,7 +187,8 @@ TASKS = {f.__name__: f for f in (loop, deltaw, read, modeldelta, weightwatcher, 
 
 
 def main(name: str, *arguments: str) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the interpreter is not ours
+    # Also where the interpreter is not ours; and not this folder, whose `coverage` is not the package of that name.
+    sys.path[0] = str(Path(__file__).parents[1])
     work = TASKS[name](*arguments)
     resident = _memory_mb("VmRSS")
     start, cpu = time.perf_counter(), time.process_time()

@@ -75,6 +75,8 @@ def read(folder: Path) -> tuple[ComparisonRecord, list[Run], pd.DataFrame]:
         )
     known = _about(read_object(folder / ABOUT, error=ResultsError))
     entries = read_object(folder / RUNS, error=ResultsError).inners("runs")
+    if not entries:
+        raise ResultsError(f"{folder / RUNS}: 0 runs; expected at least one: run compare again")
     try:
         layers, spectra = read_table(folder / "layers.csv"), read_table(folder / "spectra.csv")
         runs = [_run(entry, layers, spectra) for entry in entries]

@@ -2,8 +2,8 @@
 
 The pass also leaves ΔW, subtracted after the upcast, so that the two large arrays are read once. All sums run in
 float64, block by block, and are vectors of one number per row or column. On a CPU one compiled sweep adds up what was
-stored (`compiled`). On a GPU, and for what an adapter computes, torch does: the sums by row are the inner products of
-Δ, W0 and the units in the first place of W with each other, found in one batched product.
+stored (`compiled`). On a GPU, for small tensors, and for what an adapter computes, torch does: the sums by row are the
+inner products of Δ, W0 and the units in the first place of W with each other, found in one batched product.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from deltaw.types import Factors, Vector
 # memory, H100: 13.6, 11.8, 10.2, 8.9, 10.3 ms at 2²¹ … 2²⁵, with 70, 170, 340, 670, 1200 MB beside ΔW).
 CPU_BLOCK = 1 << 18
 COMPILED_BLOCK = 1 << 23
+COMPILED_FROM = 1 << 16  # entries of a tensor: below, loading the compiler takes longer than all of it
 GPU_BLOCK = 1 << 22
 
 LARGEST_FACTOR = 1e140  # of the entries of B and A: their squares, and sums of those, stay within float64
@@ -74,11 +75,11 @@ def sweep(
     was, now = known[0] or numbers(base), known[1] or numbers(ft)
     sums = _Accumulator(w.shape, where, precision=now.precision)
     sums.within_ulp = True
-    on_cpu = where.type == "cpu"
-    for rows in _blocks(w.shape, where, block or (COMPILED_BLOCK if on_cpu else None)):
+    compiled = where.type == "cpu" and w.numel() >= COMPILED_FROM
+    for rows in _blocks(w.shape, where, block or (COMPILED_BLOCK if compiled else None)):
         old, new = _moved(w0[rows], where), _moved(w[rows], where)
         d = torch.empty(new.shape, dtype=dtype, device=where) if delta is None else delta[rows]
-        if on_cpu:
+        if compiled:
             sums.put(rows, block_sums(old, new, d, now.precision))
         else:
             d.copy_(new).sub_(old if old.itemsize > 1 else old.to(dtype))  # float8 is not promoted
@@ -314,14 +315,14 @@ def _add_base(
 
 
 def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
+    if device.type != "cpu" or shape.numel() < COMPILED_FROM:
         return torch.empty(shape, dtype=dtype, device=device)
     # NumPy asks the system for large pages, torch does not: half of the sweep would go into the others' first touch
     return torch.from_numpy(np.empty(shape, dtype=str(dtype).removeprefix("torch.")))
 
 
 def _row_squares(x: Tensor) -> Tensor:
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and x.numel() >= COMPILED_FROM:
         return torch.from_numpy(row_squares(x))
     wide = x.double()
     squares: Tensor = torch.linalg.vecdot(wide, wide)

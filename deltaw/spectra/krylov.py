@@ -245,11 +245,14 @@ def _gram_triplets(x: Tensor, k: int) -> BoundedTriplets:
 def _orthonormal(W: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Q and R with W = basis·(…) + Q·R, Q orthonormal and orthogonal to the basis.
 
-    Projected twice, since the first time leaves rounding of the size of W. Where no more than that is left of W (the
-    space is exhausted), Q is projected and factorised again until nothing of the basis is left in it.
+    Projecting leaves rounding of the size of W: it is done twice where a column has lost half of itself (Daniel,
+    Gragg, Kaufman & Stewart 1976). Where hardly more than rounding is left of W (the space is exhausted), Q is
+    projected and factorised again until nothing of the basis is left in it.
     """
-    size = torch.linalg.vector_norm(W, dim=0).max()
-    for _ in range(2):
+    norms = torch.linalg.vector_norm(W, dim=0)
+    size = norms.max()
+    W = torch.addmm(W, basis, basis.T @ W, alpha=-1)
+    if bool((torch.linalg.vector_norm(W, dim=0) < norms / 2).any()):
         W = torch.addmm(W, basis, basis.T @ W, alpha=-1)
     Q, R = torch.linalg.qr(W)
     clear = bool(R.diagonal().abs().min() > EXHAUSTED * size)

@@ -36,7 +36,10 @@ SIGNAL_SHARE = 0.5  # least share of the energy above the edge: below it the spe
 GIVE_UP = 2.0  # … beyond which more steps will not help
 TOLERANCE = 0.1  # relative width of the intervals of what depends on the rounding
 GAP_SHARE = 0.5  # of the distance between the quadrature rules: the spectrum of rounding has no tail of tiny values
-LOOKS = (5, 8, 12)  # steps after which they are looked at
+# Steps after which they are looked at. The bulk of a square matrix reaches down to 0, and takes more of them.
+LOOKS = (3, 5, 8, 12)
+SQUARE_LOOKS = LOOKS[1:]
+SQUARE = 0.8  # of the longer side
 
 
 class Noise(NamedTuple):
@@ -101,7 +104,7 @@ def low_rank_spectrum(
     space = BlockKrylov(operator(x, x.dtype), block, k // LARGEST_SHARE, generator)
     estimator = Estimator(rows, cols, energy, quantities, gap_share=GAP_SHARE)
     edge = noise_edge(noise.row, noise.col)
-    for steps in LOOKS:
+    for steps in SQUARE_LOOKS if min(rows, cols) > SQUARE * max(rows, cols) else LOOKS:
         if steps * block > space.capacity:
             break
         space.extend(steps)

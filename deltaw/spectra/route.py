@@ -3,7 +3,7 @@
 | ΔW | way | cost, k = min(m, n) |
 |---|---|---|
 | factors B·A | QR of both, r×r SVD | (m + n)·r² |
-| dense, stored, a few directions and rounding | certified low rank | a sample, 10 to 24 products with r + 8 columns |
+| dense, stored, a few directions and rounding | certified low rank | a sample, 6 to 24 products with r + 8 columns |
 | dense, `fast`, k ≥ FAST_FROM | deflated stochastic Lanczos quadrature | some 24 to 80 products with 24 columns |
 | dense, one of many of its shape, k ≤ BATCHED_UP_TO | the same, of the whole stack at once | the same, in one call |
 | dense | eigenvalues of the float64 Gram matrix | m·n·k + 4/3·k³ |

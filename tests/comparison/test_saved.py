@@ -1,6 +1,7 @@
 """A saved comparison reads back whole: the same tables, the same report, in every form."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -124,3 +125,11 @@ def test_what_cannot_be_read_says_so(saved: Path, tmp_path: Path):
             Comparison.load(saved / "out")
     finally:
         (saved / "out" / "runs.json").write_text(kept)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"runs": []}'])
+def test_a_comparison_without_runs(saved: Path, tmp_path: Path, text: str):
+    shutil.copytree(saved / "out", tmp_path / "out")
+    (tmp_path / "out" / "runs.json").write_text(text)
+    with pytest.raises(ResultsError, match=r"runs.json: 0 runs; expected at least one"):
+        Comparison.load(tmp_path / "out")

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deltaw
+from deltaw.delta import compiled
+from deltaw.delta import sums as sums_of_entries
 from deltaw.delta.sums import (
     compute_dtype,
     sweep,
@@ -32,6 +34,14 @@ FRACTION = {
     torch.float8_e5m2fnuz: 2,
 }
 DTYPES = list(FRACTION)
+
+
+@pytest.fixture(autouse=True, scope="module", params=["torch", "compiled"])
+def way(request):
+    """Both ways of adding up the entries have to pass every test here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sums_of_entries, "COMPILED_FROM", 0 if request.param == "compiled" else math.inf)
+        yield request.param
 
 
 def normal(*shape, seed=0, dtype=torch.float32, scale=1.0):
@@ -129,6 +139,32 @@ def test_blocks_do_not_matter(block):
     for name in ("delta_row_sq", "base_row_sq", "delta_base_row", "noise_row", "noise_col"):
         np.testing.assert_allclose(getattr(sums, name), getattr(whole, name), rtol=1e-14)
     assert (sums.equal, sums.max_abs) == (whole.equal, whole.max_abs)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)], ids=str)
+def test_threads_do_not_matter(dtypes, monkeypatch):
+    """Not to a bit; over several chunks of rows, and pieces of columns."""
+    w0, w = normal(130, 2500, dtype=dtypes[0]), normal(130, 2500, seed=1, dtype=dtypes[1])
+    w[7], w0[7] = 1.5, 1.5
+    monkeypatch.setattr(compiled, "CHUNK", 1 << 15)
+    found = {}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found[threads] = sweep(w0, w)
+    finally:
+        torch.set_num_threads(before)
+    (one, alone), (three, together) = found.values()
+    assert torch.equal(one, three)
+    if sums_of_entries.COMPILED_FROM == 0:
+        for name in ("delta_row_sq", "base_row_sq", "delta_base_row", "noise_row", "noise_col"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(together, name))
+    d = w.double() - w0.double()
+    np.testing.assert_allclose(together.delta_row_sq, d.square().sum(1).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(together.noise_col, rounded_variance(w0, w).sum(0), rtol=1e-12)
+    assert together.noise_row[7] == 0
+    assert together.equal == int((w.double() == w0.double()).sum())
 
 
 def test_delta_is_left_out_on_request():
