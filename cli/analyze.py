@@ -84,6 +84,14 @@ CONDITION_HELD = 5
     "--part", metavar="I/N", help="Only the I-th of N shares of equal work, for job arrays; deltaw gather joins them."
 )
 @click.option(
+    "--executor",
+    type=click.Choice(["threads", "ray"]),
+    default="threads",
+    show_default=True,
+    help="Where matrices are measured; ray needs deltaw[ray].",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="Of the cluster.  [default: RAY_ADDRESS, or this machine]")
+@click.option(
     "--fail-if",
     "conditions",
     type=Expression(),

@@ -53,6 +53,10 @@ class UnknownNameError(ResultsError, KeyError):
     """Results hold nothing of that name."""
 
 
+class ClusterError(DeltaWError):
+    """A cluster cannot be reached or used, or lost what was running there."""
+
+
 class EditError(DeltaWError):
     """An update cannot be extracted, resized or edited as asked."""
 

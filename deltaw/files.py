@@ -16,7 +16,7 @@ MOST_BESIDE = 2000  # names of a directory that are looked at for a suggestion
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-LEFT = re.compile(r"\..+\.\d+\.\d+\.tmp")
+LEFT = re.compile(r"\..+\.(?P<pid>\d{1,9})\.\d+\.tmp")
 
 
 def remove_left(folder: Path) -> None:
@@ -29,6 +29,23 @@ def remove_left(folder: Path) -> None:
         for path in folder.iterdir():
             if LEFT.fullmatch(path.name) and path.is_file():
                 path.unlink()
+
+
+def _remove_left_of(path: Path) -> None:
+    """Remove the temporary files of one path whose processes are no more."""
+    try:
+        names = [entry.name for entry in os.scandir(path.parent) if entry.name.startswith(f".{path.name}.")]
+    except OSError:  # no such folder: writing there says so
+        return
+    for name in names:
+        if (found := LEFT.fullmatch(name)) and not _lives(int(found["pid"])):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid)
 
 
 def refuse_link(folder: Path) -> None:
@@ -59,10 +76,15 @@ def expanded(path: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, one_of_many: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
 
-    The bytes reach the disk before the rename, so that a power cut leaves the old file or the new one.
+    The bytes reach the disk before the rename, so that a power cut leaves the old file or the new one. What a process
+    that is no more has left of the same file is removed.
+
+    Args:
+        path: The file.
+        one_of_many: Whether its folder may hold thousands, through which nobody should look for each of them.
 
     Raises:
         OSError: The file cannot be written.
@@ -70,6 +92,8 @@ def replacing(path: Path) -> Iterator[Path]:
     from safetensors import SafetensorError
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    if not one_of_many:
+        _remove_left_of(path)
     try:
         try:
             yield temporary

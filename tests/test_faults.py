@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import torch
 import deltaw
 from deltaw.checkpoints import open_checkpoint
 from deltaw.errors import ResultsError
+from deltaw.files import replacing
 from deltaw.spectra import exact
 from tests.conftest import changed, save_single
 
@@ -184,3 +186,22 @@ def test_a_small_memory_budget_still_ends(pair: tuple[Path, Path], expected: pd.
     """Every matrix is larger than the budget: they run one at a time."""
     frame = numbers(deltaw.analyze(*pair, memory=1000, jobs=4))
     np.testing.assert_allclose(frame["effective_rank"], expected["effective_rank"])
+
+
+def test_what_a_killed_run_left_of_a_file_goes_with_the_next_one(tmp_path: Path):
+    """A command without a lock may not touch what a live process writes, nor what is no temporary file of this one."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".report.html.{ended.pid}.1.tmp"
+    others = [
+        tmp_path / f".report.html.{os.getppid()}.1.tmp",
+        tmp_path / f".other.html.{ended.pid}.1.tmp",
+        tmp_path / ".report.html.bak.tmp",
+    ]
+    for path in (left, *others):
+        path.write_text("half")
+    with replacing(tmp_path / "report.html") as temporary:
+        temporary.write_text("whole")
+    assert not left.exists()
+    assert all(path.exists() for path in others)
+    assert (tmp_path / "report.html").read_text() == "whole"

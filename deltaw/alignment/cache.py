@@ -89,7 +89,7 @@ class BaseCache:
             if not self._make_room(sum(a.nbytes for a in whole.values())):
                 log.info("%s is full of matrices in use; these singular vectors are not kept", self.folder)
                 return False
-            with replacing(self._path(key)) as temporary:
+            with replacing(self._path(key), one_of_many=True) as temporary:
                 save_file(whole, temporary, metadata={"sum": _checksum(whole)})
         except OSError as e:
             self._give_up(e)

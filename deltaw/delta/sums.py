@@ -2,8 +2,8 @@
 
 The pass also leaves ΔW, subtracted after the upcast, so that the two large arrays are read once. All sums run in
 float64, block by block, and are vectors of one number per row or column. On a CPU one compiled sweep adds up what was
-stored (`compiled`). On a GPU, for smaller tensors, and for what an adapter computes, torch does: the sums by row are the
-inner products of Δ, W0 and the units in the first place of W with each other, found in one batched product.
+stored (`compiled`). On a GPU, for smaller tensors, and for what an adapter computes, torch does: the sums by row are
+the inner products of Δ, W0 and the units in the first place of W with each other, found in one batched product.
 """
 
 from __future__ import annotations

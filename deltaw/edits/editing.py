@@ -245,7 +245,7 @@ def _keep(parts: EditFolder, name: str, rows: Sequence[EditedRow], tensor: Tenso
     about = {"deltaw": json.dumps([asdict(r) for r in rows])}
     tensors = {"none": torch.zeros(1)} if tensor is None else {"tensor": tensor.contiguous()}
     try:
-        with replacing(parts.path(name)) as temporary:
+        with replacing(parts.path(name), one_of_many=True) as temporary:
             save_file(tensors, temporary, about)
     except OSError as e:
         raise ResultsError(f"{parts.out}: cannot be written ({e.strerror or e}); free some space and run again") from e

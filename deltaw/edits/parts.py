@@ -161,7 +161,7 @@ class EditFolder:
         values = torch.from_numpy(np.array(spread.values, dtype=np.float64))
         tensors = {"values": values, **{n: t.cpu().contiguous() for n, t in factors.items()}}
         try:
-            with replacing(self.path(key)) as temporary:
+            with replacing(self.path(key), one_of_many=True) as temporary:
                 save_file(tensors, temporary, {"deltaw": json.dumps(about)})
         except OSError as e:
             raise ResultsError(

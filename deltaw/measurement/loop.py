@@ -1,4 +1,4 @@
-"""The loop: a map over independent matrices, by threads that share the cores and a memory budget.
+"""The loop: a map over independent matrices, by threads that share the cores and a memory budget, or on a cluster.
 
 Each unit reads its own tensors, and only what a row and a spectrum need outlives it, so that peak memory follows the
 largest tensors and not the model.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaw.measurement.cost import batches, bytes_needed, work
+from deltaw.measurement.distributed import OnCluster
 from deltaw.measurement.dividing import units_of
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import Journal
@@ -42,7 +44,7 @@ class Progress(NamedTuple):
 def measure_all(
     pairs: Sequence[Pair],
     options: Options,
-    workers: Workers,
+    workers: Workers | OnCluster,
     journal: Journal | None,
     progress: Callable[[Progress], None] | None,
     share: Share | None = None,
@@ -64,7 +66,7 @@ def measure_all(
     from deltaw.spectra.route import BATCHED_UP_TO
 
     _ = options.vectors  # found before there are threads
-    together = batches(pairs, BATCHED_UP_TO.get(workers.devices[0].type, 0))
+    together = batches(pairs, BATCHED_UP_TO.get(workers.device_type, 0))
     mine = together if share is None else units_of(share, together)
     kept = journal.done if journal else {}
     measured = {p.key: kept[p.key] for unit in mine for p in unit if p.key in kept}
@@ -77,10 +79,13 @@ def measure_all(
 
     def several(batch: Sequence[Pair], device: torch.device) -> list[Measured]:
         results = measure(batch, options, device)
+        keep(batch, results)
+        return results
+
+    def keep(batch: Sequence[Pair], results: Sequence[Measured]) -> None:
         if journal is not None:
             for pair, result in zip(batch, results, strict=True):
                 journal.add(pair.key, result)
-        return results
 
     def finished(batch: Sequence[Pair], results: Sequence[Measured]) -> None:
         nonlocal work_done
@@ -92,14 +97,21 @@ def measure_all(
             if progress is not None:
                 progress(Progress(len(measured), total, work_done, work_total, pair.label))
 
+    total_work, most, per_gpu = work(pairs), len(together), JOBS_PER_GPU[options.mode]  # of all shares
+    if isinstance(workers, OnCluster):
+        with closing(workers.measure(pairs, todo, total=total_work, most=most, per_gpu=per_gpu)) as found:
+            for batch, results in found:
+                keep(batch, results)
+                finished(batch, results)
+        return measured
     workers.share_out(
         several,
         todo,
         finished,
         work=work,
         need=bytes_needed,
-        total=work(pairs),  # of all shares: threads decide the last digits too
-        most=len(together),
-        per_gpu=JOBS_PER_GPU[options.mode],
+        total=total_work,  # threads decide the last digits too
+        most=most,
+        per_gpu=per_gpu,
     )
     return measured

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from deltaw.errors import OptionError
 from deltaw.measurement.command import command
 from deltaw.measurement.directory import claim
+from deltaw.measurement.distributed import on_cluster
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.loop import Progress, measure_all
 from deltaw.measurement.measured import Measured
@@ -26,8 +29,7 @@ from deltaw.results.sources import Source, writable
 from deltaw.tensors.names import natural
 from deltaw.types import IntruderCount, Row, Skipped, Spectrum
 
-if TYPE_CHECKING:
-    import torch
+EXECUTORS = ("threads", "ray")
 
 
 def analyze(
@@ -52,6 +54,8 @@ def analyze(
     resume: bool = True,
     force: bool = False,
     part: str | None = None,
+    executor: str = "threads",
+    ray_address: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Analysis:
     """Measure every weight update between a base and a fine-tuned checkpoint.
@@ -78,6 +82,9 @@ def analyze(
         resume: Go on from what an interrupted run of the same inputs left in `out`.
         force: Overwrite results of other inputs in `out`.
         part: `I/N`: only the I-th of N shares of equal work; `deltaw.gather` joins what they wrote.
+        executor: Where matrices are measured: `threads` of this process, or `ray`, whose workers open both sides by
+            themselves.
+        ray_address: Of the cluster; default that of RAY_ADDRESS, or one of this machine alone.
         progress: Called after each matrix.
 
     Returns:
@@ -99,16 +106,19 @@ def analyze(
         cache=cache,
     )
     share = None if part is None else Share.parse(part)
-    workers = Workers(resolve_devices(device), jobs, memory)
+    if executor not in EXECUTORS:
+        raise OptionError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
+    threads = Workers(resolve_devices(device), jobs, memory) if executor == "threads" else None
     sides = open_sides(base, ft)
     planned = sides.plan(options.selection)
     journal = None
     if out is not None:
         journal = claim(Path(out), sides.sources, sides.configs, options, resume=resume, force=force, share=share)
     try:
-        measured = measure_all(planned.pairs, options, workers, journal, progress, share)
+        with nullcontext(threads) if threads else on_cluster(sides, options, jobs, ray_address) as workers:
+            measured = measure_all(planned.pairs, options, workers, journal, progress, share)
         seconds = time.perf_counter() - started
-        analysis = _assemble(planned, measured, sides.sources, options, workers.devices, seconds, share)
+        analysis = _assemble(planned, measured, sides.sources, options, str(workers), seconds, share)
         if out is not None and journal is not None:
             analysis.save(out, formats)
             journal.close(finished=True)
@@ -123,7 +133,7 @@ def _assemble(
     measured: dict[str, Measured],
     sources: tuple[Source | None, Source],
     options: Options,
-    devices: Sequence[torch.device],
+    devices: str,
     seconds: float,
     share: Share | None,
 ) -> Analysis:
@@ -163,7 +173,7 @@ def _assemble(
         base=base and base.hashed(),
         ft=ft.hashed(),
         options=options.to_dict(),
-        device=", ".join(map(str, devices)),
+        device=devices,
         seconds=seconds,
         versions=versions(),
         notes=tuple(map(writable, (*planned.notes, *storage.notes(rows), *_said(base, share)))),

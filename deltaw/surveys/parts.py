@@ -162,7 +162,7 @@ class SurveyFolder:
         about = {f.name: getattr(looked, f.name) for f in fields(looked) if f.name not in ARRAYS}
         arrays = {name: np.ascontiguousarray(getattr(looked, name), dtype=np.float64) for name in ARRAYS}
         try:
-            with replacing(self.path(identity)) as temporary:
+            with replacing(self.path(identity), one_of_many=True) as temporary:
                 save_file({**arrays, **tensors}, temporary, {ABOUT: json.dumps(about)})
         except OSError as e:
             raise ResultsError(

@@ -43,6 +43,14 @@ class Workers:
             raise OptionError(f"memory is {memory}; expected a number of bytes, or a size such as 8GB")
         self.devices, self.jobs, self.memory = devices, jobs, memory
 
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.devices))
+
+    @property
+    def device_type(self) -> str:
+        """`cpu`, `cuda` or `mps`: all devices are of one type."""
+        return self.devices[0].type
+
     def share_out(
         self,
         function: Callable[[Item, torch.device], Out],
@@ -94,10 +102,7 @@ class Workers:
             return device
 
         def one(item: Item, device: torch.device) -> Out:
-            # LAPACK gains little from threads on most matrices, so each gets its share of the cores; one that is more
-            # work than a fair share of everything would be waited for, and gets more.
-            share = max(1.0, work(item) * jobs / max(total, 1.0))
-            torch.set_num_threads(max(1, min(allowed, int(share * cores / jobs))))
+            torch.set_num_threads(threads_of(work(item), total, jobs=jobs, cores=cores, allowed=allowed))
             return function(item, device)
 
         todo = sorted(items, key=work, reverse=True)
@@ -108,6 +113,22 @@ class Workers:
         finally:
             blas.restore_original_limits()
             torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's
+
+
+def threads_of(work: float, total: float, *, jobs: int, cores: int, allowed: int) -> int:
+    """How many threads a unit gets.
+
+    LAPACK gains little from threads on most matrices, so each gets its share of the cores; one that is more work than a
+    fair share of everything would be waited for, and gets more.
+
+    Args:
+        work, total: Of the unit, and of all units.
+        jobs: Units at a time.
+        cores: That all units share.
+        allowed: At most.
+    """
+    share = max(1.0, work * jobs / max(total, 1.0))
+    return max(1, min(allowed, int(share * cores / jobs)))
 
 
 @lru_cache
