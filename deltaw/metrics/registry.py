@@ -62,7 +62,7 @@ class Metric(Column):
         description: One or two sentences for a reader who does not know it.
         function: The pure function.
         parameters: The quantities and metrics that `function` takes, by name, in order.
-        optional: Those of them that have a default and may be missing.
+        required: Those of them that have no default.
     """
 
     formula: str
@@ -70,7 +70,7 @@ class Metric(Column):
     description: str
     function: Callable[..., Value]
     parameters: tuple[str, ...]
-    optional: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
 
 
 REGISTRY: dict[str, Metric] = {}
@@ -108,7 +108,7 @@ def metric(
             description=description,
             function=function,  # type: ignore[arg-type]  # R is a Value
             parameters=tuple(parameters),
-            optional=frozenset(n for n, p in parameters.items() if p.default is not inspect.Parameter.empty),
+            required=frozenset(n for n, p in parameters.items() if p.default is inspect.Parameter.empty),
             signed=signed,
             of_the_base=any(n in OF_THE_BASE or (n in REGISTRY and REGISTRY[n].of_the_base) for n in parameters),
             hidden_by_noise=hidden_by_noise,
@@ -145,7 +145,7 @@ def evaluate(
             continue
         if m.name in given:
             out[m.name] = given[m.name]
-        elif all(p in known or p in m.optional for p in m.parameters):
+        elif m.required <= known.keys():
             out[m.name] = known[m.name] = m.function(**{p: known[p] for p in m.parameters if p in known})
     return out
 
