@@ -92,6 +92,9 @@ CONDITION_HELD = 5
 )
 @click.option("--ray-address", metavar="ADDRESS", help="Of the cluster.  [default: RAY_ADDRESS, or this machine]")
 @click.option(
+    "--download", is_flag=True, help="Fetch a Hub id or an address whole first, instead of reading what is needed."
+)
+@click.option(
     "--fail-if",
     "conditions",
     type=Expression(),
@@ -115,13 +118,14 @@ def command(
 ) -> None:
     """Measure every weight update between BASE and FT; with FT alone, its base is found, and said.
 
-    Each is a directory or file (safetensors, PyTorch), or a Hugging Face Hub id (org/name, org/name@revision); FT may
-    be an adapter. Writes layers.csv, spectra.safetensors, analysis.json, report.html and figures/ to --out.
+    Each is a directory or file (safetensors, PyTorch), a Hugging Face Hub id (org/name, org/name@revision), or an
+    address (hf://, s3://, gs://, az://, https://) of safetensors, which are read where they lie; FT may be an adapter.
+    Writes layers.csv, spectra.safetensors, analysis.json, report.html and figures/ to --out.
     """
     import deltaw
     from deltaw.cli.progress import reporting
 
-    opened, ft = inputs(base, ft, no_base, quiet=quiet)
+    opened, ft = inputs(base, ft, no_base, quiet=quiet, download=options["download"])
     out = out or default_out(ft, options["part"])
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:

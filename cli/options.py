@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from deltaw.results.conditions import Condition
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+GENERIC = frozenset({"model", "pytorch_model", "adapter_model", "consolidated.00"})  # names that say nothing
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -217,7 +220,9 @@ def executing(function: F) -> F:
     return function
 
 
-def inputs(base: str | None, ft: str | None, no_base: bool, *, quiet: bool) -> tuple[Checkpoint | str | None, str]:
+def inputs(
+    base: str | None, ft: str | None, no_base: bool, *, quiet: bool, download: bool = False
+) -> tuple[Checkpoint | str | None, str]:
     """BASE and FT; with one argument its base is found, and a line on stderr says which; with `--no-base` it has none.
 
     Raises:
@@ -233,7 +238,7 @@ def inputs(base: str | None, ft: str | None, no_base: bool, *, quiet: bool) -> t
         return base, ft
     from deltaw.measurement.found_base import find_base
 
-    found = find_base(base)
+    found = find_base(base, download=download)
     if not quiet:
         say(f"base: {found.source} ({found.found_by})", err=True)
     return found, base
@@ -245,9 +250,13 @@ def default_out(ft: str, part: str | None = None) -> Path:
     A part of an analysis has a directory of its own: `<ft name>-part-3-of-16`.
     """
     path = Path(ft)
-    if path.exists():
+    if "://" in ft:
+        place = PurePosixPath(ft.partition("://")[2].partition("?")[0])
+        inner = place.stem in GENERIC and bool(place.parent.name)
+        name = place.parent.name if inner else place.stem if place.suffix == ".safetensors" else place.name
+    elif path.exists():
         path = path.resolve()
-        generic = path.is_file() and path.stem in {"model", "pytorch_model", "adapter_model", "consolidated.00"}
+        generic = path.is_file() and path.stem in GENERIC
         name = path.parent.name if generic else path.stem if path.is_file() else path.name
     else:
         name = ft.replace("/", "--")

@@ -36,6 +36,9 @@ M, F, C = "pairs/test_matching", "pairs/test_families", "pairs/test_coverage"
 W, P, Q = "checkpoints/test_which_file", "checkpoints/test_pickles", "checkpoints/quantised/test_reading"
 CASES = (
     Case("safetensors", "a file, a directory, shards with an index", "read", "headers first, rows on demand", "checkpoints/test_formats::test_every_form_holds_the_same_tensors"),
+    Case("safetensors", "on the Hub or a web server (`hf://`, ids, `https://`)", "read", "headers and tensors by ranges, where they lie", "checkpoints/test_remote::test_rows_of_the_hub_are_those_of_the_files_and_little_else_is_read"),
+    Case("safetensors", "in a bucket (`s3://`, `gs://`, `az://`)", "read", "the same, with the extra `deltaw[remote]`", "checkpoints/test_remote::test_a_bucket"),
+    Case("PyTorch", "on the Hub or a web server", "refused", "`--download` fetches it whole", "checkpoints/test_remote::test_pickles_are_not_read_where_they_lie_but_downloaded_whole"),
     Case("safetensors", "numbered shards without an index", "joined", "one checkpoint", f"{W}::test_numbered_shards_are_joined"),
     Case("safetensors", "other names of shared tensors in the header (`save_model`)", "read", "as tied", "checkpoints/test_formats::test_the_other_names_of_shared_tensors"),
     Case("PyTorch", "state dicts, wrappers, old and new archives", "read", "without running anything", f"{P}::test_honest"),

@@ -17,6 +17,7 @@ from deltaw.adapters.lora import Context, module_pairs
 from deltaw.adapters.trained import changed_base, saved_pairs, token_pairs
 from deltaw.adapters.translated import arranged
 from deltaw.checkpoints import Checkpoint
+from deltaw.checkpoints.remote import stamps
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.pairs.renames import renamed
@@ -79,7 +80,7 @@ class Adapter:
             tensors=len(self.tensors),
             nbytes=self.nbytes,
             revision=self.revision,
-            files=self.files,
+            files=stamps(self.files),
             base_name=self.base_name,
         )
 

@@ -15,6 +15,7 @@ from deltaw.checkpoints.folder import open_file, open_folder
 from deltaw.checkpoints.memory import open_memory
 from deltaw.checkpoints.naming import check_names
 from deltaw.checkpoints.quantised import QuantisedHandle, numeric
+from deltaw.checkpoints.remote import is_address, mirrored, named
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, why_unread, without_codes
 from deltaw.errors import CheckpointError
@@ -25,6 +26,7 @@ __all__ = [
     "QuantisedHandle",
     "StoredHandle",
     "UnreadHandle",
+    "as_named",
     "hub",
     "locate",
     "numeric",
@@ -34,16 +36,19 @@ __all__ = [
 
 
 def locate(source: str | Path) -> tuple[Path, str | None]:
-    """The file or directory of a path or Hub id, and the Hub commit if it is one.
+    """The file or directory of a path, Hub id or address, and the commit on the Hub.
 
-    `FILE::NAME` is the file; which of its mappings is meant is `open_checkpoint`'s business.
+    What lies elsewhere has a local directory that stands for it, see `remote`. `FILE::NAME` is the file; which of its
+    mappings is meant is `open_checkpoint`'s business.
 
     Raises:
-        CheckpointError: There is no such path, and it is no Hub id that can be fetched.
+        CheckpointError: There is no such path, and it is no Hub id or address that can be read.
     """
     text = str(source)
     if not text.strip() or "\0" in text:
         raise CheckpointError(f"{text!r} is no path; expected a checkpoint, an adapter or a Hub id org/name")
+    if isinstance(source, str) and is_address(source):
+        return mirrored(source)
     path = _file_of(source)[0]
     try:
         if path.exists():
@@ -54,7 +59,7 @@ def locate(source: str | Path) -> tuple[Path, str | None]:
         raise CheckpointError(f"{text[:200]}: cannot be looked at ({e.strerror or e}); check the path") from e
     if isinstance(source, str) and hub.looks_like_id(source):
         try:
-            return hub.fetch(source)
+            return mirrored(source)
         except CheckpointError as e:
             raise CheckpointError(f"{e}{'.' if (hint := near_path(path)) else ''}{hint}") from e
     hint = near_path(path)
@@ -69,7 +74,7 @@ def open_checkpoint(source: Any) -> Checkpoint:
 
     Args:
         source: Path of a file or directory (`FILE::ema` for another mapping of a pickle), Hub id (`gpt2`, `org/name`,
-            `org/name@revision`), `nn.Module` or state dict.
+            `org/name@revision`), address (`hf://`, `https://`, `s3://`, …), `nn.Module` or state dict.
 
     Raises:
         CheckpointError: It cannot be found or opened.
@@ -89,7 +94,12 @@ def open_checkpoint(source: Any) -> Checkpoint:
     except OSError as e:
         raise CheckpointError(f"{source}: cannot be read ({e.strerror or e})") from e
     check_names(opened.tensors, str(source))
-    return replace(without_codes(opened), source=str(source), revision=revision)
+    return replace(without_codes(opened), source=as_named(source), revision=revision)
+
+
+def as_named(source: str | Path) -> str:
+    """A path, id or address as results keep it: an address without its query, which may be a signature."""
+    return named(source) if isinstance(source, str) and is_address(source) else str(source)
 
 
 def _file_of(source: str | Path) -> tuple[Path, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from deltaw.checkpoints.remote import stamps
 from deltaw.documents import Document
 from deltaw.results.sources import FileStamp, Source
 from deltaw.types import Handle, Skipped
@@ -50,6 +51,6 @@ class Checkpoint:
             tensors=len(self.tensors),
             nbytes=self.nbytes,
             revision=self.revision,
-            files=self.files,
+            files=stamps(self.files),
             found_by=self.found_by,
         )

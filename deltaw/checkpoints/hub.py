@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
@@ -52,11 +54,63 @@ def fetch(source: str) -> tuple[Path, str | None]:
     return folder, folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
-def base_models(source: str, revision: str | None) -> tuple[str, ...]:
+class UnreachableError(CheckpointError):
+    """The Hub cannot be asked."""
+
+
+class Repository(NamedTuple):
+    """A repository at one commit: its full id, and the sizes of its files by their paths."""
+
+    id: str
+    commit: str
+    files: dict[str, int]
+
+
+def repository(repo: str, revision: str) -> Repository:
+    """What the Hub has under an id.
+
+    Args:
+        repo: `org/name` or `name`.
+        revision: A branch, tag or commit; empty for the main branch.
+
+    Raises:
+        UnreachableError: There is no network, or offline mode.
+        CheckpointError: There is no such repository or revision, or no access.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+    try:
+        api = HfApi(endpoint=constants.ENDPOINT)
+        about = api.model_info(repo, revision=revision or None, files_metadata=True)
+    except (HfHubHTTPError, HFValidationError) as e:
+        raise CheckpointError(
+            f"{repo}: not found on the Hugging Face Hub, or private ({first_line(e)}); check the spelling or the token"
+        ) from e
+    except (HTTPError, OSError) as e:
+        raise UnreachableError(f"{repo}: the Hugging Face Hub cannot be reached ({first_line(e)})") from e
+    if not about.sha:
+        raise CheckpointError(f"{repo}: the Hugging Face Hub names no commit of it; give a revision")
+    return Repository(about.id or repo, about.sha, {f.rfilename: f.size or 0 for f in about.siblings or ()})
+
+
+def cached(repo: str, commit: str, names: Iterable[str]) -> Path | None:
+    """The snapshot of a commit in the cache, if all those files are in it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, revision=commit, local_files_only=True, allow_patterns=[*names]))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return folder if all((folder / name).is_file() for name in names) else None
+
+
+def base_models(repo: str, revision: str | None) -> tuple[str, ...]:
     """The ids of the models that the Hub says a model was made from, kept for the commit once they are known.
 
     Args:
-        source: Its id, `org/name` or `org/name@revision`.
+        repo: Its id, `org/name`.
         revision: Its commit.
 
     Raises:
@@ -65,12 +119,11 @@ def base_models(source: str, revision: str | None) -> tuple[str, ...]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-    repo, _, given = source.partition("@")
     kept = _kept(repo, revision)
     if kept is not None and kept.is_file():
         return read_object(kept).texts("base_models")
     try:
-        about = HfApi().model_info(repo, revision=revision or given or None, expand=["baseModels"])
+        about = HfApi().model_info(repo, revision=revision or None, expand=["baseModels"])
     except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as e:
         raise CheckpointError(first_line(e)) from e
     said = getattr(about, "base_models", None)

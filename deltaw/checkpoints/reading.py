@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deltaw.checkpoints import kinds, pickles, safetensors
 from deltaw.checkpoints.gguf import open_gguf
+from deltaw.checkpoints.remote import remote_at
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
 
@@ -22,6 +23,13 @@ def read_file(path: Path, wanted: str = "") -> tuple[Tensors, tuple[str, ...], k
     Raises:
         CheckpointError: It is damaged, of a kind that is not read, or cannot be read at all.
     """
+    if (elsewhere := remote_at(path)) is not None:
+        if path.suffix.lower() != safetensors.SUFFIX:
+            raise CheckpointError(
+                f"{elsewhere}: only safetensors are read where they lie; analyze --download fetches it whole, or "
+                "download it and give the file"
+            )
+        return *safetensors.read_header(elsewhere), "safetensors"
     try:
         kind = kinds.kind_of(path)
         if kind == "pytorch":

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 from deltaw.checkpoints.kinds import regular
+from deltaw.checkpoints.remote.file import RemoteFile
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.documents import Document
@@ -49,7 +50,7 @@ class HeaderError(ValueError):
     """A header that is not what the format says."""
 
 
-def read_header(path: Path) -> tuple[dict[str, Handle], tuple[str, ...]]:
+def read_header(path: Path | RemoteFile) -> tuple[dict[str, Handle], tuple[str, ...]]:
     """The tensors of one file, by name in stored order, and what a reader should know of the file.
 
     A tensor of a dtype that is not known is there without being read; every other one lies within the file.
@@ -58,7 +59,7 @@ def read_header(path: Path) -> tuple[dict[str, Handle], tuple[str, ...]]:
         CheckpointError: The file is not whole safetensors.
         OSError: It cannot be read.
     """
-    size = regular(path)
+    size = _size(path)
     try:
         header, start = _header(path, size)
         entries = _entries(header, start, size)
@@ -82,7 +83,7 @@ def _aliases(metadata: object, tensors: Mapping[str, Handle]) -> dict[str, Handl
     return out
 
 
-def read_metadata(path: Path) -> Document:
+def read_metadata(path: Path | RemoteFile) -> Document:
     """The texts of a header's `__metadata__`; empty where there are none.
 
     Its values are typed when they are asked for: the library would refuse the whole file for one that is no text.
@@ -92,7 +93,7 @@ def read_metadata(path: Path) -> Document:
         OSError: The file cannot be read.
     """
     try:
-        header, _ = _header(path, regular(path))
+        header, _ = _header(path, _size(path))
     except HeaderError as e:
         raise CheckpointError(f"{path}: not a complete safetensors file ({e}); copy or download it again") from e
     return Document(header, str(path)).inner("__metadata__")
@@ -104,7 +105,7 @@ class HeaderEntry:
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], begin: int, end: int) -> None:
         self.name, self.dtype, self.shape, self.begin, self.end = name, dtype, shape, begin, end
 
-    def handle(self, path: Path, start: int) -> Handle:
+    def handle(self, path: Path | RemoteFile, start: int) -> Handle:
         """The handle of a tensor in a file whose bytes begin at `start`."""
         if self.dtype not in DTYPES:
             detail = f"a dtype that is not known here, in {path.name}; save it in another"
@@ -134,14 +135,25 @@ def _entries(header: Mapping[str, object], start: int, size: int) -> list[Header
     return entries
 
 
-def _header(path: Path, size: int) -> tuple[dict[str, object], int]:
+def _size(path: Path | RemoteFile) -> int:
+    return path.size if isinstance(path, RemoteFile) else regular(path)
+
+
+def _bytes(path: Path | RemoteFile, offset: int, count: int) -> bytes:
+    if isinstance(path, RemoteFile):
+        return path.read(offset, count)
     with path.open("rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        if len(first) < 8 or length > min(size - 8, MAX_HEADER):
-            said = "it is empty" if not first else f"its header would have {length:,} bytes"
-            raise HeaderError(said if len(first) in {0, 8} else "it is too short")
-        text = file.read(length)
+        file.seek(offset)
+        return file.read(count)
+
+
+def _header(path: Path | RemoteFile, size: int) -> tuple[dict[str, object], int]:
+    first = _bytes(path, 0, 8)
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > min(size - 8, MAX_HEADER):
+        said = "it is empty" if not first else f"its header would have {length:,} bytes"
+        raise HeaderError(said if len(first) in {0, 8} else "it is too short")
+    text = _bytes(path, 8, length)
     try:
         header = json.loads(text, object_pairs_hook=_no_name_twice)
     except HeaderError:

@@ -1,4 +1,4 @@
-"""A tensor that lies in a file at a known offset, read with plain reads.
+"""A tensor that lies in a file at a known offset, read with plain reads, or by ranges where the file lies elsewhere.
 
 Not memory-mapped: touching a page behind the end of a file that was truncated meanwhile kills the process
 (SIGBUS), where a short read is an error that names the tensor. Plain reads are also no slower.
@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltaw.checkpoints.remote.file import RemoteFile
 from deltaw.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class StoredHandle:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    path: Path
+    path: Path | RemoteFile
     offset: int
     itemsize: int
     strides: tuple[int, ...] | None = None
@@ -75,6 +76,9 @@ class StoredHandle:
 
         out = torch.empty(count, dtype=torch.uint8)
         view = out.numpy().data
+        if isinstance(self.path, RemoteFile):
+            self.path.fill(offset, view)
+            return out
         done = 0
         try:
             with self.path.open("rb", buffering=0) as file:

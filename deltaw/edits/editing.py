@@ -281,7 +281,8 @@ def _write(ft: Checkpoint, out: Path, changed: Mapping[str, Path]) -> None:
     try:
         (out / TABLE).unlink(missing_ok=True)  # a checkpoint that is half an older one must not look whole
         write_shards(ft, out, changed)
-        roots = {h.path.parent for h in ft.tensors.values() if isinstance(h, StoredHandle)}
+        stored = [h.path for h in ft.tensors.values() if isinstance(h, StoredHandle)]
+        roots = {path.parent for path in stored if isinstance(path, Path)}
         source = Path(ft.source)
         for folder in roots if not source.is_dir() else {source, *roots}:
             inner = folder.relative_to(source) if source.is_dir() and folder.is_relative_to(source) else Path()

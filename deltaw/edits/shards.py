@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from deltaw.checkpoints import Checkpoint, StoredHandle
+from deltaw.checkpoints.remote import RemoteFile
 from deltaw.checkpoints.safetensors import read_header
 from deltaw.edits.tensorfile import OutputTensor, raw, write_tensors
 from deltaw.errors import EditError
@@ -32,6 +33,8 @@ def layout_of(ft: Checkpoint) -> dict[Path, dict[str, Handle]]:
                 f"{ft.source}: {name} lies in a file that is not written; save it as safetensors, and edit that"
             )
         path = handle.path if isinstance(handle, StoredHandle) else Path("model.safetensors")
+        if isinstance(path, RemoteFile):
+            raise EditError(f"{path}: a checkpoint is edited where it lies here; download it, and edit that")
         files.setdefault(path, {})[name] = handle
     return files
 

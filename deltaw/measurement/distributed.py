@@ -215,7 +215,8 @@ def seen(inputs: Inputs) -> list[str] | str:
         sides = open_sides(inputs.base, inputs.ft)
     except DeltaWError as e:
         return str(e)
-    return ["" if source is None else source.hashed().hash for source in sides.sources]
+    # Files that lie elsewhere have no hash, but an address of a commit, or an ETag.
+    return ["" if s is None else s.hashed().hash or str(s.files) for s in sides.sources]
 
 
 def _name(source: Source) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from deltaw.adapters import Adapter, open_base, open_whole
 from deltaw.checkpoints import Checkpoint, QuantisedHandle, hub, locate, open_checkpoint
+from deltaw.checkpoints.remote import fetch_whole, hub_address, hub_parts
 from deltaw.documents import Document, parse_yaml_object, read_object, read_text
 from deltaw.errors import CheckpointError
 from deltaw.files import expanded
@@ -21,7 +22,6 @@ from deltaw.files import expanded
 ADAPTER, CARD = "adapter_config.json", "README.md"
 CONFIGS = ("config.json", "model_index.json")
 LARGEST_CARD = 16 << 20  # bytes
-PAGE = re.compile(r"^https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)/?$")
 ADDRESS = re.compile(r"^[A-Za-z][\w+.-]*://")
 SHOWN = 160  # characters of a reason in a message
 
@@ -41,11 +41,12 @@ class Hint:
     silent: str = "names none"
 
 
-def find_base(ft: Any) -> Checkpoint:
+def find_base(ft: Any, *, download: bool = False) -> Checkpoint:
     """The base that a fine-tune or adapter was made from, opened; its `found_by` says what named it.
 
     Args:
-        ft: Path, Hub id, `nn.Module` or state dict.
+        ft: Path, Hub id, address, `nn.Module` or state dict.
+        download: Fetch a base that does not lie here whole, before it is opened.
 
     Raises:
         CheckpointError: Nothing names a base that can be opened, or it is a merge of several.
@@ -63,13 +64,13 @@ def find_base(ft: Any) -> Checkpoint:
             tried.append(f"{hint.where} {'names itself' if hint.parents else hint.silent}")
             continue
         try:
-            return _opened(parents[0], hint, tried)
+            return _opened(parents[0], hint, tried, download)
         except CheckpointError as e:
-            tried.append(f"{hint.where} names {parents[0]!r}, which is not opened ({str(e)[:SHOWN]})")
+            tried.append(f"{hint.where} names {parents[0]!r}, which is not opened ({_short(e)})")
     raise CheckpointError(f"{label}: no base was found: {'; '.join(tried)}; give both: deltaw analyze BASE {label}")
 
 
-def _opened(parent: str, hint: Hint, tried: list[str]) -> Checkpoint:
+def _opened(parent: str, hint: Hint, tried: list[str], download: bool) -> Checkpoint:
     """A parent, opened as a base.
 
     Raises:
@@ -77,6 +78,8 @@ def _opened(parent: str, hint: Hint, tried: list[str]) -> Checkpoint:
     """
     if ADDRESS.match(parent):
         raise CheckpointError("addresses that a file names are not followed")
+    if download and not expanded(parent).exists():
+        fetch_whole(parent)
     found = open_base(parent)
     codes = {h.dtype for h in found.tensors.values() if isinstance(h, QuantisedHandle)}
     words = [f"named by {hint.where}"]
@@ -88,8 +91,9 @@ def _opened(parent: str, hint: Hint, tried: list[str]) -> Checkpoint:
 def _is_itself(parent: str, ft: Any) -> bool:
     if not isinstance(ft, (str, Path)):
         return False
-    if parent.lower() == str(ft).partition("@")[0].lower():
-        return True
+    address = hub_address(str(ft))
+    if address and parent.lower() == hub_parts(address)[0].lower():
+        return not expanded(ft).exists()
     here, there = expanded(ft), expanded(parent)
     try:
         return here.exists() and there.exists() and here.samefile(there)
@@ -107,8 +111,8 @@ def _hints(ft: Any) -> Iterator[Hint]:
     if (folder / ADAPTER).is_file():
         yield _of_adapter(folder / ADAPTER)
     yield _of_card(folder / CARD)
-    if revision is not None or not expanded(ft).exists():
-        yield _of_hub(str(ft), revision)
+    if not expanded(ft).exists() and (address := hub_address(str(ft))):
+        yield _of_hub(hub_parts(address)[0], revision)
     present = [name for name in CONFIGS if (folder / name).is_file()]
     for name in present:
         yield _of_config(folder / name)
@@ -139,7 +143,7 @@ def _of_card(path: Path) -> Hint:
         front = _front_matter(read_text(path, largest=LARGEST_CARD), path)
         return Hint(path.name, _plain(front.texts("base_model")), "names no base_model")
     except CheckpointError as e:
-        return Hint(path.name, silent=f"cannot be read ({str(e)[:SHOWN]})")
+        return Hint(path.name, silent=f"cannot be read ({_short(e)})")
 
 
 def _front_matter(text: str, path: Path) -> Document:
@@ -155,12 +159,12 @@ def _front_matter(text: str, path: Path) -> Document:
     return parse_yaml_object("\n".join(lines[1:end]), str(path))
 
 
-def _of_hub(source: str, revision: str | None) -> Hint:
+def _of_hub(repo: str, revision: str | None) -> Hint:
     where = "the Hub's baseModels"
     try:
-        return Hint(where, hub.base_models(source, revision))
+        return Hint(where, hub.base_models(repo, revision))
     except CheckpointError as e:
-        return Hint(where, silent=f"cannot be asked for ({str(e)[:SHOWN]})")
+        return Hint(where, silent=f"cannot be asked for ({_short(e)})")
 
 
 def _of_config(path: Path) -> Hint:
@@ -173,4 +177,15 @@ def _named(where: str, name: object) -> Hint:
 
 def _plain(names: Iterable[str]) -> tuple[str, ...]:
     """Names without the empty ones; the page of a model on the Hub is its id."""
-    return tuple(PAGE.sub(r"\1", name.strip()) for name in names if name.strip())
+    stripped = (name.strip() for name in names)
+    return tuple(_id_of(name) if ADDRESS.match(name) else name for name in stripped if name)
+
+
+def _id_of(address: str) -> str:
+    found = hub_address(address)
+    return hub_parts(found)[0] if found else address
+
+
+def _short(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

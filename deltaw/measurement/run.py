@@ -56,6 +56,7 @@ def analyze(
     part: str | None = None,
     executor: str = "threads",
     ray_address: str | None = None,
+    download: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Analysis:
     """Measure every weight update between a base and a fine-tuned checkpoint.
@@ -85,6 +86,7 @@ def analyze(
         executor: Where matrices are measured: `threads` of this process, or `ray`, whose workers open both sides by
             themselves.
         ray_address: Of the cluster; default that of RAY_ADDRESS, or one of this machine alone.
+        download: Fetch what does not lie here (a Hub id, an address) whole, instead of reading what is needed.
         progress: Called after each matrix.
 
     Returns:
@@ -109,7 +111,7 @@ def analyze(
     if executor not in EXECUTORS:
         raise OptionError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
     threads = Workers(resolve_devices(device), jobs, memory) if executor == "threads" else None
-    sides = open_sides(base, ft)
+    sides = open_sides(base, ft, download=download)
     planned = sides.plan(options.selection)
     journal = None
     if out is not None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from deltaw.adapters import Adapter, is_adapter, missing_base, not_an_adapter, open_adapter, open_base, open_whole
 from deltaw.adapters.plan import plan_adapter
-from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
+from deltaw.checkpoints import Checkpoint, as_named, hub, locate, open_checkpoint
+from deltaw.checkpoints.remote import fetch_whole, is_address
 from deltaw.documents import Document
 from deltaw.errors import AdapterError, CheckpointError, OptionError
 from deltaw.files import expanded
@@ -52,22 +53,26 @@ class Sides:
         return [side.config for side in (self.base, self.ft) if side is not None and side.files]
 
 
-def open_sides(base: Any, ft: Any) -> Sides:
+def open_sides(base: Any, ft: Any, *, download: bool = False) -> Sides:
     """Open both sides; nothing but headers is read.
 
     Args:
         base: Path, Hub id, `nn.Module` or state dict; None for an adapter alone.
         ft: The same, or an adapter directory or file; None where the one argument is it, and its base is to be found.
+        download: Fetch what does not lie here whole, before it is opened.
 
     Raises:
         CheckpointError: One of them cannot be opened.
         AdapterError: The base is an adapter itself.
         OptionError: There is no base, and the other side is no adapter; or neither is given.
     """
+    for side in (base, ft) if download else ():
+        if isinstance(side, str) and not expanded(side).exists() and (is_address(side) or hub.looks_like_id(side)):
+            fetch_whole(side)
     if ft is None:
         if base is None:
             raise OptionError("nothing to analyze; give BASE and FT, or FT alone")
-        base, ft = find_base(base), base
+        base, ft = find_base(base, download=download), base
     try:
         opened = None if base is None else open_base(base)
     except AdapterError:
@@ -85,7 +90,7 @@ def open_sides(base: Any, ft: Any) -> Sides:
         path, revision = locate(ft)
         whole = open_checkpoint(ft) if path.is_file() else None
         if is_adapter(path, whole):
-            return Sides(opened, replace(open_adapter(path), source=str(ft), revision=revision))
+            return Sides(opened, replace(open_adapter(path), source=as_named(ft), revision=revision))
     if opened is None:
         raise OptionError(f"without a base only an adapter can be measured; {not_an_adapter(ft)}")
     return Sides(opened, open_whole(ft, whole or open_checkpoint(ft)))

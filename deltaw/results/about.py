@@ -26,7 +26,8 @@ def source(about: Document) -> Source | None:
         nbytes=about.whole("bytes", 0),
         revision=about.text("revision") or None,
         files=tuple(
-            FileStamp(f.text("path", None), f.whole("size"), f.whole("modified")) for f in about.inners("files")
+            FileStamp(f.text("path", None), f.whole("size"), f.whole("modified"), f.text("etag"))
+            for f in about.inners("files")
         ),
         base_name=about.text("base_name") or None,
         found_by=about.text("found_by"),

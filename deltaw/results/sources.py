@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from deltaw.types import JsonValue
 
+HUB_ADDRESS = re.compile(r"^(hf://[^/]+/[^/@]+)(@[^/]*)?")
 SAFETENSORS_HEADER = 100_000_000  # bytes, the format's limit
 ENDS = 1 << 20  # bytes at both ends of a file that enter its hash: headers, and the directory of a PyTorch file
 SAMPLE, SAMPLES = 1 << 12, 1 << 10  # between them: bytes of a sample, and their number at most
@@ -29,11 +31,13 @@ class FileStamp:
         path: Absolute.
         size: In bytes.
         modified: Time of the last change, in nanoseconds.
+        etag: What its server tells it by from a later one, where it lies elsewhere.
     """
 
     path: str
     size: int
     modified: int
+    etag: str = ""
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
@@ -84,7 +88,11 @@ class Source:
     @property
     def argument(self) -> str:
         """What a command line calls it: its path, or the Hub id at the revision that was read."""
-        return f"{self.path.partition('@')[0]}@{self.revision}" if self.revision else self.path
+        if not self.revision:
+            return self.path
+        if HUB_ADDRESS.match(self.path):
+            return HUB_ADDRESS.sub(rf"\1@{self.revision}", self.path)
+        return f"{self.path.partition('@')[0]}@{self.revision}"
 
     def hashed(self) -> Source:
         """The same with the hash of its files."""
@@ -98,7 +106,7 @@ class Source:
             "format": self.format,
             "tensors": self.tensors,
             "bytes": self.nbytes,
-            "files": [{"path": f.path, "size": f.size, "modified": f.modified} for f in self.files],
+            "files": [{"path": f.path, "size": f.size, "modified": f.modified, "etag": f.etag} for f in self.files],
             "base_name": self.base_name,
             "found_by": self.found_by,
             "hash": self.hash,

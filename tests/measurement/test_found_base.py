@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import save_file
 
 import deltaw
@@ -61,8 +62,12 @@ def hub_says(monkeypatch: pytest.MonkeyPatch, *ids: str) -> list[str]:
     asked: list[str] = []
 
     class Api:
-        def model_info(self, repo: str, *, revision: str, expand: list[str]) -> SimpleNamespace:
-            assert expand == ["baseModels"]
+        def __init__(self, endpoint: str = "") -> None:
+            pass
+
+        def model_info(self, repo: str, *, revision: str, **asked_for: object) -> SimpleNamespace:
+            if asked_for != {"expand": ["baseModels"]}:
+                raise OfflineModeIsEnabled("its files are in the cache")
             asked.append(f"{repo}@{revision}")
             return SimpleNamespace(base_models={"relation": "finetune", "models": [{"_id": "1", "id": i} for i in ids]})
 
