@@ -46,7 +46,7 @@ CASES = (
     Case("PyTorch", "sparse, meta, nested, quantised tensors", "skipped", "`unsupported: KIND`", f"{P}::test_a_tensor_that_is_not_read_has_its_reason"),
     Case("PyTorch", "EMA weights beside the model", "chosen", "`FILE::ema`", f"{P}::test_what_else_holds_weights_is_named_and_can_be_chosen"),
     Case("PyTorch", "a pickle that would run code", "refused", "nothing of it is run", "checkpoints/test_hostile_pickles::test_hostile"),
-    Case("PyTorch", "`torch.distributed.checkpoint`", "refused", "with the command that converts it", f"{W}::test_distributed_checkpoints_are_named"),
+    Case("PyTorch", "`torch.distributed.checkpoint` (`.distcp`: FSDP2, torchtitan, verl)", "read", "tensor by tensor, its pieces put together", "checkpoints/test_distcp::test_it_gives_the_rows_of_the_whole_files"),
     Case("DeepSpeed, FSDP", "ZeRO-3 and flat parameters", "refused", "with the command that consolidates them", f"{W}::test_zero_and_fsdp"),
     Case("Megatron, Meta", "tensor-parallel slices", "refused", "as slices of one checkpoint", f"{W}::test_slices_are_refused_by_name"),
     Case("any", "weights in files beside the one that is read", "noted", "with their number of tensors", f"{W}::test_what_lies_beside_is_noted"),

@@ -17,7 +17,7 @@ class Checkpoint:
 
     Attributes:
         source: Path or Hub id, as it was given.
-        format: `safetensors`, `pytorch`, `diffusers` or `memory`; `… (sharded)` where there are shards.
+        format: `safetensors`, `pytorch`, `diffusers`, `distcp` or `memory`; `… (sharded)` where there are shards.
         tensors: Handles by tensor name, in stored order.
         config: The model's `config.json`, empty if there is none.
         revision: The Hub commit, if it came from the Hub.

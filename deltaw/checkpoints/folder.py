@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from deltaw.checkpoints import parts
 from deltaw.checkpoints.beside import NOT_WEIGHTS, beside
 from deltaw.checkpoints.checkpoint import Checkpoint
+from deltaw.checkpoints.distcp import SUFFIX, read_distcp
 from deltaw.checkpoints.gguf import open_gguf
 from deltaw.checkpoints.kinds import PICKLE_SUFFIXES, Foreign, holds_tensors
 from deltaw.checkpoints.pipeline import INDEX, open_pipeline
@@ -26,6 +28,8 @@ FILE_FIRST = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
+DISTCP_FIRST = ("pytorch_model_fsdp_0", "model", "weights")
+OPTIMIZER = re.compile("optim", re.IGNORECASE)  # directories of an optimizer's state
 SNIFFED = 500  # files of unknown suffix that are looked into
 
 
@@ -85,12 +89,11 @@ def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
         files = [p for p in entries if _kind(p) == kind]
         if files:
             return _open_files(files, path, config, wanted)
-    distributed = next((p for p in entries if p.suffix == ".distcp" or (p.is_dir() and any(p.glob("*.distcp")))), None)
-    if distributed is not None:
-        where = path if distributed.suffix == ".distcp" else distributed
-        raise CheckpointError(
-            f"{where}: a torch.distributed checkpoint (.distcp), which is not read yet; join it with: {parts.DCP}"
-        )
+    if any(p.suffix == SUFFIX for p in entries):
+        return _open_distcp(path, path, config, wanted)
+    inner = [p for p in entries if p.is_dir() and not OPTIMIZER.match(p.name) and any(p.glob(f"*{SUFFIX}"))]
+    if inner:
+        return _open_distcp(_one(inner, DISTCP_FIRST, path), path, config, wanted)
     files = [p for p in entries[:SNIFFED] if _may_hold(p)]
     found = {p: holds_tensors(p) for p in files}
     known = [p for p, what in found.items() if what is not None and not isinstance(what, Foreign)]
@@ -202,11 +205,19 @@ def _checkpoint(
     return Checkpoint(str(folder), kind, tensors, config, notes=(*notes, *others), files=tuple(map(FileStamp.of, read)))
 
 
+def _open_distcp(place: Path, folder: Path, config: Document, wanted: str) -> Checkpoint:
+    """A directory of torch.distributed.checkpoint, or one with such a directory in it."""
+    tensors, notes, read = read_distcp(place, wanted)
+    parts.refuse_unusable(tensors, str(place))
+    files = tuple(map(FileStamp.of, read))
+    return Checkpoint(str(folder), "distcp", tensors, config or _config(place), notes=notes, files=files)
+
+
 def _open_index(index: Path, config: Document) -> Checkpoint:
     folder = index.parent
     wanted: dict[Path, list[str]] = {}
     for tensor, shard in read_object(index).inner("weight_map").values.items():
-        path = _inside(folder, shard, index)
+        path = parts.inside(folder, shard, index)
         if path not in wanted and not path.is_file():
             gone = "is a link to a file that is not there" if path.is_symlink() else f"is not in {folder}"
             raise CheckpointError(
@@ -233,13 +244,3 @@ def _open_index(index: Path, config: Document) -> Checkpoint:
                 f"{path.name} holds {len(found) - len(names)} tensors that the index does not name; they were ignored"
             )
     return _checkpoint(folder, f"{kind} (sharded)", tensors, config, notes, [index, *wanted])
-
-
-def _inside(folder: Path, shard: object, index: Path) -> Path:
-    # A name that leaves the directory could read any file of the machine.
-    if not isinstance(shard, str) or not shard or "\0" in shard:
-        raise CheckpointError(f"{index}: a shard's name is {str(shard)[:80]!r}; expected a file name")
-    leaves = any(p.is_absolute() or ".." in p.parts for p in (PurePosixPath(shard), PureWindowsPath(shard)))
-    if leaves:
-        raise CheckpointError(f"{index}: shard {shard[:80]!r} lies outside {folder}, and is refused; correct the index")
-    return folder / shard

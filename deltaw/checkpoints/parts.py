@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
@@ -114,3 +114,17 @@ def complete(paths: Sequence[Path]) -> bool:
 def _shown(paths: Sequence[Path]) -> str:
     names = [p.name for p in paths[:3]]
     return ", ".join(names) + (", …" if len(paths) > 3 else "")
+
+
+def inside(folder: Path, shard: object, index: Path) -> Path:
+    """The path of a file that an index names; a name that leaves the directory could read any file of the machine.
+
+    Raises:
+        CheckpointError: It does, or is no name.
+    """
+    if not isinstance(shard, str) or not shard or "\0" in shard:
+        raise CheckpointError(f"{index}: a shard's name is {str(shard)[:80]!r}; expected a file name")
+    leaves = any(p.is_absolute() or ".." in p.parts for p in (PurePosixPath(shard), PureWindowsPath(shard)))
+    if leaves:
+        raise CheckpointError(f"{index}: shard {shard[:80]!r} lies outside {folder}, and is refused; correct the index")
+    return folder / shard

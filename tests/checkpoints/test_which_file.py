@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -197,16 +196,6 @@ def test_zero_and_fsdp(tmp_path: Path, pico: State):
     refused(tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt", "ZeRO-3")
     torch.save({"layers.0._fsdp_wrapped_module.flat_param": torch.ones(100)}, tmp_path / "flat.pt")
     refused(tmp_path / "flat.pt", "flat parameters")
-
-
-def test_distributed_checkpoints_are_named(tmp_path: Path):
-    inner = tmp_path / "ck/pytorch_model_fsdp_0"
-    inner.mkdir(parents=True)
-    torch.save({"w": torch.ones(2)}, inner / "__0_0.distcp")
-    shutil.copy(inner / "__0_0.distcp", inner / ".metadata")
-    refused(inner, "distcp", "dcp_to_torch")
-    torch.save({}, tmp_path / "ck/optimizer.bin")
-    refused(tmp_path / "ck", "distcp", "pytorch_model_fsdp_0")
 
 
 def test_consolidated_beside_shards(tmp_path: Path, pico: State):

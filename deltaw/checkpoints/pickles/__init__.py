@@ -57,6 +57,26 @@ def read_pickle(path: Path, wanted: str = "") -> tuple[dict[str, Handle], tuple[
     return tensors, tuple(f"{path.name}: {note}" for note in weights.notes)
 
 
+def read_piece(name: str, path: Path, start: int, length: int) -> Handle:
+    """A tensor that lies alone in an archive within a file.
+
+    Raises:
+        CheckpointError: There is no such archive, or it holds something else.
+    """
+    try:
+        opened = archive.open_archive(path, start, length)
+        tensor = archive.load(opened)
+        if not isinstance(tensor, RawTensor | Refused | Array):
+            raise CheckpointError(f"{path}: no tensor lies at byte {start:,}; copy it again")
+        return _handle(name, tensor, path, opened.place)
+    except RefusalError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+    except PickleError as e:
+        raise CheckpointError(f"{path}: the piece of {name!r} is not complete ({e}); copy it again") from e
+    except OSError as e:
+        raise CheckpointError(f"{path}: the piece of {name!r} cannot be read ({e.strerror or e})") from e
+
+
 def _handle(name: str, tensor: Tensor, path: Path, place: Place) -> Handle:
     if isinstance(tensor, Refused):
         return UnreadHandle(name, tensor.shape, tensor.dtype, 0, tensor.because, tensor.subject, tensor.detail)

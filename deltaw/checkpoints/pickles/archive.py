@@ -6,16 +6,20 @@ they are, in little-endian order.
 
 from __future__ import annotations
 
+import errno
 import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from deltaw.checkpoints.pickles.legacy import read_nested
 from deltaw.checkpoints.pickles.machine import Machine, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import Rebuilder, Storage
 from deltaw.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 LOCAL_HEADER = 30
 MAX_PICKLE = 2**30
@@ -23,9 +27,10 @@ MAX_PICKLE = 2**30
 
 @dataclass(frozen=True)
 class Archive:
-    """An open archive: its entries, and the folder that they lie in."""
+    """An open archive: where it lies in its file, its entries, and the folder that they lie in."""
 
     path: Path
+    start: int
     size: int
     entries: dict[str, zipfile.ZipInfo]
     root: str
@@ -40,7 +45,8 @@ class Archive:
         if entry is None:
             raise PickleError(f"its storage {storage.key!r} is not in the archive")
         with self.path.open("rb") as file:
-            return _data(file, entry, self.size)
+            offset, length = _data(Window(file, self.start, self.size), entry, self.size)
+        return self.start + offset, length
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a small entry; None where there is none.
@@ -54,19 +60,61 @@ class Archive:
         if entry.file_size > MAX_PICKLE:
             raise PickleError(f"{name} has {entry.file_size:,} bytes")
         with self.path.open("rb") as file:
-            offset, length = _data(file, entry, self.size)
-            file.seek(offset)
-            return file.read(length)
+            window = Window(file, self.start, self.size)
+            offset, length = _data(window, entry, self.size)
+            window.seek(offset)
+            return window.read(length)
 
 
-def open_archive(path: Path) -> Archive:
+class Window(io.RawIOBase):
+    """Some bytes of a file as a file of their own."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self.file, self.start, self.size, self.at = file, start, size, 0
+
+    def readable(self) -> bool:
+        """It is read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read anywhere."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place.
+
+        Raises:
+            OSError: It lies before the first byte.
+        """
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        if at < 0:
+            raise OSError(errno.EINVAL, "before the first byte")
+        self.at = at
+        return at
+
+    def readinto(self, into: Buffer) -> int:
+        """Read some bytes, none behind the last."""
+        view = memoryview(into).cast("B")
+        self.file.seek(self.start + self.at)
+        data = self.file.read(max(0, min(len(view), self.size - self.at)))
+        view[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def open_archive(path: Path, start: int = 0, size: int | None = None) -> Archive:
     """Open a zip archive of torch's.
+
+    Args:
+        path: The file.
+        start, size: Where in it the archive lies; all of the file by default.
 
     Raises:
         CheckpointError: It is damaged, or an archive of something else.
     """
     try:
-        with zipfile.ZipFile(path) as file:
+        size = path.stat().st_size if size is None else size
+        with path.open("rb") as raw, zipfile.ZipFile(Window(raw, start, size)) as file:
             infos = file.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, EOFError) as e:
         raise CheckpointError(f"{path}: not a complete PyTorch file ({e}); copy or download it again") from e
@@ -76,7 +124,7 @@ def open_archive(path: Path) -> Archive:
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise CheckpointError(f"{path}: {_other(entries)}")
-    return Archive(path, path.stat().st_size, entries, pickles[0].removesuffix("data.pkl"))
+    return Archive(path, start, size, entries, pickles[0].removesuffix("data.pkl"))
 
 
 def load(archive: Archive) -> object:
@@ -96,7 +144,7 @@ def load(archive: Archive) -> object:
     return Machine(maker.call, maker.build).run(io.BytesIO(data))
 
 
-def _data(file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> tuple[int, int]:
+def _data(file: Window, entry: zipfile.ZipInfo, size: int) -> tuple[int, int]:
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
         raise RefusalError(f"{entry.filename} is compressed; load the file with torch and save it again")
     file.seek(entry.header_offset)
