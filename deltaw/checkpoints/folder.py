@@ -13,7 +13,7 @@ from deltaw.checkpoints.distcp import SUFFIX, read_distcp
 from deltaw.checkpoints.gguf import open_gguf
 from deltaw.checkpoints.kinds import PICKLE_SUFFIXES, Foreign, holds_tensors
 from deltaw.checkpoints.pipeline import INDEX, open_pipeline
-from deltaw.checkpoints.reading import Tensors, read_file
+from deltaw.checkpoints.reading import Tensors, read_file, read_files
 from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
 from deltaw.results.sources import FileStamp
@@ -167,7 +167,7 @@ def _open_files(files: list[Path], folder: Path, config: Document, wanted: str) 
         names = ", ".join(p.name for p in chosen[:4])
         raise CheckpointError(f"{folder}: shards without an index, and not all of them ({names}); download the rest")
     parts.refuse_slice(chosen[0])
-    read = [(path, *read_file(path, wanted)) for path in chosen]
+    read = [(path, *of) for path, of in zip(chosen, read_files(chosen, wanted), strict=True)]
     tensors = parts.join([(path, found) for path, found, _, _ in read], folder)
     notes = [note for _, _, more, _ in read for note in more]
     if not parts.complete(chosen):
@@ -230,8 +230,8 @@ def _open_index(index: Path, config: Document) -> Checkpoint:
     tensors: Tensors = {}
     notes: list[str] = []
     kind = ""
-    for path, names in wanted.items():
-        found, more, kind = read_file(path)
+    for (path, names), read in zip(wanted.items(), read_files(wanted), strict=True):
+        found, more, kind = read
         notes.extend(more)
         for name in names:
             if name not in found:

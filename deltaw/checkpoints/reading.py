@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deltaw.checkpoints import kinds, pickles, safetensors
 from deltaw.checkpoints.gguf import open_gguf
-from deltaw.checkpoints.remote import remote_at
+from deltaw.checkpoints.remote import PARALLEL, remote_at
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
 
 Tensors = dict[str, Handle]
+Read = tuple[Tensors, tuple[str, ...], kinds.Kind]
 
 
-def read_file(path: Path, wanted: str = "") -> tuple[Tensors, tuple[str, ...], kinds.Kind]:
+def read_files(paths: Iterable[Path], wanted: str = "") -> Iterator[Read]:
+    """What `read_file` gives of each of several files; headers that lie elsewhere are fetched at the same time.
+
+    Raises:
+        CheckpointError: One of them is not read.
+    """
+    files = [*paths]
+    if len(files) > 1 and remote_at(files[0]) is not None:
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            yield from pool.map(read_file, files, [wanted] * len(files))
+    else:
+        yield from (read_file(path, wanted) for path in files)
+
+
+def read_file(path: Path, wanted: str = "") -> Read:
     """The tensors of one file, notes on it, and its kind.
 
     Args:

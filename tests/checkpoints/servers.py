@@ -30,6 +30,7 @@ class Server:
     faults: list[Fault] = field(default_factory=list)  # of the next answers with a range, one each
     always: Fault | None = None
     sent: int = 0  # bytes of bodies
+    connections: int = 0
     asked: list[str] = field(default_factory=list)
     relations: dict[str, list[str]] = field(default_factory=dict)
     expired: set[str] = field(default_factory=set)  # signatures that no longer hold
@@ -41,7 +42,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def reset(self) -> None:
-        self.sent = 0
+        self.sent = self.connections = 0
         self.asked.clear()
 
 
@@ -71,6 +72,11 @@ class Handler(BaseHTTPRequestHandler):
     at: Server
     protocol_version = "HTTP/1.1"
     timeout = 20
+
+    def setup(self) -> None:
+        super().setup()
+        with self.at.lock:
+            self.at.connections += 1
 
     def log_message(self, *args: object) -> None:
         pass

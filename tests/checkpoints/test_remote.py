@@ -276,6 +276,28 @@ def test_an_address_that_expires_is_asked_for_again(server: Server, pair: tuple[
     assert opened.tensors["model.norm.weight"].read().shape == (WIDE,)
 
 
+def test_connections_are_kept(server: Server, pair: tuple[Path, Path]):
+    opened = open_checkpoint("org/ft")
+    opened.tensors["model.norm.weight"].read()
+    server.reset()
+    for handle in opened.tensors.values():
+        handle.read()
+    assert (server.connections, len(server.asked)) == (0, 5)
+
+
+def test_a_proxy_of_the_environment_is_used_and_plain_http_is_warned_of(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    save_single(pico_state(), server.root / "web" / "ft")
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    opened = open_checkpoint("http://models.invalid/web/ft/model.safetensors?signature=secret")
+    assert torch.equal(opened.tensors["lm_head.weight"].read(), pico_state()["lm_head.weight"])
+    assert "http://models.invalid/web/ft/model.safetensors: is read without encryption" in caplog.text
+    assert "secret" not in caplog.text + str(opened.as_source().to_dict())
+
+
 def test_the_token_goes_to_the_hub_and_to_nobody_else(
     server: Server, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ):

@@ -6,10 +6,11 @@ the `RemoteFile` that belongs there, whose header and tensors are read by ranges
 commit of the Hub, the size and ETag of a file.
 """
 
-from deltaw.checkpoints.remote.file import RemoteFile, hub_parts, named
+from deltaw.checkpoints.remote.file import PARALLEL, RemoteFile, hub_parts, named
 from deltaw.checkpoints.remote.mirror import fetch_whole, hub_address, is_address, mirrored, remote_at, stamps
 
 __all__ = [
+    "PARALLEL",
     "RemoteFile",
     "fetch_whole",
     "hub_address",

@@ -10,13 +10,12 @@ import http.client
 import logging
 import ssl
 import time
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
-from urllib.error import HTTPError, URLError
+from http.client import HTTPResponse
 from urllib.parse import urljoin, urlsplit
 
+from deltaw.checkpoints.remote.connections import Answer, ask
 from deltaw.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -29,6 +28,7 @@ MOVED = frozenset({301, 302, 303, 307, 308})
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 DENIED = frozenset({401, 403})
 GONE = frozenset({404, 410})
+LONGEST_BODY = 1 << 16  # bytes of what comes with a redirect
 LARGEST_SMALL = 256 << 20  # bytes of a file that is fetched whole into memory
 
 
@@ -55,30 +55,6 @@ class Target:
     url: str
     headers: tuple[tuple[str, str], ...] = ()
     login: str = "check the address and who may read it"
-
-
-class Answer(Protocol):
-    """What is used of `http.client.HTTPResponse`."""
-
-    status: int
-    headers: http.client.HTTPMessage
-
-    def readinto(self, into: memoryview, /) -> int:
-        """Read some bytes."""
-
-    def read(self, count: int, /) -> bytes:
-        """Read up to `count` bytes."""
-
-    def close(self) -> None:
-        """Let the connection go."""
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Redirects are followed by `_ask`, which sends a token to nobody else."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        """Follow none."""
-        return
 
 
 # Signed addresses that the Hub sent us to: it is not asked again for every range.
@@ -109,7 +85,7 @@ def read_small(target: Target) -> bytes:
     """
     found = bytearray()
 
-    def take(answer: Answer) -> None:
+    def take(answer: HTTPResponse) -> None:
         found.clear()
         while block := answer.read(1 << 20):
             found.extend(block)
@@ -137,7 +113,7 @@ def read_range(target: Target, offset: int, into: memoryview, size: int, identit
     """
     wanted = (offset, offset + len(into) - 1)
 
-    def take(answer: Answer) -> None:
+    def take(answer: HTTPResponse) -> None:
         first, last, total = _content_range(answer, target)
         if identity and (now := _identity(answer)) and now != identity:
             raise _changed(target, f"{now}, where it was {identity}")
@@ -156,7 +132,7 @@ def _changed(target: Target, how: str) -> CheckpointError:
     return CheckpointError(f"{target.name}: was changed since it was opened ({how}); run again")
 
 
-def _fill(answer: Answer, into: memoryview) -> None:
+def _fill(answer: HTTPResponse, into: memoryview) -> None:
     done = 0
     while done < len(into):
         got = answer.readinto(into[done:])
@@ -165,7 +141,7 @@ def _fill(answer: Answer, into: memoryview) -> None:
         done += got
 
 
-def _content_range(answer: Answer, target: Target) -> tuple[int, int, int | None]:
+def _content_range(answer: HTTPResponse, target: Target) -> tuple[int, int, int | None]:
     """First and last byte, and the size of the file where it is told.
 
     Raises:
@@ -185,46 +161,39 @@ def _content_range(answer: Answer, target: Target) -> tuple[int, int, int | None
     return int(first), int(last), int(total) if total.isdecimal() else None
 
 
-def _identity(answer: Answer) -> str:
+def _identity(answer: HTTPResponse) -> str:
     return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
 
 
-class _Take(Protocol):
-    def __call__(self, answer: Answer, /) -> None: ...
-
-
-def _persistent(target: Target, headers: Mapping[str, str], take: _Take) -> Answer:
+def _persistent(target: Target, headers: Mapping[str, str], take: Callable[[HTTPResponse], None]) -> HTTPResponse:
     """Ask until `take` is content with the answer, a few times, longer and longer apart.
 
     Raises:
-        MissingError: There is no such file.
-        CheckpointError: It never is.
+        CheckpointError: It never is; a `MissingError` where there is no such file.
     """
-    why = ""
+    why, wait = "", 0.0
     for attempt in range(ATTEMPTS):
-        wait = BACKOFF * 2 ** (attempt - 1) if attempt else 0.0
+        time.sleep(wait)
+        wait = BACKOFF * 2**attempt
         try:
-            time.sleep(wait)
             answer = _ask(target, headers)
             try:
-                take(answer)
+                status = answer.response.status
+                if status < http.HTTPStatus.MULTIPLE_CHOICES:
+                    take(answer.response)
+                    return answer.response
+                if status not in AGAIN:
+                    refused = _refused(target, status)
+                    raise refused
+                why = f"its server answers {status}"
+                asked = answer.response.headers.get("Retry-After", "")
+                wait = min(float(asked), LONGEST_WAIT) if asked.isdecimal() else wait
             finally:
-                answer.close()
-            return answer
-        except HTTPError as e:
-            e.close()
-            if e.code not in AGAIN:
-                refused = _refused(target, e.code)
-                raise refused from e
-            why = f"its server answers {e.code}"
-            asked = e.headers.get("Retry-After", "")
-            if asked.isdecimal() and attempt + 1 < ATTEMPTS:
-                time.sleep(min(float(asked), LONGEST_WAIT))
-        except (URLError, OSError, http.client.HTTPException, _Unreliable) as e:
-            reason = getattr(e, "reason", e)
-            if isinstance(reason, ssl.SSLCertVerificationError):
-                raise CheckpointError(f"{target.name}: its server's certificate is not valid ({reason})") from e
-            why = str(reason) or type(reason).__name__
+                answer.done()
+        except ssl.SSLCertVerificationError as e:
+            raise CheckpointError(f"{target.name}: its server's certificate is not valid ({e.verify_message})") from e
+        except (OSError, http.client.HTTPException, _Unreliable) as e:
+            why = str(e) or type(e).__name__
         log.debug("%s: %s (attempt %d of %d)", target.name, why, attempt + 1, ATTEMPTS)
     raise CheckpointError(f"{target.name}: cannot be read, {ATTEMPTS} attempts failed ({why}); try again later")
 
@@ -243,7 +212,6 @@ def _ask(target: Target, headers: Mapping[str, str]) -> Answer:
     """One request, its redirects followed.
 
     Raises:
-        HTTPError: The answer is no success.
         CheckpointError: It leads in circles, or out of HTTP.
     """
     at = _sent_to.get(target.url, target.url)
@@ -252,34 +220,22 @@ def _ask(target: Target, headers: Mapping[str, str]) -> Answer:
         if urlsplit(at).scheme not in {"http", "https"}:
             raise CheckpointError(f"{target.name}: leads to {urlsplit(at).scheme}://, which is not followed")
         own = dict(target.headers) if _origin(at) == _origin(target.url) else {}
-        request = urllib.request.Request(at, headers={"Accept-Encoding": "identity", **own, **headers})
-        try:
-            answer: Answer = _opener().open(request, timeout=TIMEOUT)
-        except HTTPError as e:
-            if e.code in MOVED and (place := e.headers.get("Location")):
-                e.close()
-                at = urljoin(at, place)
-                continue
-            if at != target.url and not renewed and e.code in DENIED | GONE:  # a signed address that has expired
-                e.close()
-                _sent_to.pop(target.url, None)
-                at, renewed = target.url, True
-                continue
-            raise
-        if at != target.url:
-            _sent_to[target.url] = at
-        return answer
+        answer = ask(at, {"Accept-Encoding": "identity", **own, **headers}, TIMEOUT)
+        status, place = answer.response.status, answer.response.headers.get("Location")
+        if status in MOVED and place:
+            answer.response.read(LONGEST_BODY)  # nothing, or a sentence: the connection can then be kept
+            answer.done()
+            at = urljoin(at, place)
+        elif at != target.url and not renewed and status in DENIED | GONE:  # a signed address that has expired
+            answer.done()
+            _sent_to.pop(target.url, None)
+            at, renewed = target.url, True
+        else:
+            if at != target.url:
+                _sent_to[target.url] = at
+            return answer
     raise CheckpointError(f"{target.name}: its server sends from one address to the next; download it")
 
 
 def _origin(url: str) -> tuple[str, str]:
     return urlsplit(url)[:2]
-
-
-_openers: list[urllib.request.OpenerDirector] = []
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    if not _openers:
-        _openers.append(urllib.request.build_opener(_Stay))
-    return _openers[0]

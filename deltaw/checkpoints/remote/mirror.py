@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 from deltaw.checkpoints import hub
 from deltaw.checkpoints.remote import buckets, http
-from deltaw.checkpoints.remote.file import CHUNK, HUB, PARALLEL, RemoteFile, hub_parts, target
+from deltaw.checkpoints.remote.file import CHUNK, HUB, PARALLEL, RemoteFile, hub_parts, named, target
 from deltaw.documents import Document, parse_object
 from deltaw.errors import CheckpointError
 from deltaw.results.sources import FileStamp
@@ -179,7 +179,7 @@ def _listed(source: str) -> Listing:
         buckets.require(source)
         return _in_bucket(source)
     if scheme == "http" and not _loopback(source):
-        log.warning("%s: is read without encryption; use https:// where there is", source)
+        log.warning("%s: is read without encryption; use https:// where there is", named(source))
     return _on_web(source)
 
 
