@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deltaw.results.analysis import Analysis
 
 MOST = 40  # lines of a strip of dots: the largest
+DOTS = 500  # of a line: as many experts cover each other anyhow
 DEEPEST = 1e-4  # of σ1: the tail below is of no account, and would press the rest together
 MANY = 60  # curves in one panel; beyond, an even selection is drawn
 
@@ -277,7 +278,7 @@ class AnalysisPlots:
             _, axes = style.figure(min(len(medians) * 0.19 + 0.75, 8.5), columns)
             ax: Axes = axes[0, 0]
             for line, slot in enumerate(medians.index):
-                part = rows[rows["site"] == slot].sort_values("layer")
+                part = _thinned(rows[rows["site"] == slot], column).sort_values("layer")
                 y = line + (np.linspace(-0.26, 0.26, len(part)) if len(part) > 1 else np.zeros(1))
                 ax.scatter(part[column], y, s=9, alpha=0.8, linewidth=0, color=[*map(style.kind_colour, part["kind"])])
             ax.scatter(medians, range(len(medians)), marker="|", s=60, color=style.INK, linewidth=1.1, zorder=5)
@@ -287,6 +288,8 @@ class AnalysisPlots:
             else:
                 style.ticks(ax.xaxis, share=log is None)
             ax.set_yticks(range(len(medians)), [style.label(s) for s in medians.index])
+            if int(rows.groupby("site").size()[medians.index].max()) > DOTS:
+                label += f"\n(lines of more than {DOTS} matrices: {DOTS} of them, evenly by rank)"
             ax.set(xlabel=label, ylabel="", ylim=(len(medians) - 0.4, -0.6))
             ax.tick_params(axis="y", length=0)
             ax.grid(False, axis="y")
@@ -381,3 +384,10 @@ def _log(ax: Axes, sigma: Any) -> None:
         ax.set_ylim(float(positive[-1]) * 0.5, float(positive[0]) * 2)
     style.log_scale(ax.xaxis)
     style.log_scale(ax.yaxis)
+
+
+def _thinned(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """At most `DOTS` of the rows, evenly by their rank in a column, the smallest and the largest among them."""
+    if len(rows) <= DOTS:
+        return rows
+    return rows.sort_values(column).iloc[np.linspace(0, len(rows) - 1, DOTS).round().astype(int)]

@@ -164,3 +164,18 @@ def test_a_plain_stack_of_layers_has_a_report(tmp_path):
     ax = axes if hasattr(axes, "get_yticklabels") else axes.flat[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["weight"]
     assert result.report(tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_a_line_of_many_experts_shows_some_of_them_and_says_so(monkeypatch):
+    monkeypatch.setattr("deltaw.reports.plots.DOTS", 20)
+    g = torch.Generator().manual_seed(0)
+    base = {f"l.{i}.mlp.experts.{e}.w.weight": torch.ones(4, 4) for i in range(2) for e in range(30)}
+    base["l.0.q.weight"] = torch.ones(4, 4)
+    result = deltaw.analyze(base, {n: w + 0.01 * torch.randn(4, 4, generator=g) for n, w in base.items()})
+    ax = result.plot.change()
+    drawn = [points.get_offsets()[:, 0] for points in ax.collections[:-1]]
+    assert sorted(map(len, drawn)) == [1, 20]
+    changes = result.to_pandas().query("module != 'q'")["relative_change"]
+    line = max(drawn, key=len)
+    assert (line.min(), line.max()) == (changes.min(), changes.max())
+    assert "20 of them, evenly by rank" in ax.get_xlabel()
