@@ -22,7 +22,7 @@ from deltaw.delta.difference import difference
 from deltaw.documents import compile_pattern
 from deltaw.edits.edited import Edited, write_rows
 from deltaw.edits.operations import EditedRow, Operations, changes, told
-from deltaw.edits.parts import EditFolder, refuse_existing
+from deltaw.edits.parts import EditFolder, refuse_existing, refuse_inputs
 from deltaw.edits.shards import layout_of, write_shards
 from deltaw.edits.units import Show, each
 from deltaw.errors import EditError, OptionError, ResultsError, TensorError
@@ -102,6 +102,8 @@ def edit(
     workers = Workers(resolve_devices(device), jobs, memory)
     folder = refuse_existing(Path(out), "checkpoint", TABLE, force=force)
     sides = open_sides(base, ft)
+    sources = [s for s in sides.sources if s is not None]
+    refuse_inputs(folder, sources)
     whole = _editable(sides)
     assert sides.base is not None
     plan = sides.plan(Selection())
@@ -109,7 +111,6 @@ def edit(
     for pair in plan.pairs:
         groups.setdefault(pair.name, []).append(pair)
     decay, shared = _decay(sides, device, jobs, memory) if without_decay else (None, frozenset())
-    sources = [s for s in sides.sources if s is not None]
     files = [[str(f) for f in s.files] for s in sources]
     identity = digest(version("deltaw"), "edit", files, patterns, asked.to_dict(), decay) if all(files) else ""
     parts = EditFolder(folder, identity, resume=resume)

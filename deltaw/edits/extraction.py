@@ -17,7 +17,7 @@ from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
 from deltaw.edits.making import Made, Maker
 from deltaw.edits.opened import OpenedSides, open_model
-from deltaw.edits.parts import EditFolder, refuse_existing
+from deltaw.edits.parts import EditFolder, refuse_existing, refuse_inputs
 from deltaw.edits.placement import place
 from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
@@ -88,6 +88,7 @@ def extract(
     selection = Selection.of(include=include, exclude=exclude, rename=rename)
     folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
     opened = open_model(base, ft, selection)
+    refuse_inputs(folder, (s for s in opened.sides.sources if s is not None))
     placed = place(
         opened.plan.pairs,
         (*opened.plan.skipped, *opened.left),

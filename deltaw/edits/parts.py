@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,13 @@ import numpy as np
 
 from deltaw.edits.directions import KnownSpectrum
 from deltaw.errors import ResultsError
-from deltaw.files import replacing
+from deltaw.files import expanded, replacing
 from deltaw.measurement.journal import lock
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from deltaw.results.sources import Source
 
 FOLDER = ".deltaw-parts"
 
@@ -78,6 +80,21 @@ def refuse_existing(out: Path, what: str, last: str, *, force: bool) -> Path:
     if there and not force and (not unfinished or last in there):
         raise ResultsError(f"{out}: holds {there[0]} already; choose another --out, or --force to overwrite it")
     return out
+
+
+def refuse_inputs(out: Path, sources: Iterable[Source]) -> None:
+    """End where what is to be written would take the place of what is read, even if it may be overwritten.
+
+    Raises:
+        ResultsError: An input lies in `out`.
+    """
+    here = out.resolve()
+    for source in sources:
+        named = expanded(source.path) if source.path else None
+        if (named is not None and named.resolve() == here) or any(Path(f.path).parent == here for f in source.files):
+            raise ResultsError(
+                f"{out}: holds an input ({source.path}), which would be overwritten; choose another --out"
+            )
 
 
 class EditFolder:

@@ -25,7 +25,7 @@ from deltaw.checkpoints import locate
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
 from deltaw.edits.making import Maker
-from deltaw.edits.parts import EditFolder, refuse_existing
+from deltaw.edits.parts import EditFolder, refuse_existing, refuse_inputs
 from deltaw.edits.placement import Form, PairTarget, Placement, Whole
 from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
@@ -149,8 +149,9 @@ def resize(
     selection = Selection.of(include=include, exclude=exclude)
     folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
     opened = [_open(a) for a in given]
-    placed = _placed(opened, share, selection, save_modules=save_modules == "auto")
     sources = tuple(a.as_source() for a in opened)
+    refuse_inputs(folder, sources)
+    placed = _placed(opened, share, selection, save_modules=save_modules == "auto")
     files = [[str(f) for f in s.files] for s in sources]
     options = [share, selection.include, selection.exclude, save_modules, dtype, policy.to_dict()]
     parts = EditFolder(folder, digest(version("deltaw"), "resize", files, options), resume=resume)

@@ -231,3 +231,27 @@ def test_the_command(tmp_path: Path, pico_pair: tuple[Path, Path]):
     assert "of their energy" in result.output
     assert CliRunner().invoke(main, ["edit", *args]).exit_code == 2
     assert CliRunner().invoke(main, ["edit", *args[:3], str(tmp_path / "o"), "--without-decay"]).exit_code == 1
+
+
+@pytest.mark.parametrize("way", ["edit", "extract", "resize"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_input_is_never_overwritten(tmp_path: Path, pico: State, way: str, linked: bool):
+    """Not even with --force; nor where the files are links to elsewhere, as in the Hub's cache."""
+    base, ft, adapter = tmp_path / "base", tmp_path / "ft", tmp_path / "adapter"
+    save_single(pico, base)
+    save_single(changed(pico), ft)
+    save_lora(adapter)
+    mine = adapter if way == "resize" else ft
+    if linked:
+        for file in list(mine.iterdir()):
+            file.rename(tmp_path / f"blob-{file.name}")
+            file.symlink_to(tmp_path / f"blob-{file.name}")
+    before = {p: p.read_bytes() for p in mine.iterdir()}
+    run = {
+        "resize": lambda: deltaw.resize(adapter, adapter, rank=1, force=True),
+        "edit": lambda: deltaw.edit(base, ft, ft, scale=0.5, force=True),
+        "extract": lambda: deltaw.extract(base, ft, ft, rank=1, force=True),
+    }
+    with pytest.raises(ResultsError, match=r"holds an input .* which would be overwritten"):
+        run[way]()
+    assert {p: p.read_bytes() for p in mine.iterdir()} == before
