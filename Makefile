@@ -37,7 +37,7 @@ demo: $(VENV)/pair  ## Measure a real pair and write its report (deltaw-demo/rep
 	$(BIN)/deltaw demo --out deltaw-demo
 
 test: $(VENV)/dev  ## Run all tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
@@ -54,7 +54,7 @@ types: $(VENV)/dev
 check: lint types coverage  ## Lint, types and tests, with the floor of their coverage.
 
 coverage: $(VENV)/dev  ## Run all tests and measure what they reach; below the floor of pyproject.toml is an error.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term:skip-covered
 
 fuzz: $(VENV)/dev  ## Damaged inputs of every kind, a million of them (ARGS="--inputs N" for fewer).
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m tests.fuzz $(ARGS)
