@@ -109,13 +109,14 @@ class Digests:
 
     def of(self, side: Source | None) -> list[str] | None:
         """The digests of one side's files, or None if it has none."""
-        files = sorted({file.path for file in side.files}) if side is not None else []
-        paths = [p for f in files if (p := Path(f)).is_file()]
-        if not paths:
+        stamps = set(side.files) if side is not None else set()
+        elsewhere = [f"{s.path}:{s.size}:{s.etag}" for s in stamps if s.pinned]
+        paths = [p for s in sorted(stamps) if not s.pinned and (p := Path(s.path)).is_file()]
+        if not paths and not elsewhere:
             return None
         for folder in sorted({p.parent for p in paths}):
             paths.extend(p for name in SIDECARS if (p := folder / name).is_file() and p not in paths)
-        return sorted(f"{p.name}:{self._digest(p)}" for p in paths)
+        return sorted([*elsewhere, *(f"{p.name}:{self._digest(p)}" for p in paths)])
 
     def _digest(self, path: Path) -> str:
         stat = path.stat()

@@ -21,7 +21,7 @@ from deltaw.adapters.keys import Contents, LoraModule, sort_tensors
 from deltaw.adapters.lora import Context, module_pairs
 from deltaw.adapters.scaling import rank as rank_of
 from deltaw.adapters.scaling import scale as scale_of
-from deltaw.checkpoints import locate
+from deltaw.checkpoints import as_named, locate
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
 from deltaw.edits.making import Maker
@@ -202,7 +202,7 @@ def _open(source: str | Path) -> Adapter:
         EditError: It is not.
     """
     path, revision = locate(source)
-    found = replace(open_adapter(path), source=str(source), revision=revision)
+    found = replace(open_adapter(path), source=as_named(source), revision=revision)
     kind = found.config.text("peft_type")
     extract = f"use: deltaw extract BASE {source} --out DIR"
     if kind not in LORA:

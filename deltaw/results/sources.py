@@ -39,6 +39,11 @@ class FileStamp:
     modified: int
     etag: str = ""
 
+    @property
+    def pinned(self) -> bool:
+        """Whether it lies elsewhere, and its address or its ETag tells what it holds."""
+        return self.path.startswith("hf://") or bool(self.etag)
+
     @classmethod
     def of(cls, path: Path) -> FileStamp:
         """The stamp of a file.

@@ -15,6 +15,7 @@ import numpy as np
 
 from deltaw.adapters import open_base
 from deltaw.checkpoints import Checkpoint, locate
+from deltaw.checkpoints.remote import stamps
 from deltaw.errors import CheckpointError, DeltaWError, OptionError, near
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
@@ -303,7 +304,7 @@ def identity(source: str) -> str | None:
     try:
         path = locate(source)[0]
         files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        return digest(source, [str(FileStamp.of(p)) for p in files])
+        return digest(source, [str(s) for s in stamps(map(FileStamp.of, files))])
     except (DeltaWError, OSError):
         return None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltaw.adapters import Adapter, Matched, missing_base, open_adapter, open_base
-from deltaw.checkpoints import Checkpoint, locate
+from deltaw.checkpoints import Checkpoint, as_named, locate
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.types import Pair, Reason
 
@@ -38,7 +39,8 @@ def opened_updates(base: Any, adapter: str | Path | Adapter) -> Updates:
         AdapterError: The adapter does not fit the base, or part of its ΔW cannot be known.
     """
     if not isinstance(adapter, Adapter):
-        adapter = open_adapter(locate(adapter)[0])
+        path, revision = locate(adapter)
+        adapter = replace(open_adapter(path), source=as_named(adapter), revision=revision)
     try:
         base = open_base(base)
     except AdapterError:

@@ -360,6 +360,31 @@ def test_a_remote_checkpoint_is_not_edited(server: Server, pair: tuple[Path, Pat
         deltaw.edit("org/base", "org/ft", tmp_path / "edited", scale=0.5)
 
 
+def test_other_commands_take_ids_and_call_them_so(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    hub = server.root / "hub" / "org"
+    save_sharded(pico_state(), hub / "base")
+    save_single(changed(pico_state()), hub / "ft")
+    factors = load_file(save_lora(hub / "adapter") / "adapter_model.safetensors")
+    at = "model.layers.0.self_attn.q_proj"
+    B, A = (factors[f"base_model.model.{at}.lora_{n}.weight"] for n in "BA")
+    merged = pico_state()
+    merged[f"{at}.weight"] += 2 * B @ A
+    save_single(merged, hub / "merged")
+    done = CliRunner().invoke(main, ["verify", "org/base", "org/adapter", "org/merged"])
+    assert done.exit_code == 0, done.output
+    assert "org/merged is org/base plus org/adapter" in done.stdout
+    runs = "".join(f'[[runs]]\nname = "{n}"\ngroup = "{n}"\ncheckpoint = "org/{n}"\n' for n in ("ft", "merged"))
+    Path("runs.toml").write_text(f'base = "org/base"\n{runs}')
+    ranges = []
+    for _ in range(2):
+        server.reset()
+        assert CliRunner().invoke(main, ["compare", "runs.toml", "--out", "c"]).exit_code == 0
+        ranges.append(sum("/cdn/" in line for line in server.asked))
+    # What was measured is kept, and only the comparison of the updates reads them again.
+    assert ranges[1] < 0.6 * ranges[0]
+
+
 def test_addresses():
     assert hub_parts("hf://org/name@refs%2Fpr%2F1/a/b.safetensors") == ("org/name", "refs/pr/1", "a/b.safetensors")
     assert hub_parts("hf://gpt2@main/model.safetensors") == ("gpt2", "main", "model.safetensors")

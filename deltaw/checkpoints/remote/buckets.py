@@ -131,5 +131,5 @@ def _told(address: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
         raise CheckpointError(f"{address}: may not be read; set {login}") from e
     except (exceptions.BaseError, OSError, ValueError) as e:
-        why = " ".join(str(e).split())[:300]
+        why = " ".join(str(e).partition("Debug source")[0].split())[:300]
         raise CheckpointError(f"{address}: cannot be read ({why}); check the address, and set {login}") from e

@@ -288,7 +288,7 @@ def _there(url: str) -> RemoteFile | None:
 def _mirror(source: str, listing: Listing) -> tuple[Path, str | None]:
     root = _room()
     folder = root / (
-        re.sub(r"[^\w.-]+", "-", source.partition("://")[2].partition("?")[0]).strip("-.")[:100] or "remote"
+        re.sub(r"[^\w.-]+", "-", named(source.partition("://")[2] or source)).strip("-.")[:100] or "remote"
     )
     folder.mkdir(parents=True)
     small: list[Path] = []
