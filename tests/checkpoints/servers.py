@@ -89,6 +89,9 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(parts.path)
         with self.at.lock:
             self.at.asked.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
+        if len(self.headers.get_all("User-Agent") or ()) > 1:
+            self.answer(400, b"two user agents")
+            return
         query = parse_qs(parts.query)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self.model(found[1], found[2] or "main", query)

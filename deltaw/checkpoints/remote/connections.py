@@ -83,7 +83,7 @@ def ask(url: str, headers: Mapping[str, str], timeout: float) -> Answer:
 def _sent(place: Place, connection: http.client.HTTPConnection, path: str, headers: Mapping[str, str]) -> Answer:
     try:
         extra = _login(place.proxy) if place.scheme == "http" else {}
-        connection.request("GET", path, headers={"User-Agent": "deltaw", **extra, **headers})
+        connection.request("GET", path, headers={**extra, **headers})
         return Answer(place, connection, connection.getresponse())
     except BaseException:
         connection.close()

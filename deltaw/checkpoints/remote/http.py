@@ -19,6 +19,7 @@ from deltaw.checkpoints.remote.connections import Answer, ask
 from deltaw.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+AGENT = {"user-agent": "deltaw"}  # in lower case, as huggingface_hub has it: one of the two is sent
 ATTEMPTS = 6
 BACKOFF = 0.5  # seconds before the second attempt; twice as long before each further one
 LONGEST_WAIT = 30.0
@@ -220,7 +221,7 @@ def _ask(target: Target, headers: Mapping[str, str]) -> Answer:
         if urlsplit(at).scheme not in {"http", "https"}:
             raise CheckpointError(f"{target.name}: leads to {urlsplit(at).scheme}://, which is not followed")
         own = dict(target.headers) if _origin(at) == _origin(target.url) else {}
-        answer = ask(at, {"Accept-Encoding": "identity", **own, **headers}, TIMEOUT)
+        answer = ask(at, {**AGENT, **own, "Accept-Encoding": "identity", **headers}, TIMEOUT)
         status, place = answer.response.status, answer.response.headers.get("Location")
         if status in MOVED and place:
             answer.response.read(LONGEST_BODY)  # nothing, or a sentence: the connection can then be kept
