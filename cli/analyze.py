@@ -47,6 +47,14 @@ CONDITION_HELD = 5
     "--alignment", is_flag=True, help="Also measure against the base's singular vectors (intruder dimensions)."
 )
 @click.option(
+    "--activations",
+    type=FilePath(),
+    multiple=True,
+    metavar="FILE",
+    help="Also measure on the inputs of a data set (deltaw activations); twice: first what was to be learned, then "
+    "what was to be kept.",
+)
+@click.option(
     "--top-k", type=click.IntRange(min=1), default=10, show_default=True, help="Intruders are sought among the top k."
 )
 @click.option(

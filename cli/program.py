@@ -24,6 +24,7 @@ COMMANDS = (
     "extract",
     "resize",
     "edit",
+    "activations",
     "study",
     "report",
     "verify",

@@ -37,6 +37,10 @@ class Reporter:
         """What `deltaw.verify` calls before each tensor."""
         self.move("verifying", done, total, f"{done:,}/{total:,} tensors")
 
+    def collected(self, done: int, total: int) -> None:
+        """What `deltaw activations` calls after each batch."""
+        self.move("collecting", done, total, f"{done:,}/{total:,} batches")
+
     def surveyed(self, stage: str, done: int, total: int) -> None:
         """What `deltaw.survey` calls after each adapter, or after each few matrices of all."""
         self.move(stage, done, total, f"{done:,}/{total:,}")

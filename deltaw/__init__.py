@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     __version__: str
     from deltaw import metrics as metrics
     from deltaw import study as study
+    from deltaw.activations import Activations as Activations
+    from deltaw.activations import collect_activations as collect_activations
     from deltaw.comparison import Comparison as Comparison
     from deltaw.comparison import compare as compare
     from deltaw.edits import Edited as Edited
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from deltaw.verification import verify as verify
 
 _WHERE = {
+    "Activations": "activations",
     "Alert": "monitoring",
     "Analysis": "results.analysis",
     "Comparison": "comparison",
@@ -62,6 +65,7 @@ _WHERE = {
     "Survey": "surveys",
     "Verification": "verification",
     "analyze": "measurement.run",
+    "collect_activations": "activations",
     "compare": "comparison",
     "edit": "edits",
     "extract": "edits",

@@ -65,6 +65,10 @@ class ManifestError(DeltaWError):
     """A manifest of runs cannot be used."""
 
 
+class ActivationsError(DeltaWError):
+    """The inputs of a model's matrices cannot be collected, or a file of them cannot be used."""
+
+
 class MissingExtraError(DeltaWError, ImportError):
     """An optional dependency is not installed."""
 

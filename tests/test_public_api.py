@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import deltaw
 
 NAMES = [
+    "Activations",
     "Alert",
     "Analysis",
     "Comparison",
@@ -34,6 +35,7 @@ NAMES = [
     "Verification",
     "__version__",
     "analyze",
+    "collect_activations",
     "compare",
     "edit",
     "extract",
@@ -59,6 +61,9 @@ def parts(at: Path) -> list[Path]:
 # What each public function is called with, in a folder that `inputs` filled; later calls use what earlier ones wrote.
 CALLS: dict[str, Callable[[Path], object]] = {
     "analyze": lambda at: deltaw.analyze(at / "base", at / "merged", out=at / "results", force=True),
+    "collect_activations": lambda at: deltaw.collect_activations(
+        torch.nn.Linear(8, 12), [torch.ones(2, 8)], at / "activations.safetensors"
+    ),
     "gather": lambda at: deltaw.gather(parts(at)),
     "inspect": lambda at: deltaw.inspect(at / "base", at / "adapter"),
     "load": lambda at: deltaw.load(at / "results"),

@@ -20,7 +20,7 @@ from deltaw.documents import read_object
 from deltaw.errors import DeltaWError, ManifestError, ResultsError
 from deltaw.files import refuse_link, replacing
 from deltaw.measurement.inspection import Inspection
-from deltaw.measurement.options import SPEED_ONLY, AnalyzeOptions, selected
+from deltaw.measurement.options import SPEED_ONLY, AnalyzeOptions, open_data, selected
 from deltaw.results.about import texts
 from deltaw.results.analysis import Analysis
 from deltaw.results.sources import Source
@@ -90,6 +90,7 @@ def content_key(inspection: Inspection, options: AnalyzeOptions, digests: Digest
             return None
         sides.append(contents)
     numbers = {k: v for k, v in options.items() if k not in SPEED_ONLY}
+    numbers |= {"data": [inputs.activations.hash for inputs in open_data(options.get("activations", ()))]}
     return hashlib.sha256(json.dumps([sides, numbers], sort_keys=True, default=str).encode()).hexdigest()
 
 

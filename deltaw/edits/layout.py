@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.checkpoints import numeric
 from deltaw.edits.placement import PairTarget, Whole
-from deltaw.edits.tensorfile import OutputTensor
+from deltaw.tensors.tensorfile import OutputTensor
 from deltaw.types import Handle
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from torch import Tensor
 from deltaw.checkpoints import Checkpoint, StoredHandle
 from deltaw.checkpoints.remote import RemoteFile
 from deltaw.checkpoints.safetensors import read_header
-from deltaw.edits.tensorfile import OutputTensor, raw, write_tensors
 from deltaw.errors import EditError
 from deltaw.files import replacing
+from deltaw.tensors.tensorfile import OutputTensor, raw, write_tensors
 from deltaw.types import Handle
 
 WRITTEN = ("safetensors", "pytorch", "memory", "diffusers")

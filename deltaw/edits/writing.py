@@ -16,10 +16,10 @@ from deltaw.edits.extracted import ExtractedRow, Extraction, SavedModule, write_
 from deltaw.edits.layout import factor_entries, whole_entries
 from deltaw.edits.making import Made
 from deltaw.edits.policies import Policy
-from deltaw.edits.tensorfile import write_tensors
 from deltaw.errors import EditError, ResultsError
 from deltaw.files import replacing
 from deltaw.results.sources import Source
+from deltaw.tensors.tensorfile import write_tensors
 from deltaw.types import Factors, JsonValue, Pair, is_update
 
 CONFIG, WEIGHTS, TABLE, CARD = "adapter_config.json", "adapter_model.safetensors", "extraction.csv", "README.md"

@@ -29,7 +29,7 @@ def _flags(options: Options) -> list[str]:
     out: list[str] = []
     for name, value in options.to_dict().items():
         flag = f"--{name.replace('_', '-')}"
-        if value == default[name]:
+        if value == default[name] or name == "activations_hash":  # known from the files
             continue
         if isinstance(value, bool):
             out.append(flag if value else f"--no-{flag[2:]}")

@@ -16,9 +16,14 @@ def work(pairs: Iterable[Pair]) -> float:
     return sum(map(_work, pairs))
 
 
-def bytes_needed(pairs: Iterable[Pair]) -> int:
-    """Expected peak memory: both sides as stored, ΔW, and the solver's workspace."""
-    return sum(map(_bytes, pairs))
+def bytes_needed(pairs: Iterable[Pair], *, on_data: bool = False) -> int:
+    """Expected peak memory: both sides as stored, ΔW, and the solver's workspace; on data also Σxxᵀ and what it meets.
+
+    Args:
+        pairs: What is measured together.
+        on_data: Whether the inputs of the matrices are met as well, one data set after the other.
+    """
+    return sum(_bytes(pair) + (_bytes_on_data(pair) if on_data else 0) for pair in pairs)
 
 
 def batches(pairs: Sequence[Pair], largest: int) -> list[Sequence[Pair]]:
@@ -45,6 +50,14 @@ def _bytes(pair: Pair) -> int:
     base, ft = pair.dtypes
     stored = (_itemsize(base) if pair.base is not None else 0) + _itemsize(ft or "float64")  # updates are in float64
     return m * n * (stored + 8) + (24 * min(m, n) ** 2 if pair.route == "dense" else 0)
+
+
+def _bytes_on_data(pair: Pair) -> int:
+    from deltaw.activations.collecting import SKETCH_ABOVE
+
+    m, n = pair.shape
+    base = m * n * _itemsize(pair.dtypes[0]) if pair.base is not None and pair.route == "factored" else 0
+    return base + 24 * min(n, SKETCH_ABOVE) ** 2 + (8 * m * n if pair.route == "dense" else 0)
 
 
 def _itemsize(dtype: str) -> int:

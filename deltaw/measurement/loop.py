@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaw.measurement.cost import batches, bytes_needed, work
@@ -109,7 +110,7 @@ def measure_all(
         todo,
         finished,
         work=work,
-        need=bytes_needed,
+        need=partial(bytes_needed, on_data=bool(options.data)),
         total=total_work,  # threads decide the last digits too
         most=most,
         per_gpu=per_gpu,

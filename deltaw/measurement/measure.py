@@ -17,6 +17,7 @@ from deltaw.delta.difference import Delta, difference
 from deltaw.delta.shrink import shrinks
 from deltaw.errors import DeltaWError
 from deltaw.measurement.measured import Measured
+from deltaw.measurement.on_data import on_data
 from deltaw.measurement.options import Options
 from deltaw.metrics import REGISTRY, RESIDUAL, evaluate, residual_shrinkage, update_ratio
 from deltaw.metrics.deconvolution import ENOUGH, Denoised, Rounded, denoise, interval, without_rounding
@@ -132,6 +133,8 @@ def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, dev
         known = {name: row[name] for name in FROM_SPECTRUM if name in row}
         exact = {f"{name}{bound}": value for name, value in known.items() for bound in ("_low", "_high")}
         row |= {name: value for name, value in exact.items() if name not in row}
+    if options.data:
+        row |= on_data(pair, delta, found, options, device)
     intruders = _align(pair, delta, row, quantities, options, device) if options.alignment else ()
     return Measured(row, found, intruders=intruders)
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from deltaw.errors import OptionError
 from deltaw.pairs.selection import ALL, Names, Selection
+from deltaw.results.sources import writable
 from deltaw.types import OptionValue
 
 if TYPE_CHECKING:
     import torch
 
+    from deltaw.activations import Activations
+    from deltaw.activations.matching import MatrixInputs
     from deltaw.alignment.cache import BaseCache
 
 MODES = ("exact", "fast")
-# Options of `analyze` that decide how fast the numbers come, not what they are.
-SPEED_ONLY = frozenset({"device", "cache", "jobs", "memory", "resume"})
+# Options of `analyze` that decide how fast the numbers come, not what they are; and `activations`, where these lie:
+# what is in them decides, by `activations_hash`.
+SPEED_ONLY = frozenset({"device", "cache", "jobs", "memory", "resume", "activations"})
+DATA_SETS = 2  # the target, and the source
+
+
+ActivationFiles: TypeAlias = "str | Path | Activations | Sequence[str | Path | Activations]"
 
 
 class AnalyzeOptions(TypedDict, total=False):
@@ -31,6 +40,7 @@ class AnalyzeOptions(TypedDict, total=False):
     rename: Names
     split_fused: bool
     alignment: bool
+    activations: ActivationFiles
     top_k: int
     epsilon: float
     tolerance: float
@@ -53,6 +63,9 @@ def selected(given: AnalyzeOptions) -> Selection:
 class Options:
     """What decides the numbers of an analysis; see interface `analyze` for the meaning.
 
+    Attributes:
+        data: The inputs of the matrices on at most two data sets: what was to be learned, what was to be kept.
+
     Raises:
         OptionError: A value cannot be used.
     """
@@ -65,6 +78,7 @@ class Options:
     epsilon: float = 0.5
     tolerance: float = 0.03
     cache: bool = True
+    data: tuple[MatrixInputs, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -93,6 +107,8 @@ class Options:
             "rename": list(self.selection.rename),
             "split_fused": self.selection.split,
             "alignment": self.alignment,
+            "activations": [writable(str(d.activations.path)) for d in self.data],
+            "activations_hash": [d.activations.hash for d in self.data],
             "top_k": self.top_k,
             "epsilon": self.epsilon,
             "tolerance": self.tolerance,
@@ -102,6 +118,27 @@ class Options:
     def numbers(self) -> dict[str, OptionValue]:
         """Those that decide the numbers, and not only how fast they come."""
         return {name: value for name, value in self.to_dict().items() if name not in SPEED_ONLY}
+
+
+def open_data(given: ActivationFiles) -> tuple[MatrixInputs, ...]:
+    """The data sets of `activations`, opened; which inputs are those of which matrix is not known yet.
+
+    Raises:
+        OptionError: There are more than two.
+        ActivationsError: A file cannot be read.
+    """
+    if not given:
+        return ()
+    from deltaw.activations import Activations, open_activations
+    from deltaw.activations.matching import MatrixInputs
+
+    files = [given] if isinstance(given, (str, Path, Activations)) else [*given]
+    if len(files) > DATA_SETS:
+        raise OptionError(
+            f"{len(files)} files of activations are given; expected at most two: first of what was to be learned, then "
+            "of what was to be kept"
+        )
+    return tuple(MatrixInputs(open_activations(file)) for file in files)
 
 
 def resolve_devices(name: str) -> list[torch.device]:

@@ -17,8 +17,8 @@ from deltaw.measurement.distributed import on_cluster
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.loop import Progress, measure_all
 from deltaw.measurement.measured import Measured
-from deltaw.measurement.options import Options, resolve_devices
-from deltaw.measurement.sides import open_sides
+from deltaw.measurement.options import ActivationFiles, Options, open_data, resolve_devices
+from deltaw.measurement.sides import Sides, open_sides
 from deltaw.measurement.versions import versions
 from deltaw.pairs.plan import Plan
 from deltaw.pairs.selection import Names, Selection
@@ -43,6 +43,7 @@ def analyze(
     rename: Names = (),
     split_fused: bool = False,
     alignment: bool = False,
+    activations: ActivationFiles = (),
     top_k: int = 10,
     epsilon: float = 0.5,
     tolerance: float = 0.03,
@@ -72,6 +73,8 @@ def analyze(
             they are matched.
         split_fused: One row per part of a fused tensor.
         alignment: Also measure against the base's singular vectors.
+        activations: Also measure on the inputs of a data set: what `collect_activations` wrote of the base; of two
+            files the first is of what was to be learned, the second of what was to be kept.
         top_k, epsilon: The intruder definition.
         tolerance: Fast mode: relative width of an interval to aim for.
         cache: Keep the base's singular vectors on disk between runs.
@@ -106,6 +109,7 @@ def analyze(
         epsilon=epsilon,
         tolerance=tolerance,
         cache=cache,
+        data=open_data(activations),
     )
     share = None if part is None else Share.parse(part)
     if executor not in EXECUTORS:
@@ -113,6 +117,7 @@ def analyze(
     threads = Workers(resolve_devices(device), jobs, memory) if executor == "threads" else None
     sides = open_sides(base, ft, download=download)
     planned = sides.plan(options.selection)
+    options, planned = _matched(options, planned, sides)
     journal = None
     if out is not None:
         journal = claim(Path(out), sides.sources, sides.configs, options, resume=resume, force=force, share=share)
@@ -128,6 +133,18 @@ def analyze(
         if journal is not None:
             journal.close()
     return analysis
+
+
+def _matched(options: Options, planned: Plan, sides: Sides) -> tuple[Options, Plan]:
+    """The options with the inputs of each pair's matrix, and the plan with what is to be said of them."""
+    if not options.data:
+        return options, planned
+    from deltaw.activations.matching import match
+
+    found = [match(inputs.activations, planned.pairs, sides.configs) for inputs in options.data]
+    notes = [note for _, note in found if note]
+    data = tuple(inputs for inputs, _ in found)
+    return replace(options, data=data), replace(planned, notes=(*planned.notes, *notes))
 
 
 def _assemble(

@@ -62,6 +62,12 @@ class Quantities:
         signed_entries: How many entries are 0 in neither W0 nor W.
         flipped: How many of them changed their sign.
         base_projection: ‖UᵀW0V‖F, U and V the top-r singular vectors of ΔW.
+        s_on_data: Singular values of ΔW·C^½, C = E[xxᵀ] of the inputs on the first data set, (k,); or only the leading
+            ones, where `energy_on_data` is given.
+        energy_on_data: Σσ² of all of them, where `s_on_data` holds only the leading ones; else None.
+        delta_on_data_sq: ‖ΔW·C^½‖F², the mean of ‖ΔW·x‖².
+        base_on_data_sq: ‖W0·C^½‖F².
+        s_on_source, energy_on_source, delta_on_source_sq, base_on_source_sq: The same of the second data set.
     """
 
     rows: int | None = None
@@ -107,6 +113,14 @@ class Quantities:
     signed_entries: int | None = None
     flipped: int | None = None
     base_projection: float | None = None
+    s_on_data: Vector | None = None
+    energy_on_data: float | None = None
+    delta_on_data_sq: float | None = None
+    base_on_data_sq: float | None = None
+    s_on_source: Vector | None = None
+    energy_on_source: float | None = None
+    delta_on_source_sq: float | None = None
+    base_on_source_sq: float | None = None
 
     def known(self) -> Mapping[str, Any]:  # fields of every type, by name
         """The quantities that are known, by name; each of the type that its field has."""
@@ -129,6 +143,7 @@ OF_THE_BASE = frozenset(
         *("shrink_marks", "row_marks"),
         *("max_cos_left", "max_cos_right", "base_s", "base_top_left", "base_left", "base_right", "base_projection"),
         *("signed_entries", "flipped"),
+        *("base_on_data_sq", "base_on_source_sq"),
     )
 )
 assert set(OF_THE_NOISE) | OF_THE_BASE <= NAMES

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 Value: TypeAlias = int | float | str
 
-SECTIONS = ("size", "rank", "energy", "precision", "regularisation", "adapter", "alignment")
+SECTIONS = ("size", "rank", "energy", "precision", "regularisation", "adapter", "alignment", "on data")
 
 
 @dataclass(frozen=True)

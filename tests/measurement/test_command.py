@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import deltaw
+from deltaw.activations import Activations
+from deltaw.activations.matching import MatrixInputs
 from deltaw.cli.analyze import command as analyze
 from deltaw.measurement.command import command
 from deltaw.measurement.options import Options
@@ -28,15 +30,20 @@ HUB = Source("org/name@main", files=STAMP, revision="abc123")
             ["--include", r"a\d", "--include", "b", "--split-fused"],
         ),
         (Options(alignment=True, top_k=3, cache=False), ["--alignment", "--top-k", "3", "--no-cache"]),
+        (
+            Options(data=tuple(MatrixInputs(Activations(Path(f), {})) for f in ("t.safetensors", "s.safetensors"))),
+            ["--activations", "t.safetensors", "--activations", "s.safetensors"],
+        ),
     ],
 )
 def test_it_is_what_the_command_line_reads(options: Options, flags: list[str]):
     words = shlex.split(command(SIDE, HUB, options))
     assert words == ["deltaw", "analyze", "a b/model", "org/name@abc123", *flags]
     parsed = analyze.make_context("analyze", words[2:]).params
-    for name in ("mode", "include", "split_fused", "alignment", "top_k", "cache", "tolerance"):
+    for name in ("mode", "include", "split_fused", "alignment", "activations", "top_k", "cache", "tolerance"):
         said = options.to_dict()[name]
-        assert parsed[name] == (tuple(said) if isinstance(said, list) else said)
+        read = tuple(map(str, parsed[name])) if name == "activations" else parsed[name]
+        assert read == (tuple(said) if isinstance(said, list) else said)
 
 
 def test_an_adapter_alone_and_what_is_in_memory():

@@ -24,6 +24,8 @@ COLUMNS = {
     "adapter": "factor_balance",
     "alignment": "intruders intruders_right intruder_energy amplification base_overlap_left base_overlap_right "
     "spectral_shift rotation update_ratio sign_flips",
+    "on data": "relative_change_on_data effective_rank_on_data rank_90_on_data energy_at_16_on_data "
+    "relative_change_on_source effective_rank_on_source rank_90_on_source energy_at_16_on_source selectivity",
 }
 
 

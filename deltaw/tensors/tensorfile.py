@@ -81,12 +81,13 @@ def header(entries: Iterable[OutputTensor], metadata: dict[str, str] | None = No
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(path: Path, entries: Iterable[OutputTensor]) -> None:
+def write_tensors(path: Path, entries: Iterable[OutputTensor], metadata: dict[str, str] | None = None) -> None:
     """Write a file, whole or not at all.
 
     Args:
         path: The file.
         entries: Its tensors; the widest are written first, as every offset has to be a multiple of the item's size.
+        metadata: Texts of the header; by default what names PyTorch as the framework.
 
     Raises:
         OSError: It cannot be written.
@@ -95,7 +96,7 @@ def write_tensors(path: Path, entries: Iterable[OutputTensor]) -> None:
 
     ordered = sorted(entries, key=lambda e: (-getattr(torch, e.dtype).itemsize, e.name))
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(header(ordered))
+        file.write(header(ordered, metadata))
         for entry in ordered:
             tensor = entry.read()
             assert tuple(tensor.shape) == entry.shape, (entry.name, tensor.shape)
