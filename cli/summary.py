@@ -26,13 +26,15 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
     from rich.markup import escape
     from rich.text import Text
 
+    from deltaw.reports import on_data
     from deltaw.reports.findings import answer
     from deltaw.reports.layers import Layers
     from deltaw.reports.offer import offer
     from deltaw.reports.text import unmarked
 
     screen = console()
-    for finding in answer(analysis.summary, offer(Layers(analysis))):
+    said = on_data.sentences(analysis.summary.on_data, on_data.names(analysis))
+    for finding in [*answer(analysis.summary, offer(Layers(analysis))), *said]:
         screen.print(f"• {escape(unmarked(finding.text))}")
     summary = analysis.summary
     if summary.changed_matrices:

@@ -13,6 +13,7 @@ from deltaw.reports import (
     findings,
     heatmaps,
     offer,
+    on_data,
     page,
     quantised,
     readings,
@@ -27,7 +28,7 @@ from deltaw.reports.page import Picture
 from deltaw.reports.plots import AnalysisPlots
 from deltaw.reports.sides import names_of
 from deltaw.reports.text import EMPTY, count, missing, number, short, visible
-from deltaw.results.columns import AS_HEATMAPS, BY_KIND, with_nulls
+from deltaw.results.columns import AS_HEATMAPS, BY_KIND, ON_DATA, with_nulls
 from deltaw.results.summary import Summary
 from deltaw.results.verdict import RULES, Verdict
 
@@ -50,6 +51,8 @@ NOTHING = {  # why nothing is said of an adapter
 }
 QUANTISED = ("quantised", "What does the quantised storage add?")  # where a side is quantised
 ALIGNED = ("aligned", "Does it keep the base's own directions?")  # with --alignment, before the table
+
+ON_DATA_SECTION = ("on-data", "What does it do to the data?")  # with --activations, before the table
 
 
 def write_analysis(analysis: Analysis, path: Path) -> Path:
@@ -94,6 +97,8 @@ def html(analysis: Analysis) -> str:
         "rules": RULES,
         "pictures": drawn,
         "kinds": tables.by_kind(layers, BY_KIND),
+        "on_data": on_data.sentences(summary.on_data, on_data.names(analysis)),
+        "on_data_table": tables.by_kind(layers, [c for c in ON_DATA if layers.frame[c].notna().any()]),
         "alignments": tables.by_kind(layers, with_nulls("alignment")),
         "needs": tables.needs(layers),
         "quantised": quantised.findings(summary),
@@ -130,6 +135,8 @@ def contents(analysis: Analysis) -> list[tuple[str, str]]:
         out.insert(3, QUANTISED)
     if analysis.options.get("alignment"):
         out.insert(len(out) - 2, ALIGNED)
+    if analysis.summary.on_data.matrices:
+        out.insert(len(out) - 2, ON_DATA_SECTION)
     return out
 
 

@@ -71,6 +71,8 @@ def figures_of(analysis: Analysis) -> dict[str, Callable[[], Any]]:
         "shrinkage": plots.shrinkage,
         "rank_90_ratio": lambda: plots.heatmap("rank_90_ratio"),
         "effective_rank": lambda: plots.heatmap("effective_rank"),
+        "relative_change_on_data": lambda: plots.heatmap("relative_change_on_data"),
+        "selectivity": lambda: plots.heatmap("selectivity"),
         "rank_90": plots.ranks,
         "spectra": plots.spectra,
         "energy": plots.energy,

@@ -25,7 +25,12 @@ ROW, MARGIN = 0.2, 0.62  # inches: one row of cells; axis, ticks and labels
 WIDEST, READABLE = 1.15, 0.4  # inches: a cell at most, and the cell of what is outside of layers at least
 GAP = 0.4  # of a row: between what comes before the layers, each stack, and what comes after
 FIXED = {"rank_90_ratio": 1.0}  # metrics whose scale ends where noise is, not at the largest value
-WORDS = {"rank_90_ratio": "rank_90 / null"}
+SPANNED = {"selectivity"}  # … whose scale begins at the smallest value: all of them are near 1
+WORDS = {
+    "rank_90_ratio": "rank_90 / null",
+    "rank_90_on_data": "rank_90 on data",
+    "rank_90_on_source": "rank_90 on source",
+}
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ def _norm(metric: str, values: NDArray[np.float64]) -> Any:
         return Normalize(0, max(FIXED[metric], high))
     if not is_hidden_by_noise(metric) and low > 0 and high / low > 20:
         return LogNorm(low, high)
-    if low < 0:
+    if low < 0 or metric in SPANNED:
         return Normalize(low, max(high, low + 1e-12))
     return Normalize(0, high or 1.0)
 
@@ -270,6 +275,8 @@ def _writer(metric: str, known: NDArray[np.float64]) -> Any:
         return lambda v: number(scale * v, 2) + unit
     high, low = float(sizes.max()), float(sizes.min())
     whole = np.all(known == np.round(known)) and not unit
+    if metric in SPANNED:
+        return lambda v: f"{v:.2f}"
     decimals = 0 if whole else max(0, 1 - math.floor(math.log10(scale * high)), -math.floor(math.log10(scale * low)))
     return lambda v: f"{scale * v:,.{min(decimals, 6)}f}{unit}".replace("-", "\N{MINUS SIGN}")
 

@@ -52,6 +52,17 @@ TITLES = {
         "every direction of the base (Shuttleworth 2024). A random direction always counts as one, so "
         f"compare with the null in the table below. {CELLS}",
     ),
+    "on_data": (
+        "Where it changes the outputs",
+        "How much the update adds to a matrix's outputs on the first data set, against what the base gives: "
+        "‖ΔW·C^½‖ / ‖W0·C^½‖, C the second moments of its inputs there. A large update that no input meets is light "
+        f"here. {CELLS}",
+    ),
+    "selectivity": (
+        "On which of the two data sets it acts",
+        "The relative change on the first data set over that on the second. Above 1 the update acts more on what it "
+        f"was for, below 1 more on what was to be kept. {CELLS}",
+    ),
     "change": (
         "Relative change by module",
         "One dot per matrix, one line per module (its first layer highest, its last lowest), the most changed on "

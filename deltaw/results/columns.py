@@ -36,6 +36,10 @@ BY_KIND = (
     *("relative_change", "unchanged_fraction", "rank_90", "rank_90_null", "rank_90_ratio", "effective_rank"),
     *("signal_rank", "energy_at_16"),
 )
+ON_DATA = (  # with --activations: each beside the plain one
+    *("relative_change", "relative_change_on_data", "relative_change_on_source", "selectivity"),
+    *("rank_90", "rank_90_on_data", "rank_90_on_source"),
+)
 ON_PAPER = ("relative_change", "rank_90", "rank_90_null", "signal_rank", "energy_at_16", "resolution")
 OF_A_RUN = ("relative_change", "rank_90", "rank_90_ratio", "effective_rank", "signal_rank", "energy_at_16", "shrinkage")
 OF_TWO_GROUPS = ("relative_change", "rank_90", "rank_90_ratio", "signal_rank", "shrinkage", "direction_change")
@@ -80,6 +84,8 @@ AS_HEATMAPS = (  # layer by layer, in an analysis's report: identifier, column, 
     ("ratio", "rank_90_ratio", False),
     ("effective", "effective_rank", False),
     ("intruders", "intruders", False),
+    ("on_data", "relative_change_on_data", False),
+    ("selectivity", "selectivity", False),
 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from deltaw.metrics.energy import RANKS
 from deltaw.results.decay import summarize_decay
+from deltaw.results.on_data import summarize_on_data
 from deltaw.results.quantised import quantised
 from deltaw.results.rows import Rows, Spread, is_changed, is_clear, is_matrix, number, quote, text
 from deltaw.results.summary import (
@@ -96,6 +97,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         intruders=_total(moved, "intruders"),
         decay=decay,
         quantised=quantised(rows),
+        on_data=summarize_on_data(moved),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deltaw.results.decay import Decay
+from deltaw.results.on_data import OnDataSummary
 from deltaw.results.quantised import QuantisedMatrices
 from deltaw.results.rows import UNKNOWN, Spread
 from deltaw.results.typical import NO_MATRIX, Typical
@@ -199,6 +200,7 @@ class Summary:
         intruders: Intruder dimensions over all matrices; NaN without `alignment`.
         decay: Whether one weight decay is visible.
         quantised: The quantised formats of both sides.
+        on_data: What the updates do to the inputs of a data set, where they were measured on one.
     """
 
     verdict: Verdict = Verdict.EMPTY
@@ -237,6 +239,7 @@ class Summary:
     intruders: float = math.nan
     decay: Decay = field(default_factory=Decay)
     quantised: tuple[QuantisedMatrices, ...] = ()
+    on_data: OnDataSummary = field(default_factory=OnDataSummary)
 
     def __repr__(self) -> str:
         """One line."""

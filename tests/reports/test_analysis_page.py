@@ -120,6 +120,7 @@ def test_the_data_holds_the_table_and_the_spectra(html, full_analysis):
         "regularisation",
         "adapter",
         "alignment",
+        "on data",
     }
     assert sorted(c for members in data["sections"].values() for c in members) == sorted(frame.columns)
 
