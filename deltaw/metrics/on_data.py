@@ -110,3 +110,15 @@ def energy_at_16_on_source(s_on_source: Vector, energy_on_source: float | None =
 def selectivity(relative_change_on_data: float, relative_change_on_source: float) -> float:
     """How much more the update acts on the first data set than on the second: above 1 it is aimed at the first."""
     return relative_change_on_data / relative_change_on_source if relative_change_on_source else math.nan
+
+
+@metric(section="on data", formula="‖ΔW·C^½‖F")
+def fro_norm_on_data(delta_on_data_sq: float) -> float:
+    """Size of what the update adds to the outputs on the first data set: the root of the mean of ‖ΔW·x‖²."""
+    return math.sqrt(delta_on_data_sq)
+
+
+@metric(section="on data", formula="‖ΔW·C^½‖F, C of the second data set")
+def fro_norm_on_source(delta_on_source_sq: float) -> float:
+    """Size of what the update adds to the outputs on the second data set, the one that is to be kept."""
+    return math.sqrt(delta_on_source_sq)

@@ -4,6 +4,7 @@ data/about.json                      counts per domain, the base, the key of all
 data/<domain>-train.safetensors      token blocks
 data/<domain>-held_out.safetensors
 data/<domain>-held_out.json          held-out documents, to sample from and to solve
+data/<domain>-activations.safetensors   what the base's matrices meet on the domain
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Data:
     def held_out(self, domain: str) -> Blocks:
         """The held-out blocks of a domain."""
         return Blocks.load(self.folder / f"{domain}-held_out.safetensors")
+
+    def activations(self, domain: str) -> Path:
+        """Where what the base's matrices meet on a domain lies, see `deltaw.study.moments`."""
+        return self.folder / f"{domain}-activations.safetensors"
 
     def documents(self, domain: str) -> list[Text]:
         """Some held-out documents of a domain."""

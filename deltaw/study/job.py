@@ -30,6 +30,8 @@ from deltaw.study.training import deterministic, train
 from deltaw.study.workspace import LIBRARIES, finishing, key, write_json
 from deltaw.types import JsonValue
 
+MEASURED = "on data"  # what an analysis of an earlier version lacks
+
 
 @dataclass(frozen=True)
 class Job:
@@ -65,7 +67,7 @@ class Job:
             # Without the rest of the sweep: a learning rate added to an arm does not make its other runs new.
             arm = dataclasses.replace(self.run.arm, learning_rates=(self.run.learning_rate,))
             plain.append(dataclasses.asdict(dataclasses.replace(self.run, arm=arm, target=target)))
-        return key(plain, self.threads, self.data.key, kind, versions(*LIBRARIES))
+        return key(plain, self.threads, self.data.key, kind, versions(*LIBRARIES), MEASURED)
 
     @property
     def name(self) -> str:
@@ -160,6 +162,7 @@ def _train(job: Job, folder: Path) -> dict[str, JsonValue]:
         save=None if run.arm.method == "full" else lambda m, out: save(m, out=out),
         device=job.device,
         jobs=1,
+        activations=tuple(job.data.activations(domain.name) for domain in (job.target, job.source)),
     )
     scorer, points, seconds = Scorer(job), [], {"scores": 0.0}
 

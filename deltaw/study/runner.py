@@ -27,7 +27,7 @@ import torch
 
 import deltaw
 from deltaw.errors import OptionError, ResultsError
-from deltaw.study import arms
+from deltaw.study import arms, moments
 from deltaw.study.base import default_cache
 from deltaw.study.data import Data, prepare_data
 from deltaw.study.extra import require
@@ -124,6 +124,8 @@ def run(
             with arms.quiet():
                 parameters = sum(p.numel() for p in arms.open_base(data.base).parameters())
                 left_out = arms.misfits(plan.arms, partial(arms.open_base, data.base))
+                for domain in (plan.source, *plan.targets):
+                    moments.activations(data, domain.name, device)
             todo = [j for j in list_jobs(plan, data, out, device) if j.run is None or j.run.arm.name not in left_out]
             _work(todo, jobs or default_jobs(plan, device, parameters), say)
             say(Stage("comparing", 0, 1))
