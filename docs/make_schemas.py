@@ -160,6 +160,7 @@ def schemas() -> dict[str, Schema]:
                 "fronts": records,
                 "trajectories": records,
                 "similarity": records,
+                "predictors": table({"runs": TEXT, "outcome": {"enum": ["retention", "learning"]}, "predictor": TEXT}),
                 "claims": table(
                     {
                         "claim": TEXT,

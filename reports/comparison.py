@@ -10,7 +10,7 @@ from deltaw.comparison.fronts import MEAN
 from deltaw.errors import OptionError
 from deltaw.metrics.registry import REGISTRY
 from deltaw.reports import comparison_findings as findings
-from deltaw.reports import figures, page, svg
+from deltaw.reports import figures, page, predictors, svg
 from deltaw.reports.comparison_plots import ComparisonPlots
 from deltaw.reports.comparison_points import decided_first
 from deltaw.reports.exports import BIBTEX
@@ -35,6 +35,7 @@ CONTENTS = (
     ("runs", "Every run"),
     ("measured", "How was this measured?"),
 )
+PREDICTORS = ("predictors", "What tells forgetting?")  # where runs were measured on data
 EMBEDDED = 20_000  # contrasts in the page; the file has all
 
 
@@ -68,7 +69,7 @@ def html(comparison: Comparison) -> str:
     """The report as a text."""
     context = {
         "title": visible(comparison.title or f"{whole(len(comparison.runs_.items))} runs of one base, compared"),
-        "contents": CONTENTS,
+        "contents": contents(comparison),
         "comparison": comparison,
         "reference": visible(comparison.reference),
         "answer": findings.answer(comparison),
@@ -78,6 +79,8 @@ def html(comparison: Comparison) -> str:
         "effects": _effects(comparison),
         "fronts": _fronts(comparison),
         "claims": _claims(comparison),
+        "predicted": predictors.sentences(comparison.predictors()),
+        "predictors": predictors.table(comparison.predictors()),
         "contrasts": _contrasts(comparison),
         "runs": _runs(comparison),
         "settings": [(visible(g), visible(s)) for g, s in findings.how_settings(comparison)],
@@ -92,6 +95,14 @@ def html(comparison: Comparison) -> str:
         "bibtex": BIBTEX,
     }
     return page.render("comparison.html", context, _embedded(comparison), scripts=("shell.js", "comparison.js"))
+
+
+def contents(comparison: Comparison) -> list[tuple[str, str]]:
+    """The sections of this report: identifier and heading."""
+    out = list(CONTENTS)
+    if len(comparison.predictors()):
+        out.insert(out.index(("alike", "Are the updates alike?")), PREDICTORS)
+    return out
 
 
 def _provenance(comparison: Comparison) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from deltaw.comparison.fronts import FrontDifference, compare_fronts, fronts_fra
 from deltaw.comparison.loading import Results
 from deltaw.comparison.manifest import Manifest, read_manifest
 from deltaw.comparison.naming import aligned, unshared
+from deltaw.comparison.predictors import predictors_frame
 from deltaw.comparison.roles import arenas
 from deltaw.comparison.runs import Run, Runs, runs_frame
 from deltaw.comparison.similarity_weights import similarity_of
@@ -132,6 +133,10 @@ class Comparison:
         """What these runs say about published claims; see `claims.claims_frame`."""
         return self._frame("claims")
 
+    def predictors(self) -> pd.DataFrame:
+        """Which measure of an update tells what was learned and forgotten; see `predictors.predictors_frame`."""
+        return self._frame("predictors")
+
     def similarity(self) -> pd.DataFrame:
         """How alike the updates are, by pair of runs and kind; empty without access to the weights."""
         return self._similar[0].copy()
@@ -175,6 +180,10 @@ class Comparison:
     @cached_property
     def _trajectories(self) -> pd.DataFrame:
         return trajectories_frame(self.runs_)
+
+    @cached_property
+    def _predictors(self) -> pd.DataFrame:
+        return predictors_frame(self.runs_)
 
     @cached_property
     def _claims(self) -> pd.DataFrame:

@@ -21,9 +21,9 @@ from deltaw.types import JsonValue
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES = ("runs", "layers", "contrasts", "fingerprints", "fronts", "trajectories", "similarity", "claims")
+NAMES = ("runs", "layers", "contrasts", "fingerprints", "fronts", "trajectories", "similarity", "claims", "predictors")
 ABOUT = "comparison.json"
-WHOLE = frozenset({"n_layers", "n_seeds", "n_seeds_a", "n_seeds_b", "n_matrices", "seed", "tokens"})
+WHOLE = frozenset({"n_layers", "n_seeds", "n_seeds_a", "n_seeds_b", "n_matrices", "seed", "tokens", "points", "n_runs"})
 
 
 @dataclass(frozen=True)
