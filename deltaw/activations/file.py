@@ -57,7 +57,7 @@ class Activations:
     """
 
     path: Path
-    matrices: Mapping[str, Stored]
+    matrices: Mapping[str, Stored] = field(compare=False)
     unseen: tuple[str, ...] = ()
     inputs: str = ""
     stamp: FileStamp = field(default_factory=lambda: FileStamp("", 0, 0))

@@ -26,7 +26,11 @@ class MatrixInputs:
     """
 
     activations: Activations
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def located(self) -> MatrixInputs:
+        """The same by an absolute path, for a process that works elsewhere."""
+        return replace(self, activations=replace(self.activations, path=self.activations.path.absolute()))
 
     def of(self, pair: Pair) -> Moments | None:
         """The inputs of a pair's matrix; None where the file has none.

@@ -82,7 +82,8 @@ def predictors_frame(runs: Runs) -> pd.DataFrame:
     import pandas as pd
 
     rows: list[dict[str, Cell]] = []
-    if not {"fro_norm_on_data", "fro_norm_on_source"} & set(runs.table.metrics):
+    on_data = (runs.table.metric(name, runs.items) for name in ("fro_norm_on_data", "fro_norm_on_source"))
+    if not any(np.isfinite(values).any() for values in on_data):
         return pd.DataFrame(rows, columns=list(COLUMNS))
     for domain, training in dict.fromkeys(arena(r.setting) for r in runs.items):
         members = [r for r in runs.items if arena(r.setting) == (domain, training) and not r.copy_of]

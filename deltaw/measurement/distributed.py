@@ -51,7 +51,7 @@ class Inputs:
         """
         base, ft = (None if source is None else _name(source) for source in sides.sources)
         assert ft is not None
-        return cls(base, ft, replace(options), device)
+        return cls(base, ft, replace(options, data=tuple(inputs.located() for inputs in options.data)), device)
 
 
 class Task(NamedTuple):

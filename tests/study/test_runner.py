@@ -89,7 +89,9 @@ def test_a_study_from_beginning_to_end(plan: StudyPlan, tmp_path: Path) -> None:
         analysis = deltaw.load(r.results)
         assert not analysis.failed
         checkpoint = Path(analysis.ft.path)
-        again = deltaw.analyze(manifest.base, checkpoint, device="cpu", jobs=1)
+        target, source = analysis.options["activations"]
+        assert Path(target).name == f"{r.hyperparameters['domain']}-activations.safetensors"
+        again = deltaw.analyze(manifest.base, checkpoint, device="cpu", jobs=1, activations=(target, source))
         pd.testing.assert_frame_equal(
             again.to_pandas().drop(columns="seconds").sort_values("name", ignore_index=True),
             analysis.to_pandas().drop(columns="seconds").sort_values("name", ignore_index=True),
