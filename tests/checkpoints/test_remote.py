@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import deltaw
 from deltaw.checkpoints import open_checkpoint
-from deltaw.checkpoints.remote import RemoteFile, hub_parts, mirror
+from deltaw.checkpoints.remote import RemoteFile, hub_address, hub_parts, mirror
 from deltaw.checkpoints.remote import http as remote_http
 from deltaw.cli import main
 from deltaw.errors import CheckpointError, EditError
@@ -388,11 +388,27 @@ def test_other_commands_take_ids_and_call_them_so(server: Server, tmp_path: Path
 def test_addresses():
     assert hub_parts("hf://org/name@refs%2Fpr%2F1/a/b.safetensors") == ("org/name", "refs/pr/1", "a/b.safetensors")
     assert hub_parts("hf://gpt2@main/model.safetensors") == ("gpt2", "main", "model.safetensors")
-    assert mirror.hub_address("org/name@refs/pr/1") == "hf://org/name@refs%2Fpr%2F1"
+    assert hub_address("org/name@refs/pr/1") == "hf://org/name@refs%2Fpr%2F1"
     page = "https://huggingface.co/org/name/resolve/main/model.safetensors?download=true"
-    assert mirror.hub_address(page) == "hf://org/name@main/model.safetensors"
-    assert mirror.hub_address("https://example.org/org/name") == ""
+    assert hub_address(page) == "hf://org/name@main/model.safetensors"
+    assert hub_address("https://example.org/org/name") == ""
     assert RemoteFile("https://example.org/a/model.safetensors?x=1/2", 1).name == "model.safetensors"
+
+
+def test_small_files_are_fetched_once_and_nothing_needs_a_place_to_keep_them(
+    server: Server, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kept, _ = mirror.mirrored("org/base")
+    assert kept.is_relative_to((tmp_path / "cache").resolve())
+    for place, fetched in ((tmp_path / "cache", False), (tmp_path / "cache" / "a-file", True)):
+        (tmp_path / "cache" / "a-file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+        mirror._mirrors.clear()
+        server.reset()
+        again, _ = mirror.mirrored("org/base")
+        assert any("config.json" in line for line in server.asked) == fetched
+        assert (again == kept) != fetched
+        assert len(open_checkpoint(again).tensors) == 5
 
 
 def test_a_mirror_holds_small_files_and_nothing_that_leaves_it(server: Server, pair: tuple[Path, Path]):

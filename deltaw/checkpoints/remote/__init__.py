@@ -7,7 +7,8 @@ commit of the Hub, the size and ETag of a file.
 """
 
 from deltaw.checkpoints.remote.file import PARALLEL, RemoteFile, hub_parts, named
-from deltaw.checkpoints.remote.mirror import fetch_whole, hub_address, is_address, mirrored, remote_at, stamps
+from deltaw.checkpoints.remote.listing import hub_address, is_address
+from deltaw.checkpoints.remote.mirror import fetch_whole, mirrored, remote_at, stamps
 
 __all__ = [
     "PARALLEL",
