@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deltaw.comparison.predictors import ALL
+from deltaw.comparison.predictors import ALL, CHANGED
 from deltaw.metrics.registry import REGISTRY
 from deltaw.reports.findings import Finding
 from deltaw.reports.page import TableColumn
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 PLAIN = "fro_norm"  # what the others are measured against
 RULE = (
-    "Spearman's ρ over all points of all runs, of the matrices that every run changed; the better one is decided where "
-    "the 95 % interval of the difference, from drawing whole runs, leaves out 0."
+    "Spearman's ρ over all points of all runs; the better one is decided where the 95 % interval of the difference, "
+    "from drawing whole runs, leaves out 0."
 )
 
 
@@ -28,14 +28,15 @@ def sentences(frame: pd.DataFrame) -> list[Finding]:
     """
     of_all = frame[(frame["runs"] == ALL) & (frame["outcome"] == "retention")]
     found = []
-    arenas = of_all.groupby(["domain", "training"], sort=False)
-    for arena, rows in arenas:
+    several = len(of_all.groupby(["domain", "training"])) > 1
+    for (*arena, matrices), rows in of_all.groupby(["domain", "training", "matrices"], sort=False):
         best: Any = rows.iloc[0]
         plain = rows[rows["predictor"] == PLAIN]
         where = " and ".join(str(t) for t in arena if t != "")
-        where = f" ({where})" if where and len(arenas) > 1 else ""
+        where = f" ({where})" if where and several else ""
         over = f"over {plural(best['points'], 'point')} of {plural(best['n_runs'], 'run')}{where}"
-        text = f"What was forgotten goes best with {code(best['predictor'])}: {_rho(best)} {over}"
+        of = "all matrices that each run changed" if matrices == CHANGED else "the matrices that every run changed"
+        text = f"What was forgotten goes best with {code(best['predictor'])} of {of}: {_rho(best)} {over}"
         if best["predictor"] != PLAIN and len(plain):
             other: Any = plain.iloc[0]
             decided = not missing(other["behind_low"]) and other["behind_low"] > 0
@@ -48,7 +49,7 @@ def sentences(frame: pd.DataFrame) -> list[Finding]:
 def table(frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, str]]]:
     """A row per domain, set of runs and predictor: ρ with forgetting and with learning, and what learning leaves."""
     known = [c for c in ("domain", "training") if (frame[c] != "").any()]
-    columns = [TableColumn(c, c, numeric=False) for c in (*known, "runs")]
+    columns = [TableColumn(c, c, numeric=False) for c in (*known, "runs", "matrices")]
     columns += [
         TableColumn("predictor", "measure", numeric=False),
         TableColumn("rho", "ρ with what was forgotten"),
@@ -57,7 +58,7 @@ def table(frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, str]]]
         TableColumn("learning", "ρ with what was learned"),
         TableColumn("points", "points (runs)"),
     ]
-    keys = ["domain", "training", "runs", "predictor"]
+    keys = ["domain", "training", "runs", "matrices", "predictor"]
     learned = frame[frame["outcome"] == "learning"].set_index(keys)
     rows = []
     for _, row in frame[frame["outcome"] == "retention"].iterrows():
@@ -65,7 +66,7 @@ def table(frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, str]]]
         name = str(row["predictor"])
         rows.append(
             {
-                **{c: str(row[c]) for c in (*known, "runs")},
+                **{c: str(row[c]) for c in (*known, "runs", "matrices")},
                 "predictor": name if name in REGISTRY else EMPTY,
                 **{c: _interval(row, c) for c in ("rho", "partial", "behind")},
                 "learning": _interval(learned.loc[key], "rho") if key in learned.index else EMPTY,

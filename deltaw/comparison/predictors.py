@@ -1,6 +1,7 @@
 """Which measure of an update tells what a run learned and what it forgot: rank correlations over the points of runs.
 
-The measures are of the matrices that every run changed, so that a head that only some train is in none of them. The
+The measures are of the matrices that every run changed, so that a head that only some train is in none of them; sizes
+are also taken over whatever each run changed, for a head may be where the forgetting is. The
 points of one run (its tokens) are no independent evidence: an interval, 95 % of the draws, comes from drawing whole
 runs.
 
@@ -26,9 +27,22 @@ if TYPE_CHECKING:
 DRAWS = 1000
 LEAST_RUNS = 5  # whole runs, below which no interval is drawn
 ALL = "all"
+SHARED, CHANGED = "shared", "changed"  # matrices that every run changed; all that each one changed
 OUTCOMES = {"retention": -1.0, "learning": 1.0}  # what is predicted: what was lost of one, what was gained of the other
 COLUMNS = (
-    *("domain", "training", "runs", "outcome", "predictor", "points", "n_runs", "rho", "rho_low", "rho_high"),
+    *(
+        "domain",
+        "training",
+        "runs",
+        "matrices",
+        "outcome",
+        "predictor",
+        "points",
+        "n_runs",
+        "rho",
+        "rho_low",
+        "rho_high",
+    ),
     *("partial", "partial_low", "partial_high", "behind", "behind_low", "behind_high"),
 )
 
@@ -73,7 +87,7 @@ class Points:
 
 
 def predictors_frame(runs: Runs) -> pd.DataFrame:
-    """One row per domain and training, set of runs, outcome and predictor.
+    """One row per domain and training, set of runs, set of matrices, outcome and predictor.
 
     Columns: `rho`, Spearman's ρ of the predictor with what was lost of retention, or with learning; `partial`, the same
     of what learning (or retention) does not explain; `behind`, how much smaller it is than that of the best predictor;
@@ -88,14 +102,13 @@ def predictors_frame(runs: Runs) -> pd.DataFrame:
     for domain, training in dict.fromkeys(arena(r.setting) for r in runs.items):
         members = [r for r in runs.items if arena(r.setting) == (domain, training) and not r.copy_of]
         for name, some in _sets(members):
-            points = _points(runs.table, some)
-            if points is None:
-                continue
-            for outcome in OUTCOMES:
-                rows += [
-                    {"domain": domain, "training": training, "runs": name, "outcome": outcome, **row}
-                    for row in _correlations(points, outcome, runs.seed)
-                ]
+            for matrices in (SHARED, CHANGED):
+                points = _points(runs.table, some, matrices)
+                if points is None:
+                    continue
+                of = {"domain": domain, "training": training, "runs": name, "matrices": matrices}
+                for outcome in OUTCOMES:
+                    rows += [{**of, "outcome": outcome, **row} for row in _correlations(points, outcome, runs.seed)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -108,8 +121,8 @@ def _sets(runs: Sequence[Run]) -> Iterator[tuple[str, list[Run]]]:
             yield method, [r for r in runs if r.method == method]
 
 
-def _points(table: MetricArray, runs: Sequence[Run]) -> Points | None:
-    """What is known of the points of some runs; None where there are fewer than three."""
+def _points(table: MetricArray, runs: Sequence[Run], matrices: str) -> Points | None:
+    """What is known of the points of some runs; None where there are fewer than three, or nothing new of `CHANGED`."""
     known = [
         r
         for r in runs
@@ -117,14 +130,22 @@ def _points(table: MetricArray, runs: Sequence[Run]) -> Points | None:
     ]
     if len(known) < 3:
         return None
-    shared = table.moved[table.rows(known)].all(axis=0)
+    moved = table.moved[table.rows(known)]
+    shared = moved.all(axis=0)
+    if matrices == CHANGED and (shared == moved.any(axis=0)).all():
+        return None
     measures = {}
     for name, of in PREDICTORS.items():
+        if matrices == CHANGED and of is not _pooled:
+            continue  # a median over other matrices is another number
         values = table.metric(name, known)
         if not values.shape[1]:
             continue
-        values = values[:, shared]
-        values = values[:, np.isfinite(values).all(axis=0)]  # matrices of which every point has it
+        if matrices == CHANGED:
+            values = np.where(moved, np.nan_to_num(values), 0.0)[:, moved.any(axis=0)]
+        else:
+            values = values[:, shared]
+            values = values[:, np.isfinite(values).all(axis=0)]  # matrices of which every point has it
         if values.shape[1]:
             measures[name] = of(values)
     trainings: dict[tuple[object, ...], int] = {}

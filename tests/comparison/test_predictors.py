@@ -99,9 +99,12 @@ def test_methods_apart_and_matrices_that_all_changed():
         r.layers.loc[r.layers.index[0], ["route", "fro_norm"]] = ["unchanged", 0.0]
     frame = predictors_frame(Runs([*full, *lora], "full"))
     assert list(dict.fromkeys(frame["runs"])) == ["all", "full", "lora"]
-    rho = frame[frame["outcome"] == "retention"].set_index(["runs", "predictor"])["rho"]
-    assert rho[("all", "fro_norm")] > 0.8
-    assert rho[("full", "fro_norm_on_source")] == pytest.approx(1)
+    rho = frame[frame["outcome"] == "retention"].set_index(["runs", "matrices", "predictor"])["rho"]
+    assert rho[("all", "shared", "fro_norm")] > 0.8
+    assert rho[("all", "changed", "fro_norm")] < 0.8  # where the huge matrix of one method decides
+    assert ("all", "changed", "relative_change") not in rho.index  # a median over other matrices is another number
+    assert rho[("full", "shared", "fro_norm_on_source")] == pytest.approx(1)
+    assert ("full", "changed", "fro_norm") not in rho.index  # they all changed the same
 
 
 def test_without_measures_on_data_there_is_none():
@@ -117,7 +120,8 @@ def test_the_sentence_says_whether_it_is_decided():
     decided = predictors_frame(Runs(runs_of(20, noise=2.0), "full"))
     (said,) = [unmarked(s.text) for s in sentences(decided)]
     assert said.startswith(
-        "What was forgotten goes best with fro_norm_on_source: ρ = 1 (1 to 1) over 20 points of 20 runs"
+        "What was forgotten goes best with fro_norm_on_source of the matrices that every run changed: ρ = 1 (1 to 1) "
+        "over 20 points of 20 runs"
     )
     assert "; the size of the update alone, fro_norm, is behind: ρ = " in said
     open_ = predictors_frame(Runs(runs_of(12, noise=0.01), "full"))
@@ -129,7 +133,16 @@ def test_the_report_has_the_table(tmp_path):
     page = html(comparison)
     assert '<section id="predictors">' in page
     columns, rows = table(comparison.predictors())
-    assert [c.key for c in columns] == ["runs", "predictor", "rho", "partial", "behind", "learning", "points"]
+    assert [c.key for c in columns] == [
+        "runs",
+        "matrices",
+        "predictor",
+        "rho",
+        "partial",
+        "behind",
+        "learning",
+        "points",
+    ]
     assert len(rows) == len(comparison.predictors()) / 2
     comparison.save(tmp_path, report=False)
-    assert (tmp_path / "predictors.csv").read_text().startswith("domain,training,runs,outcome,predictor,")
+    assert (tmp_path / "predictors.csv").read_text().startswith("domain,training,runs,matrices,outcome,predictor,")
