@@ -201,7 +201,7 @@ def _check(cluster: Cluster, inputs: Inputs) -> None:
         ClusterError: One does not.
     """
     here = seen(inputs)
-    for node, there in cluster.on_every_node(seen, inputs).items():
+    for node, there in cluster.on_every_node(seen, inputs):
         if there != here:
             what = there if isinstance(there, str) else f"{inputs.base} and {inputs.ft} hold other numbers there"
             raise ClusterError(

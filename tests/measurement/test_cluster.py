@@ -135,8 +135,8 @@ def test_a_node_that_does_not_see_the_inputs(pair):
     class Elsewhere:
         cpus = most_cpus = 1
 
-        def on_every_node(self, function: Any, item: Inputs) -> dict[str, Any]:
-            return {"10.0.0.1": function(item), "10.0.0.2": function(replace(item, ft="nowhere"))}
+        def on_every_node(self, function: Any, item: Inputs) -> list[tuple[str, Any]]:
+            return [("10.0.0.1", function(item)), ("10.0.0.2", function(replace(item, ft="nowhere")))]
 
     sides = open_sides(*pair)
     inputs = Inputs.of(sides, Options(), "cpu")

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -99,20 +99,21 @@ class Cluster:
         """Whether any node has one."""
         return any(n["Resources"].get("GPU", 0) for n in self.nodes)
 
-    def on_every_node(self, function: Callable[[Item], Out], item: Item) -> dict[str, Out]:
-        """What a function returns on each node, by the node's address.
-
-        Raises:
-            ClusterError: A node does not answer.
-        """
+    def on_every_node(self, function: Callable[[Item], Out], item: Item) -> list[tuple[str, Out]]:
+        """What a function returns on each node that is still there, with the node's address."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         remote = self._ray.remote(function)
-        found = {}
+        asked = []
         for node in self.nodes:
             there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-            found[node["NodeManagerAddress"]] = remote.options(scheduling_strategy=there, num_cpus=0).remote(item)
-        return {name: self._result(ref, name) for name, ref in found.items()}
+            ref = remote.options(scheduling_strategy=there, num_cpus=0).remote(item)
+            asked.append((node["NodeManagerAddress"], ref))
+        answers = []
+        for address, ref in asked:
+            with suppress(ClusterError):  # the node is no more: nothing will be sent there
+                answers.append((address, self._result(ref)))
+        return answers
 
     def map_unordered(
         self, function: Callable[[Item], Out], items: Sequence[Item], need: Callable[[Item], Need], jobs: int | None
@@ -144,12 +145,12 @@ class Cluster:
                 done, _ = self._ray.wait(list(flying), num_returns=1, timeout=0.5)
                 for ref in done:
                     item = flying.pop(ref)
-                    yield item, self._result(ref, "a task")
+                    yield item, self._result(ref)
         finally:
             for ref in flying:
                 self._ray.cancel(ref, force=True)
 
-    def _result(self, ref: Any, where: str) -> Any:
+    def _result(self, ref: Any) -> Any:
         errors = self._ray.exceptions
         try:
             return self._ray.get(ref)
@@ -157,7 +158,10 @@ class Cluster:
             raise e.cause from None
         except errors.RayError as e:
             why = " ".join(str(e).split())[:300]
-            raise ClusterError(f"ray: {where} was lost {RETRIES + 1} times ({why}); run again to go on") from e
+            raise ClusterError(
+                f"ray: a task was lost {RETRIES + 1} times, or no node can run it ({why}); look at the cluster, and "
+                "run again to go on"
+            ) from e
 
 
 def _reach(address: str | None) -> None:
