@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deltaw.measurement.inspection import inspect as inspect
     from deltaw.measurement.loop import Progress as Progress
     from deltaw.measurement.run import analyze as analyze
+    from deltaw.measurement.vocabulary import directions as directions
     from deltaw.monitoring import Alert as Alert
     from deltaw.monitoring import Monitor as Monitor
     from deltaw.results.analysis import Analysis as Analysis
@@ -67,6 +68,7 @@ _WHERE = {
     "analyze": "measurement.run",
     "collect_activations": "activations",
     "compare": "comparison",
+    "directions": "measurement.vocabulary",
     "edit": "edits",
     "extract": "edits",
     "gather": "measurement.gathering",

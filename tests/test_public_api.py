@@ -37,6 +37,7 @@ NAMES = [
     "analyze",
     "collect_activations",
     "compare",
+    "directions",
     "edit",
     "extract",
     "gather",
@@ -58,6 +59,23 @@ def parts(at: Path) -> list[Path]:
     return [at / "part1", at / "part2"]
 
 
+class Tokens:
+    """A tokenizer that names its tokens by their numbers."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return str(tokens[0])
+
+
+def told(at: Path) -> object:
+    """What an update of a language model's matrix reads."""
+    embedding, name = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
+    base = {embedding: torch.eye(9, 4), name: torch.ones(6, 4)}
+    for side, scale in (("language.safetensors", 1.0), ("tuned.safetensors", 1.5)):
+        save_file({k: v * scale for k, v in base.items()}, at / side)
+    result = deltaw.analyze(at / "language.safetensors", at / "tuned.safetensors")
+    return deltaw.directions(result, name, Tokens())
+
+
 # What each public function is called with, in a folder that `inputs` filled; later calls use what earlier ones wrote.
 CALLS: dict[str, Callable[[Path], object]] = {
     "analyze": lambda at: deltaw.analyze(at / "base", at / "merged", out=at / "results", force=True),
@@ -70,6 +88,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "compare": lambda at: deltaw.compare({"a": at / "results", "b": at / "results"}),
     "predict": lambda at: deltaw.predict(at / "base", at / "adapter", "int4-g32"),
     "extract": lambda at: deltaw.extract(at / "base", at / "merged", at / "extracted", rank=2, force=True),
+    "directions": told,
     "edit": lambda at: deltaw.edit(at / "base", at / "merged", at / "edited", scale=0.5, force=True),
     "resize": lambda at: deltaw.resize(at / "adapter", at / "resized", rank=1, force=True),
     "survey": lambda at: deltaw.survey(at / "base", [at / "adapter", at / "resized"]),
