@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.adapters import Adapter, open_base, open_whole
-from deltaw.checkpoints import Checkpoint, QuantisedHandle, hub, locate, open_checkpoint
+from deltaw.checkpoints import Checkpoint, QuantisedHandle, as_named, hub, locate, open_checkpoint
 from deltaw.checkpoints.remote import fetch_whole, hub_address, hub_parts
 from deltaw.documents import Document, parse_yaml_object, read_object, read_text
 from deltaw.errors import CheckpointError
@@ -51,7 +51,7 @@ def find_base(ft: Any, *, download: bool = False) -> Checkpoint:
     Raises:
         CheckpointError: Nothing names a base that can be opened, or it is a merge of several.
     """
-    label = str(ft) if isinstance(ft, (str, Path)) else f"<{type(ft).__name__}>"
+    label = as_named(ft) if isinstance(ft, (str, Path)) else f"<{type(ft).__name__}>"
     tried: list[str] = []
     for hint in _hints(ft):
         parents = tuple(dict.fromkeys(p for p in hint.parents if not _is_itself(p, ft)))

@@ -33,6 +33,7 @@ class Server:
     connections: int = 0
     asked: list[str] = field(default_factory=list)
     relations: dict[str, list[str]] = field(default_factory=dict)
+    denies_missing: bool = False
     expired: set[str] = field(default_factory=set)  # signatures that no longer hold
     commit: str = COMMIT
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -171,6 +172,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, path: Path, headers: dict[str, str] | None = None) -> None:
         if not path.is_file():
+            if self.at.denies_missing:
+                self.answer(403, b"")
+                return
             self.answer(404, b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>")
             return
         about = {"ETag": etag(path), "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True), **(headers or {})}

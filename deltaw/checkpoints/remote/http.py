@@ -37,6 +37,10 @@ class MissingError(CheckpointError):
     """There is no such file."""
 
 
+class DeniedError(CheckpointError):
+    """A file may not be read; some servers say so of one that is not there."""
+
+
 class _Unreliable(Exception):  # noqa: N818
     """An answer that may be right next time."""
 
@@ -203,7 +207,7 @@ def _refused(target: Target, code: int) -> CheckpointError:
     if code in GONE:
         return MissingError(f"{target.name}: is not there (its server answers {code}); check the address")
     if code in DENIED:
-        return CheckpointError(f"{target.name}: may not be read (its server answers {code}); {target.login}")
+        return DeniedError(f"{target.name}: may not be read (its server answers {code}); {target.login}")
     if code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return CheckpointError(f"{target.name}: is empty, or was changed (its server answers {code}); run again")
     return CheckpointError(f"{target.name}: cannot be read, its server answers {code}; check the address")

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import PurePosixPath
@@ -141,12 +142,16 @@ def _on_web(source: str) -> Listing:
     """
     file = source.partition("?")[0]
     if "@" in urlsplit(source).netloc:
-        raise CheckpointError("a password in an address is not sent, since results keep the address; give a signed one")
+        raise CheckpointError(
+            f"{urlsplit(source).hostname}: a password in an address is not sent; give a signed address, without one"
+        )
     if WEIGHTS.search(file):
         return Listing({PurePosixPath(file).name: RemoteFile(source, *http.stat(target(source)))}, single=True)
     folder = source.rstrip("/") + "/"
     found = _folder(folder, "")
     if not any(WEIGHTS.search(name) for name in found):
+        with suppress(http.MissingError):
+            http.stat(target(folder + SINGLE[0]))  # denied: said so
         raise CheckpointError(
             f"{source}: no weights under the usual names there ({SINGLE[0]}, {INDICES[0]}, …); give the address of a "
             ".safetensors file"
@@ -194,5 +199,5 @@ def _stats(folder: str, inner: str, names: Iterable[str]) -> dict[str, RemoteFil
 def _there(url: str) -> RemoteFile | None:
     try:
         return RemoteFile(url, *http.stat(target(url)))
-    except http.MissingError:
+    except (http.MissingError, http.DeniedError):  # buckets without a list deny what is not there
         return None
