@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import deltaw
 from deltaw.checkpoints import open_checkpoint
-from deltaw.checkpoints.remote import RemoteFile, hub_address, hub_parts, mirror
+from deltaw.checkpoints.remote import RemoteFile, buckets, hub_address, hub_parts, mirror
 from deltaw.checkpoints.remote import http as remote_http
 from deltaw.cli import main
 from deltaw.errors import CheckpointError, EditError
@@ -178,7 +178,7 @@ def test_web_files_and_directories(server: Server, tmp_path: Path):
         open_checkpoint(f"{url}/base")
 
 
-def test_a_bucket(server: Server):
+def test_a_bucket(server: Server, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("obstore")
     base = save_sharded(pico_state(), server.root / "s3" / "bucket" / "models" / "base")
     ft = save_single(changed(pico_state()), server.root / "s3" / "bucket" / "models" / "ft")
@@ -186,6 +186,9 @@ def test_a_bucket(server: Server):
     one = open_checkpoint("s3://bucket/models/ft/model.safetensors")
     name = "lm_head.weight"
     assert torch.equal(one.tensors[name].read(slice(3, 9)), load_file(ft / "model.safetensors")[name][3:9])
+    monkeypatch.setattr(buckets, "MOST", 3)
+    with pytest.raises(CheckpointError, match="s3://bucket: more than 3 files lie there; give the directory of one"):
+        open_checkpoint("s3://bucket")
     with pytest.raises(CheckpointError, match="s3://bucket/nothing: is not there"):
         open_checkpoint("s3://bucket/nothing")
     save_file({name: torch.zeros(2, 2)}, ft / "model.safetensors")

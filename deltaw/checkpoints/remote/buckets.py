@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 from deltaw.errors import CheckpointError, MissingExtraError
@@ -20,6 +21,7 @@ LOGIN = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true",
 }
+MOST = 100_000  # files below one address: more is no checkpoint
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(minutes=3)}
 
 
@@ -42,10 +44,12 @@ def listing(address: str) -> dict[str, tuple[int, str]]:
     bucket, path = split(address)
     with _told(address):
         pages = obstore.list(_store(bucket), prefix=path.rstrip("/") or None)
-        below = {o["path"]: (int(o["size"]), o["e_tag"] or "") for page in pages for o in page}
+        below = {o["path"]: (int(o["size"]), o["e_tag"] or "") for o in islice(chain.from_iterable(pages), MOST + 1)}
         if not below and path:  # a prefix ends with a folder's name: a file is asked for by its own
             about = obstore.head(_store(bucket), path)
             below = {path: (int(about["size"]), about["e_tag"] or "")}
+    if len(below) > MOST:
+        raise CheckpointError(f"{address}: more than {MOST:,} files lie there; give the directory of one checkpoint")
     return below
 
 
