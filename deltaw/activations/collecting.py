@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.activations.file import KEY, Activations, write_activations
-from deltaw.activations.inputs import WRAPPED, dimension, fits, given, is_observed, product, rows, stores_inputs_first
+from deltaw.activations.inputs import WRAPPED, dimension, fits, given, is_observed, rows, stores_inputs_first
 from deltaw.activations.moments import Moments
 from deltaw.activations.sketch import FrequentDirections
 from deltaw.errors import ActivationsError, OptionError
 from deltaw.files import expanded
 from deltaw.pairs.selection import Selection
+from deltaw.spectra.lapack import gram
 from deltaw.tensors.names import unwrap
 
 SKETCH_ABOVE = 8192  # entries of an input: 512 MiB of float64 sums
@@ -181,7 +182,7 @@ class _Held:
 
 @dataclass
 class _Sum:
-    """What was summed for some matrices that met the same inputs."""
+    """What was summed for some matrices that met the same inputs; of Σxxᵀ the upper triangle."""
 
     total: Tensor | FrequentDirections
     count: int = 0
@@ -233,7 +234,7 @@ class _Collector:
             return
         assert found.shape[1] == size, (name, found.shape, size)
         sketched = size > self._above
-        summand = found.double() if sketched else product(found)
+        summand = found.double() if sketched else gram(found)
         energy = float(summand.square().sum() if sketched else summand.diagonal().sum())
         if not math.isfinite(energy):
             raise ActivationsError(
@@ -261,8 +262,10 @@ class _Collector:
         count, energy = sum(s.count for s in sums), sum(s.energy for s in sums)
         first = sums[0].total
         if isinstance(first, Tensor):
-            whole = torch.stack([s.total for s in sums if isinstance(s.total, Tensor)]).sum(0) if sums[1:] else first
-            return Moments("moments", whole, count, energy)
+            upper = first.clone()
+            for s in sums[1:]:
+                upper += s.total if isinstance(s.total, Tensor) else 0
+            return Moments("moments", upper.triu_() + upper.triu(1).T, count, energy)
         sketches = [s.total for s in sums if isinstance(s.total, FrequentDirections)]
         joined = first
         if sums[1:]:  # a sketch of the sketches: their errors add up

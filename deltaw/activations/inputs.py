@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -82,12 +81,3 @@ def patches(module: Convolution, x: Tensor) -> Tensor:
     places, kernel = range(2, 2 + spatial), range(2 + spatial, 2 + 2 * spatial)
     x = x.permute(0, *places, 1, *kernel)
     return x.reshape(-1, module.weight[0].numel())
-
-
-def product(x: Tensor, block: int = 4096) -> Tensor:
-    """Σxxᵀ of rows, (n, n), summed in float64; by blocks, so that a long batch takes no more memory."""
-    out = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), block):
-        part = x[start : start + block].double()
-        out.addmm_(part.T, part)
-    return out

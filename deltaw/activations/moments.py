@@ -22,6 +22,7 @@ Form = Literal["moments", "sketch", "counts"]
 DIMENSIONS = {"moments": 2, "sketch": 2, "counts": 1}
 NEGATIVE = 1e-9  # of the largest eigenvalue: below it a negative one is rounding
 UNRESOLVED = 1e-13  # of it: below it a sketch's Gram matrix tells no directions
+COLUMN_BLOCK = 256  # of a triangular factor: what lies above the blocks is never multiplied
 ROW_BLOCK = 1024  # rows of W0 that are multiplied at a time: bounds the memory
 
 
@@ -116,7 +117,8 @@ class Moments:
 
     def _times_root(self, x: Tensor) -> Tensor:
         if self.form == "moments":
-            return x @ self._root
+            root, triangular = self._root
+            return _times_lower(x, root) if triangular else x @ root
         directions, values = self._sketched
         least = self.spread**0.5
         inside = (x @ directions) * (values - least)
@@ -124,8 +126,10 @@ class Moments:
         return whole
 
     @cached_property
-    def _root(self) -> Tensor:
-        """R with R·Rᵀ = C: a Cholesky factor, or by eigenvectors where C is singular (fewer inputs than dimensions).
+    def _root(self) -> tuple[Tensor, bool]:
+        """R with R·Rᵀ = C, and whether it is lower triangular.
+
+        A Cholesky factor, or by eigenvectors where C is singular (fewer inputs than dimensions).
 
         Raises:
             ActivationsError: C has an eigenvalue below 0.
@@ -133,16 +137,14 @@ class Moments:
         C = self.sums / self.count
         factor = torch.linalg.cholesky_ex(C)
         if not int(factor.info):
-            root: Tensor = factor.L
-            return root
+            return factor.L, True
         values, vectors = torch.linalg.eigh(C)
         if float(values[0]) < -NEGATIVE * float(values[-1].abs()):
             raise ActivationsError(
                 f"Σxxᵀ has an eigenvalue of {float(values[0]):.3g} beside {float(values[-1]):.3g}; expected none below "
                 "0: collect the activations again"
             )
-        root = vectors * values.clamp(min=0).sqrt()
-        return root
+        return vectors * values.clamp(min=0).sqrt(), False
 
     @cached_property
     def _sketched(self) -> tuple[Tensor, Tensor]:
@@ -151,6 +153,15 @@ class Moments:
         kept = squares > UNRESOLVED * squares[-1]
         directions = (self.sums.T @ left[:, kept]) / squares[kept].sqrt()
         return directions, (squares[kept] + self.spread).sqrt()
+
+
+def _times_lower(x: Tensor, lower: Tensor) -> Tensor:
+    """x·L, without the half of the work that meets L's zeros."""
+    out = torch.empty_like(x)
+    for start in range(0, x.shape[1], COLUMN_BLOCK):
+        columns = slice(start, start + COLUMN_BLOCK)
+        torch.mm(x[:, start:], lower[start:, columns], out=out[:, columns])
+    return out
 
 
 def _blocks(x: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:

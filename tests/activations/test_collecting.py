@@ -6,7 +6,7 @@ from torch import nn
 
 import deltaw
 from deltaw.activations.collecting import parameter_name
-from deltaw.activations.inputs import patches, product
+from deltaw.activations.inputs import patches
 from deltaw.activations.sketch import FrequentDirections
 from deltaw.errors import ActivationsError, OptionError
 from tests.activations.conftest import met
@@ -91,11 +91,6 @@ def test_a_convolution_is_a_product_with_its_patches(conv):
     x = torch.randn(2, conv.in_channels, *[7] * len(conv.kernel_size), generator=torch.Generator().manual_seed(0))
     out = (patches(conv, x) @ conv.weight.flatten(1).T + conv.bias).detach()
     torch.testing.assert_close(out, conv(x).movedim(1, -1).flatten(0, -2).detach())
-
-
-def test_long_inputs_are_summed_by_blocks():
-    x = torch.randn(101, 7, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(product(x, block=10), x.double().T @ x.double(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_sketch_is_below_the_sums_by_no_more_than_its_error():
