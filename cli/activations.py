@@ -12,6 +12,16 @@ from deltaw.cli.printable import say
 LISTED = 5  # matrices of which no inputs were seen
 
 
+def _without_bars() -> None:
+    """Without transformers' own progress bars: this command has one."""
+    from importlib.util import find_spec
+
+    if find_spec("transformers") is not None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
 @click.command("activations")
 @click.argument("model")
 @click.option("--text", multiple=True, required=True, metavar="FILES", help="Text files, folders or patterns.")
@@ -72,6 +82,7 @@ def command(
 
     if out.exists() and not force:
         raise ActivationsError(f"{out}: is there already; choose another --out, or --force to overwrite it")
+    _without_bars()
     with reporting(quiet=quiet) as progress:
         progress.say("loading the model")
         found = collect_from_text(
