@@ -24,7 +24,7 @@ from deltaw.types import Vector
 
 PIECE = 1024  # columns: three rows of float32 and one of ΔW take 16 kB
 CHUNK = 1 << 19  # entries that one thread takes; its sums do not depend on how many threads there are
-CHANGE, BASE, PRODUCT, NOISE = range(4)  # the sums of a row: Δ², W0², Δ·W0, ufp(W)²
+CHANGE, BASE, PRODUCT, NOISE = OF_A_ROW = range(4)  # the sums of a row: Δ², W0², Δ·W0, ufp(W)²
 
 T = TypeVar("T")
 Kernel = Callable[..., Any]
@@ -59,7 +59,7 @@ def block_sums(old: Tensor, new: Tensor, delta: Tensor, precision: Precision) ->
     m, n = new.shape
     wide = torch.float64 if torch.float64 in (old.dtype, new.dtype) else torch.float32
     least = max(precision.smallest, STORED[new.dtype].smallest)
-    rows = np.zeros((m, 4))
+    rows = np.zeros((m, len(OF_A_ROW)))
 
     def chunk(start: int) -> tuple[Vector, float, int]:
         some = slice(start, start + step)
