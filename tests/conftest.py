@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.browser import chromium, visit  # noqa: F401  (fixtures)
+
 State = dict[str, torch.Tensor]
 HIDDEN, INTER, VOCAB = 16, 24, 40
 

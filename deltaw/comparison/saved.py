@@ -126,10 +126,10 @@ def _run(entry: Document, layers: pd.DataFrame, spectra: pd.DataFrame) -> Run:
 
 def _score(found: Document) -> Score:
     items = tuple(
-        Items(i.text("metric", None), i.text("digest", None), i.all_numbers("values")) for i in found.inners("items")
+        Items(i.text("metric", None), i.text("digest", None), i.scores("values")) for i in found.inners("items")
     )
-    error = found.number("error") if "error" in found else math.nan
-    return Score(found.number("value"), error, found.text("source"), items)
+    error = found.score("error") if "error" in found else math.nan
+    return Score(found.score("value"), error, found.text("source"), items)
 
 
 def _curve(part: pd.DataFrame) -> MeanSpectrum:

@@ -4,7 +4,16 @@ Whatever a file holds, what comes out is a value of the type that was asked for,
 what was found and what was expected.
 """
 
-from deltaw.documents.objects import Document, is_number, parse_json, parse_object, read_object, read_text, shown
+from deltaw.documents.objects import (
+    Document,
+    is_number,
+    is_score,
+    parse_json,
+    parse_object,
+    read_object,
+    read_text,
+    shown,
+)
 from deltaw.documents.patterns import Pattern, compile_pattern
 from deltaw.documents.tables import read_table
 from deltaw.documents.toml import KeyPath, Toml, parse_toml
@@ -17,6 +26,7 @@ __all__ = [
     "Toml",
     "compile_pattern",
     "is_number",
+    "is_score",
     "parse_json",
     "parse_object",
     "parse_toml",

@@ -7,6 +7,7 @@ what was found and what was expected.
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from deltaw.errors import CheckpointError, DeltaWError
 
 LARGEST = 256 << 20  # bytes of a document: the index of a model of 100,000 tensors takes some 10 MB
 LARGEST_WHOLE = 2**63 - 1
-LARGEST_NUMBER = 1e60  # a score, a rate, an error: their fourth powers stay finite wherever they are used
+LARGEST_SCORE = 1e60  # or its error: their fourth powers are finite, too
 SHOWN = 60  # characters of a foreign value in a message
 HALVES = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character
 UNWRITABLE = re.compile("[\ud800-\udfff]")
@@ -85,12 +86,17 @@ class Document:
             return tuple(found)
         return self._refuse(key, found, "a text, or a list of texts")
 
-    def all_numbers(self, key: str) -> tuple[float, ...]:
-        """A list of finite numbers; empty where there is none."""
+    def score(self, key: str) -> float:
+        """A number that can be a score; it has to be there."""
+        found = self._get(key, None)
+        return float(found) if is_score(found) else self._refuse(key, found, "a number to 1e60")
+
+    def scores(self, key: str) -> tuple[float, ...]:
+        """A list of scores; empty where there is none."""
         found = self._get(key, [])
-        if isinstance(found, list) and all(map(is_number, found)):
+        if isinstance(found, list) and all(map(is_score, found)):
             return tuple(map(float, found))
-        return self._refuse(key, found, "a list of numbers")
+        return self._refuse(key, found, "a list of numbers to 1e60")
 
     def wholes(self, key: str) -> tuple[int, ...]:
         """A list of whole numbers; empty where there is none."""
@@ -210,5 +216,10 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """A finite number of at most 1e60 either way; true and false are none."""
-    return (isinstance(value, float) and abs(value) <= LARGEST_NUMBER) or is_whole(value)
+    """A finite number; true and false are none."""
+    return (isinstance(value, float) and math.isfinite(value)) or is_whole(value)
+
+
+def is_score(value: object) -> TypeGuard[float]:
+    """A number that can be a score, or the error of one: at most 1e60 either way."""
+    return is_number(value) and abs(value) <= LARGEST_SCORE

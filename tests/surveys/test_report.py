@@ -24,7 +24,7 @@ from deltaw.surveys.flags import RULES
 from deltaw.surveys.merging import Interference, Merge, MergeShare
 from deltaw.surveys.pairs import BY_KIND, COLUMNS
 from deltaw.surveys.tables import ADAPTERS, NEIGHBOURS, SPECTRA, SurveyRecord, Tables
-from tests.reports.conftest import HOSTILE, chromium, visit  # noqa: F401  (fixtures)
+from tests.reports.conftest import HOSTILE
 from tests.surveys.conftest import TINY
 
 
@@ -176,7 +176,7 @@ AT = "deltaw.survey.atlas.at(deltaw.data.rows.findIndex((row) => row[0] === 'cop
 
 
 @pytest.mark.browser
-def test_the_table_the_map_and_an_adapter_are_live(folder: Path, visit: Any, tmp_path: Path):  # noqa: F811
+def test_the_table_the_map_and_an_adapter_are_live(folder: Path, visit: Any, tmp_path: Path):
     page = visit(folder / "report.html").ready()
     assert page.locator("#adapters-table .tabulator-row").count() == 8
     with page.expect_download() as download:
@@ -202,7 +202,7 @@ def test_the_table_the_map_and_an_adapter_are_live(folder: Path, visit: Any, tmp
 
 
 @pytest.mark.browser
-def test_the_map_colours_zooms_and_turns(folder: Path, visit: Any):  # noqa: F811
+def test_the_map_colours_zooms_and_turns(folder: Path, visit: Any):
     page = visit(folder / "report.html").ready()
     assert "1 (4)" in page.locator("#map-legend").inner_text()
     page.locator("#map-colour").select_option("relative_change")
@@ -221,7 +221,7 @@ def test_the_map_colours_zooms_and_turns(folder: Path, visit: Any):  # noqa: F81
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
-def test_nothing_is_wide_or_out_of_reach(folder: Path, visit: Any, scheme: str, width: int):  # noqa: F811
+def test_nothing_is_wide_or_out_of_reach(folder: Path, visit: Any, scheme: str, width: int):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = visit(folder / "report.html", viewport={"width": width, "height": 800}, color_scheme=scheme).ready()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -231,7 +231,7 @@ def test_nothing_is_wide_or_out_of_reach(folder: Path, visit: Any, scheme: str, 
 
 
 @pytest.mark.browser
-def test_without_javascript_and_of_two(visit: Any, tmp_path: Path, folder: Path):  # noqa: F811
+def test_without_javascript_and_of_two(visit: Any, tmp_path: Path, folder: Path):
     page = visit(folder / "report.html", java_script_enabled=False).page
     assert page.locator("#adapters noscript table").count() == 1
     assert page.locator("#map noscript svg").count() == 1
@@ -242,7 +242,7 @@ def test_without_javascript_and_of_two(visit: Any, tmp_path: Path, folder: Path)
 
 
 @pytest.mark.browser
-def test_five_thousand_are_usable(visit: Any, tmp_path: Path):  # noqa: F811
+def test_five_thousand_are_usable(visit: Any, tmp_path: Path):
     page = visit(made_up(5000).report(tmp_path / "many.html")).ready()
     name = made_up(5000).adapters()["name"][4321]
     page.locator("#among-name").fill(name)

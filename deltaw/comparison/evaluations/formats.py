@@ -19,7 +19,7 @@ from pathlib import Path
 
 from deltaw.comparison.evaluations.items import reduction_key
 from deltaw.comparison.evaluations.metrics import Evaluation, TaskMetric
-from deltaw.documents import Document, is_number
+from deltaw.documents import Document, is_score
 from deltaw.errors import ManifestError
 
 NO_METRICS = frozenset({"name", "alias", "sample_len", "sample_count", "samples"})
@@ -78,7 +78,7 @@ def _of_task(values: Document, task: str, found: Document, samples: Path | None)
             continue
         error = values.values.get(f"{name}_stderr,{chosen}" if chosen else f"{name}_stderr")
         lower = isinstance(better, dict) and better.get(name) is False
-        yield TaskMetric(task, name, chosen, value, float(error) if is_number(error) else math.nan, lower, samples)
+        yield TaskMetric(task, name, chosen, value, float(error) if is_score(error) else math.nan, lower, samples)
 
 
 def _model_args(value: object) -> str:
@@ -105,7 +105,7 @@ def inspect(found: Document, path: Path) -> Evaluation:
         for name in table:
             if name != "stderr":
                 error = table.inner("stderr").values.get("value") if name in MEANS else None
-                known = float(error) if is_number(error) else math.nan
+                known = float(error) if is_score(error) else math.nan
                 value = table.inner(name).values.get("value")
                 samples = path if name in MEANS and found.inners("reductions") else None
                 metrics.append(TaskMetric(task, name, reduction_key(scorer), value, known, samples=samples))
@@ -125,7 +125,7 @@ def every_eval(found: Document, path: Path) -> Evaluation:
                 name,
                 "",
                 details.values.get("score"),
-                float(error) if is_number(error) else math.nan,
+                float(error) if is_score(error) else math.nan,
                 config.flag("lower_is_better"),
             )
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaw.documents import Document, is_number, parse_object, read_object
+from deltaw.documents import Document, is_score, parse_object, read_object
 from deltaw.errors import ManifestError
 
 SAME = 1e-6  # relative: by so much the mean of the items may differ from the metric that was reported
@@ -69,7 +69,7 @@ def _harness(path: Path, name: str, chosen: str) -> Iterator[tuple[str, float]]:
                     continue
                 item = parse_object(line, f"{path}:{number}", error=ManifestError)
                 value = item.values.get(name)
-                if item.text("filter", "none") == (chosen or "none") and (isinstance(value, bool) or is_number(value)):
+                if item.text("filter", "none") == (chosen or "none") and (isinstance(value, bool) or is_score(value)):
                     yield f"{item.values.get('doc_id')} {item.values.get('doc_hash')}", float(value)
     except (OSError, UnicodeDecodeError) as e:
         raise ManifestError(f"{path}: cannot be read ({e}); move it away to go without its items") from e
@@ -80,7 +80,7 @@ def _inspect(path: Path, chosen: str) -> Iterator[tuple[str, float]]:
         if reduction_key(reduction) == chosen:
             for sample in reduction.inners("samples"):
                 value = sample.values.get("value")
-                if is_number(value):
+                if is_score(value):
                     yield str(sample.values.get("sample_id")), float(value)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.comparison.evaluations.items import Items, read_items
-from deltaw.documents import is_number, shown
+from deltaw.documents import is_score, shown
 from deltaw.errors import ManifestError, near
 
 LISTED = 8  # names in a message, where none is near
@@ -101,7 +101,7 @@ def mean_score(evaluation: Evaluation, references: Sequence[str], source: str) -
 
 
 def _value(metric: TaskMetric, source: str) -> float:
-    if not is_number(metric.value):
+    if not is_score(metric.value):
         raise ManifestError(
             f"{source}: {metric.task}:{metric.key} is {shown(metric.value)}; expected a finite number (to 1e60): "
             "evaluate again, or leave this metric out"

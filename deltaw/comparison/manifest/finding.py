@@ -221,7 +221,7 @@ def _of_study(folder: Path, name: str) -> FoundRun | None:
     points = [p for p in document.inners("points") if p.whole("step") == int(step[1])]
     if not about or not points:
         return None
-    scores = {k: points[0].number(k) for k in ("learning", "retention", "accuracy", "diversity") if k in points[0]}
+    scores = {k: points[0].score(k) for k in ("learning", "retention", "accuracy", "diversity") if k in points[0]}
     return FoundRun(
         folder,
         name,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deltaw.checkpoints.hub import looks_like_id
-from deltaw.documents import Document, KeyPath, Toml, is_number, shown
+from deltaw.documents import Document, KeyPath, Toml, is_score, shown
 from deltaw.errors import ManifestError, near
 from deltaw.types import OptionValue, is_option_value
 
@@ -166,7 +166,7 @@ class Fields:
             path = (*self.path, key, name)
             if isinstance(v, bool) or not isinstance(v, (int, float)):
                 self.problems.add(path, f"{self.what}: {key}.{name} is {v!r}, {_kind(v)}; expected a number")
-            elif not is_number(v):
+            elif not is_score(v):
                 found = v if isinstance(v, float) else shown(v)
                 message = f"{self.what}: {key}.{name} is {found}; expected a finite number (to 1e60)"
                 self.problems.add(path, f"{message}: leave out a score that was not measured")
