@@ -29,6 +29,7 @@ from deltaw.tensors.names import unwrap
 
 SKETCH_ABOVE = 8192  # entries of an input: 512 MiB of float64 sums
 SKETCH_ROWS = 512
+# What a model is called with: its own business.
 Batch = Mapping[str, object] | tuple[object, ...] | list[object] | Tensor
 
 
@@ -207,7 +208,7 @@ class _Collector:
         yield
         self._flush()
 
-    def called(
+    def called(  # args, kwargs: of the module's call, whatever it is called with
         self, name: str, size: int, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         """A module is about to be called: a forward pre-hook, once its name and the size of an input are given.

@@ -39,6 +39,7 @@ def dimension(module: nn.Module) -> int:
     return weight.shape[0] if not isinstance(module, Convolution) else weight[0].numel()
 
 
+# Of a module's call: whatever it is called with.
 def given(args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor | None:
     """The input that a module was called with: its first argument, whatever its name."""
     found = next(iter((*args, *kwargs.values())), None)

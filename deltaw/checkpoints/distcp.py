@@ -246,6 +246,7 @@ def _sizes(value: object) -> Sizes:
     return tuple(value)
 
 
+# A state dict as it was saved, foreign: nested dicts, lists and tensors.
 def _nested(tensors: Mapping[str, Handle], paths: object) -> dict[str, object]:
     """The state as it was before its names were made flat, with a description in each tensor's place.
 
@@ -253,7 +254,7 @@ def _nested(tensors: Mapping[str, Handle], paths: object) -> dict[str, object]:
         PickleError: A name is that of a tensor and of a mapping.
     """
     known = paths if isinstance(paths, dict) else {}
-    out: dict[str, object] = {}
+    out: dict[str, object] = {}  # see above
     for name, handle in tensors.items():
         path = known.get(name)
         steps = [str(step) for step in path] if isinstance(path, (tuple, list)) and 0 < len(path) <= DEEPEST else [name]

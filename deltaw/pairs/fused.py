@@ -83,6 +83,7 @@ def _splits(sizes: Sizes) -> dict[int | None, set[Split]]:
     return out
 
 
+# Only the names are looked at: what they stand for may be anything.
 def _complete(group: Mapping[str, object]) -> Iterable[tuple[str, ...]]:
     return (modules for modules in APART if all(m in group for m in modules))
 

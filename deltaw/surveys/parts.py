@@ -186,6 +186,7 @@ class SurveyFolder:
         return np.asarray(found)
 
 
+# about: JSON that this program wrote itself.
 def _looked(about: Mapping[str, object], arrays: Mapping[str, NDArray[np.float64]]) -> Looked:
     """As it was before it was written: lists are tuples again."""
     values = {k: _fixed(v) for k, v in about.items()}

@@ -69,6 +69,7 @@ def read_range(address: str, offset: int, into: memoryview, etag: str) -> None:
     bucket, path = split(address)
     import obstore
 
+    # obstore's own keywords
     options: dict[str, Any] = {"range": (offset, offset + len(into))}
     if etag:
         options["if_match"] = etag

@@ -75,6 +75,7 @@ class Cluster:
                         f"ray: no cluster at {address or 'this machine'} ({why}); start one with `ray start --head`, "
                         "or leave --ray-address out to use this machine alone"
                     ) from e
+        # as Ray describes them
         self.nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
 
     def __enter__(self) -> Self:
