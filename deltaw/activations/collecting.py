@@ -21,7 +21,8 @@ from deltaw.activations.file import KEY, Activations, write_activations
 from deltaw.activations.inputs import WRAPPED, dimension, fits, given, is_observed, rows, stores_inputs_first
 from deltaw.activations.moments import Moments
 from deltaw.activations.sketch import FrequentDirections
-from deltaw.errors import ActivationsError, OptionError
+from deltaw.checkpoints.safetensors import read_metadata
+from deltaw.errors import ActivationsError, CheckpointError, OptionError
 from deltaw.files import expanded
 from deltaw.pairs.selection import Selection
 from deltaw.spectra.lapack import gram
@@ -105,16 +106,13 @@ def _refuse(path: Path) -> None:
     Raises:
         ActivationsError: It is.
     """
-    from safetensors import SafetensorError, safe_open
-
     if path.is_dir():
         raise ActivationsError(f"{path}: is a folder; expected a file to write, such as activations.safetensors")
     if not path.exists():
         return
     try:
-        with safe_open(path, framework="numpy") as file:
-            ours = KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
+        ours = KEY in read_metadata(path)
+    except (OSError, CheckpointError):
         ours = False
     if not ours:
         raise ActivationsError(f"{path}: is there and holds no activations; choose another file")

@@ -14,13 +14,15 @@ import numpy as np
 from torch import Tensor
 
 from deltaw.activations.moments import Moments
+from deltaw.metrics import REGISTRY
 from deltaw.metrics.quantities import Quantities
 from deltaw.spectra import seeded, spectrum
 from deltaw.spectra.estimate import frobenius_squared
 from deltaw.types import Factors, Interval, Spectrum
 
 SETS = ("data", "source")  # what the columns of the first and of the second data set end with
-FROM_SPECTRUM = ("effective_rank", "rank_90", "energy_at_16")
+# The plain metrics of σ that have a twin on data.
+FROM_SPECTRUM = tuple(m.name.removesuffix("_on_data") for m in REGISTRY.values() if "s_on_data" in m.parameters)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Source: Spearman 1904; the partial correlation of ranks, Kendall 1942; drawing c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaw.comparison.runs import Array, MetricArray, Run, Runs, arena
+from deltaw.results.columns import OF_FORGETTING
 from deltaw.types import Cell
 
 if TYPE_CHECKING:
@@ -50,24 +51,6 @@ COLUMNS = (
 def _pooled(values: Array) -> Array:
     out: Array = np.sqrt((values**2).sum(1))
     return out
-
-
-def _median(values: Array) -> Array:
-    return np.median(values, axis=1)
-
-
-PREDICTORS: dict[str, Callable[[Array], Array]] = {  # of (points, matrices) → (points,)
-    "fro_norm": _pooled,
-    "relative_change": _median,
-    "fro_norm_on_source": _pooled,
-    "relative_change_on_source": _median,
-    "fro_norm_on_data": _pooled,
-    "relative_change_on_data": _median,
-    "selectivity": _median,
-    "rank_90": _median,
-    "effective_rank": _median,
-    "intruders": _median,
-}
 
 
 @dataclass(frozen=True)
@@ -135,8 +118,8 @@ def _points(table: MetricArray, runs: Sequence[Run], matrices: str) -> Points | 
     if matrices == CHANGED and (shared == moved.any(axis=0)).all():
         return None
     measures = {}
-    for name, of in PREDICTORS.items():
-        if matrices == CHANGED and of is not _pooled:
+    for name, added in OF_FORGETTING.items():
+        if matrices == CHANGED and not added:
             continue  # a median over other matrices is another number
         values = table.metric(name, known)
         if not values.shape[1]:
@@ -147,7 +130,7 @@ def _points(table: MetricArray, runs: Sequence[Run], matrices: str) -> Points | 
             values = values[:, shared]
             values = values[:, np.isfinite(values).all(axis=0)]  # matrices of which every point has it
         if values.shape[1]:
-            measures[name] = of(values)
+            measures[name] = _pooled(values) if added else np.median(values, axis=1)
     trainings: dict[tuple[object, ...], int] = {}
     run = [trainings.setdefault(_training(r), len(trainings)) for r in known]
     learning, retention = (np.array([r.score(axis) for r in known]) for axis in ("learning", "retention"))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from deltaw.errors import ClusterError, DeltaWError, OptionError
 from deltaw.files import expanded
-from deltaw.measurement.cost import bytes_needed, work
+from deltaw.measurement.cost import work
 from deltaw.measurement.engines.cluster import Cluster, Need
 from deltaw.measurement.engines.sharing import MAX_JOBS, threads_of
 from deltaw.measurement.measured import Measured
@@ -69,11 +69,13 @@ class OnCluster:
     Attributes:
         cluster: The connection.
         inputs: What its workers open.
+        here: What the sides hold as the driver sees them, see `contents`.
         jobs: Tasks at a time, at most; None for as many as the cluster holds.
     """
 
     cluster: Cluster
     inputs: Inputs
+    here: list[str]
     jobs: int | None
 
     def __str__(self) -> str:
@@ -85,13 +87,21 @@ class OnCluster:
         return self.inputs.device
 
     def measure(
-        self, pairs: Sequence[Pair], units: Sequence[Sequence[Pair]], *, total: float, most: int, per_gpu: int
+        self,
+        pairs: Sequence[Pair],
+        units: Sequence[Sequence[Pair]],
+        need: Callable[[Sequence[Pair]], int],
+        *,
+        total: float,
+        most: int,
+        per_gpu: int,
     ) -> Generator[tuple[Sequence[Pair], Sequence[Measured]]]:
         """Measure units of a plan; yields each with what came of it. To be closed: what is left is then cancelled.
 
         Args:
             pairs: The whole plan.
             units: What is to be measured of it.
+            need: The bytes that a unit holds.
             total: The work of all units, those included that an earlier run finished.
             most: The number of all units: threads decide the last digits.
             per_gpu: Units at a time on each GPU.
@@ -106,20 +116,34 @@ class OnCluster:
             allowed = 1 if self.device_type == "cuda" else self.cluster.most_cpus
             return threads_of(work(unit), total, jobs=at_a_time, cores=cores, allowed=allowed)
 
-        def need(task: Task) -> Need:
-            largest = max(bytes_needed([pairs[i] for i in unit]) for unit in task.units)
+        def need_of(task: Task) -> Need:
+            largest = max(need([pairs[i] for i in unit]) for unit in task.units)
             return Need(max(task.threads), 1 / per_gpu if self.device_type == "cuda" else 0, largest)
 
         position = {pair.key: i for i, pair in enumerate(pairs)}
         known = {tuple(position[pair.key] for pair in unit): unit for unit in units}
         if not known:
             return
-        _check(self.cluster, self.inputs)
+        self._check()
         tasks = list(_tasks(self.inputs, known, threads, cores))
-        with closing(self.cluster.map_unordered(measure_units, tasks, need, self.jobs)) as results:
+        with closing(self.cluster.map_unordered(measure_units, tasks, need_of, self.jobs)) as results:
             for task, found in results:
                 for unit, measured in zip(task.units, found, strict=True):
                     yield known[unit], measured
+
+    def _check(self) -> None:
+        """One clear line where a node does not see what the driver sees.
+
+        Raises:
+            ClusterError: One does not.
+        """
+        for node, there in self.cluster.on_every_node(seen, self.inputs):
+            if there != self.here:
+                sides = f"{self.inputs.base} and {self.inputs.ft}"
+                what = there if isinstance(there, str) else f"{sides} hold other numbers there"
+                raise ClusterError(
+                    f"ray: node {node} cannot use the inputs: {what}; put them on a file system that every node shares"
+                )
 
 
 @contextmanager
@@ -144,7 +168,7 @@ def on_cluster(sides: Sides, options: Options, jobs: int | None, address: str | 
         device = ("cuda" if cluster.has_gpus else "cpu") if options.device == "auto" else options.device
         if device == "cuda" and not cluster.has_gpus:
             raise ClusterError("device 'cuda': no node of the cluster has a GPU; use --device cpu")
-        yield OnCluster(cluster, replace(inputs, device=device), jobs)
+        yield OnCluster(cluster, replace(inputs, device=device), contents(sides), jobs)
 
 
 def _tasks(
@@ -194,27 +218,16 @@ def _pairs(inputs: Inputs) -> tuple[Pair, ...]:
     return open_sides(inputs.base, inputs.ft).plan(inputs.options.selection).pairs
 
 
-def _check(cluster: Cluster, inputs: Inputs) -> None:
-    """One clear line where a node does not see what the driver sees.
-
-    Raises:
-        ClusterError: One does not.
-    """
-    here = seen(inputs)
-    for node, there in cluster.on_every_node(seen, inputs):
-        if there != here:
-            what = there if isinstance(there, str) else f"{inputs.base} and {inputs.ft} hold other numbers there"
-            raise ClusterError(
-                f"ray: node {node} cannot use the inputs: {what}; put them on a file system that every node shares"
-            )
-
-
 def seen(inputs: Inputs) -> list[str] | str:
-    """The hashes of both sides as this machine sees them, or why it does not."""
+    """What both sides hold as this machine sees them, or why it does not."""
     try:
-        sides = open_sides(inputs.base, inputs.ft)
+        return contents(open_sides(inputs.base, inputs.ft))
     except DeltaWError as e:
         return str(e)
+
+
+def contents(sides: Sides) -> list[str]:
+    """What tells the content of each side from another's; the same on every machine."""
     # Files that lie elsewhere have no hash, but an address of a commit, or an ETag.
     return ["" if s is None else s.hashed().hash or str(s.files) for s in sides.sources]
 

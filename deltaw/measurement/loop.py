@@ -98,9 +98,10 @@ def measure_all(
             if progress is not None:
                 progress(Progress(len(measured), total, work_done, work_total, pair.label))
 
+    need = partial(bytes_needed, on_data=bool(options.data))
     total_work, most, per_gpu = work(pairs), len(together), JOBS_PER_GPU[options.mode]  # of all shares
     if isinstance(workers, OnCluster):
-        with closing(workers.measure(pairs, todo, total=total_work, most=most, per_gpu=per_gpu)) as found:
+        with closing(workers.measure(pairs, todo, need, total=total_work, most=most, per_gpu=per_gpu)) as found:
             for batch, results in found:
                 keep(batch, results)
                 finished(batch, results)
@@ -110,7 +111,7 @@ def measure_all(
         todo,
         finished,
         work=work,
-        need=partial(bytes_needed, on_data=bool(options.data)),
+        need=need,
         total=total_work,  # threads decide the last digits too
         most=most,
         per_gpu=per_gpu,

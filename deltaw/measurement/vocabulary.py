@@ -144,8 +144,6 @@ def _triplets(pair: Pair, top: int) -> Triplets:
         raise OptionError(f"{pair.label} did not change; expected a matrix that did")
     if isinstance(delta, Factors):
         whole = factored_svd(delta)
-    elif min(delta.shape) <= top + 16:
-        whole = Triplets(*torch.linalg.svd(delta.double(), full_matrices=False))
     else:
         found = top_triplets(delta, top, generator=seeded(cpu))
         whole = Triplets(found.U, found.S, found.Vh)

@@ -62,6 +62,18 @@ FINGERPRINT = {  # what each tells of a group of runs
     "factor_balance": "balance of the factors",
     "intruders": "new leading directions",
 }
+OF_FORGETTING = {  # what may tell it: whether the sizes of matrices are added up, or a median is taken
+    "fro_norm": True,
+    "relative_change": False,
+    "fro_norm_on_source": True,
+    "relative_change_on_source": False,
+    "fro_norm_on_data": True,
+    "relative_change_on_data": False,
+    "selectivity": False,
+    "rank_90": False,
+    "effective_rank": False,
+    "intruders": False,
+}
 IN_PANELS = {  # of the figure of a comparison's fingerprints: label, and whether the axis is logarithmic
     "relative_change": ("relative change", True),
     "rank_90": ("rank_90", True),

@@ -27,6 +27,7 @@ import torch
 
 import deltaw
 from deltaw.errors import OptionError, ResultsError
+from deltaw.measurement.engines.sharing import usable_cores
 from deltaw.study import arms, moments
 from deltaw.study.base import default_cache
 from deltaw.study.data import Data, prepare_data
@@ -187,11 +188,6 @@ def default_jobs(plan: StudyPlan, device: str, parameters: int) -> int:
         free, _ = torch.cuda.mem_get_info(torch.device(device))
         most = min(most // 2, MOST_ON_A_GPU, free // MEMORY_ON_A_GPU)
     return max(1, most)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _discard(out: Path) -> None:

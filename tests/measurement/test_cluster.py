@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 import deltaw
 from deltaw.errors import ClusterError, MissingExtraError, OptionError
-from deltaw.measurement.distributed import Inputs, OnCluster, seen
+from deltaw.measurement.cost import bytes_needed
+from deltaw.measurement.distributed import Inputs, OnCluster, contents, seen
 from deltaw.measurement.loop import Progress
 from deltaw.measurement.options import Options
 from deltaw.measurement.sides import open_sides
@@ -140,11 +141,11 @@ def test_a_node_that_does_not_see_the_inputs(pair):
 
     sides = open_sides(*pair)
     inputs = Inputs.of(sides, Options(), "cpu")
-    assert seen(inputs) == [s.hashed().hash for s in sides.sources]
+    assert seen(inputs) == contents(sides) == [s.hashed().hash for s in sides.sources]
     pairs = sides.plan(Options().selection).pairs
-    there = OnCluster(Elsewhere(), inputs, None)  # type: ignore[arg-type]
+    there = OnCluster(Elsewhere(), inputs, contents(sides), None)  # type: ignore[arg-type]
     with pytest.raises(ClusterError, match=r"node 10\.0\.0\.2 cannot use the inputs: nowhere"):
-        next(there.measure(pairs, [pairs[:1]], total=1, most=1, per_gpu=1))
+        next(there.measure(pairs, [pairs[:1]], bytes_needed, total=1, most=1, per_gpu=1))
 
 
 def test_what_cannot_run_there(pair, monkeypatch):

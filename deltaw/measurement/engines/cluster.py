@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from deltaw.errors import ClusterError, MissingExtraError
+from deltaw.measurement.engines.sharing import usable_cores
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")
@@ -64,7 +65,7 @@ class Cluster:
         if self._own:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for it to be sent
             quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-            ours = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": _cores()}
+            ours = {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": usable_cores()}
             with _handlers_kept():
                 try:
                     _reach(address)
@@ -174,10 +175,6 @@ def _reach(address: str | None) -> None:
     found = ADDRESS.fullmatch(address or "")
     if found:
         socket.create_connection((found["host"], int(found["port"])), timeout=ANSWER).close()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

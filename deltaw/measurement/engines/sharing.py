@@ -83,7 +83,7 @@ class Workers:
         from threadpoolctl import threadpool_limits
 
         devices = self.devices
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         jobs = self.jobs or (min(cores, MAX_JOBS) if devices[0].type != "cuda" else per_gpu * len(devices))
         jobs = min(jobs, max(1, most))
         budget = Budget(self.memory or int(psutil.virtual_memory().available * FREE_SHARE))
@@ -113,6 +113,11 @@ class Workers:
         finally:
             blas.restore_original_limits()
             torch.set_num_threads(allowed)  # MKL's number is the process's, not the thread's
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of(work: float, total: float, *, jobs: int, cores: int, allowed: int) -> int:
