@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import deltaw
+from deltaw.activations.file import write_activations
+from deltaw.activations.moments import Moments
+from tests.checkpoints.quantised import test_analysis as codes
 from tests.conftest import State, changed, pico_state, save_single
 
 pytestmark = [
@@ -230,3 +233,109 @@ def test_tf32_does_not_reach_the_numbers():
     for column in ("effective_rank", "rank_90", "energy_at_16"):  # other probes: the intervals meet
         assert (tf32[f"{column}_low"] <= plain[f"{column}_high"]).all(), column
         assert (plain[f"{column}_low"] <= tf32[f"{column}_high"]).all(), column
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize(
+    ("store", "about"), [(codes.quantised, codes.FP8), (codes.int4, codes.INT4)], ids=["fp8", "int4"]
+)
+def test_quantised_rows_agree_with_the_cpu(tmp_path: Path, mode: str, store: object, about: dict[str, object]):
+    """Of what the codes stand for: both sides quantised, a base alone, and an adapter on it."""
+    assert callable(store)
+    g = torch.Generator().manual_seed(4)
+    w0 = 0.02 * torch.randn(256, 192, generator=g)
+    w = w0 + 0.002 * torch.randn(256, 192, generator=g)
+    base = codes.save(tmp_path / "base", store(w0), about)
+    K = codes.K
+    factors = {f"{K}lora_A.weight": torch.randn(4, 192, generator=g), f"{K}lora_B.weight": torch.randn(256, 4)}
+    fts = {
+        "dense": codes.save(tmp_path / "plain", {codes.NAME: w.bfloat16()}, {}),
+        "factored": codes.adapter(tmp_path / "adapter", factors),
+    }
+    for route, ft in (*fts.items(), ("dense", codes.save(tmp_path / "codes", store(w), about))):
+        cpu, gpu = both(str(base), str(ft), mode=mode)
+        rows = gpu["name"] == codes.NAME
+        assert (gpu["route"][rows] == route).all()
+        assert rows.any()
+        assert_close(cpu, gpu)
+
+
+def moments(n: int, seed: int) -> Moments:
+    """Of inputs that favour some directions."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(4 * n, n, generator=g, dtype=torch.float64) * torch.logspace(0, -2, n, dtype=torch.float64)
+    return Moments("moments", x.T @ x, len(x), float(x.square().sum()))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("ft", [changed, merged], ids=["dense", "low rank"])
+def test_on_data_rows_agree_with_the_cpu(tmp_path: Path, mode: str, ft: object):
+    assert callable(ft)
+    base = normal(((300, 200), (200, 300), (1100, 1024)), torch.bfloat16)
+    files = tuple(
+        write_activations(tmp_path / f"{seed}.safetensors", {k: moments(w.shape[1], seed) for k, w in base.items()})
+        for seed in (0, 1)
+    )
+    cpu, gpu = both(base, ft(base), mode=mode, activations=files)
+    assert gpu["relative_change_on_data"].notna().all()
+    assert gpu["selectivity"].notna().all()
+    assert_close(cpu, gpu)
+
+
+def test_an_adapter_on_data_agrees_with_the_cpu(tmp_path: Path):
+    g = torch.Generator().manual_seed(0)
+    base = pico_state()
+    name = "model.layers.0.self_attn.q_proj"
+    m, n = base[f"{name}.weight"].shape
+    factors = {f"{codes.K}lora_A.weight": torch.randn(4, n, generator=g), f"{codes.K}lora_B.weight": torch.randn(m, 4)}
+    file = write_activations(tmp_path / "a.safetensors", {f"{name}.weight": moments(n, 0)})
+    folders = str(save_single(base, tmp_path / "base")), str(codes.adapter(tmp_path / "adapter", factors))
+    cpu, gpu = both(*folders, activations=file)
+    assert gpu.set_index("name")["rank_90_on_data"][f"{name}.weight"] > 0
+    assert_close(cpu, gpu)
+
+
+def test_what_a_model_meets_on_the_gpu_is_what_it_meets_on_the_cpu(tmp_path: Path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(30, 64), torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 8)
+    )
+    batches = [torch.randint(0, 30, (4, 16)) for _ in range(3)]
+    cpu = deltaw.collect_activations(model.double(), batches, tmp_path / "cpu.safetensors", sketch_above=80)
+    gpu = deltaw.collect_activations(model.cuda(), batches, tmp_path / "gpu.safetensors", sketch_above=80)
+    for name, form in (("0.weight", "counts"), ("1.weight", "moments"), ("3.weight", "sketch")):
+        one, other = cpu.moments(name), gpu.moments(name)
+        assert (one.form, one.count) == (other.form, other.count) == (form, 192)
+        gram = [x.sums.T @ x.sums if form == "sketch" else x.sums for x in (one, other)]  # rows up to a rotation
+        torch.testing.assert_close(gram[1], gram[0], rtol=1e-8, atol=1e-8)
+
+
+def test_an_extracted_adapter_is_that_of_the_cpu(tmp_path: Path):
+    base = normal(((300, 200), (200, 300), (600, 512)), torch.float32)
+    ft = merged(base)
+    folders = save_single(base, tmp_path / "base"), save_single(ft, tmp_path / "ft")
+    cpu, gpu = (deltaw.extract(*folders, tmp_path / d, rank=8, device=d) for d in ("cpu", "cuda"))
+    for one, other in zip(cpu.layers, gpu.layers, strict=True):
+        assert (one.name, one.rank) == (other.name, other.rank)
+        assert other.energy_kept == pytest.approx(one.energy_kept, rel=1e-9)
+    one, other = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("cpu", "cuda"))
+    for key in (k for k in one if "lora_A" in k):
+        partner = key.replace("lora_A", "lora_B")
+        torch.testing.assert_close(other[partner] @ other[key], one[partner] @ one[key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_is_trained_on_the_gpu_is_watched():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(96, 128), torch.nn.Tanh(), torch.nn.Linear(128, 96)).cuda()
+    base = {name: w.detach().cpu().clone() for name, w in model.state_dict().items()}
+    logged: dict[int, dict[str, float]] = {}
+    monitor = deltaw.Monitor(model, every=2, log=lambda numbers, step: logged.update({step: numbers}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for i in (1, 2):
+        optimizer.zero_grad()
+        model(torch.randn(32, 96, device="cuda")).square().mean().backward()
+        optimizer.step()
+        monitor.step(i)
+    found = deltaw.analyze(base, {name: w.cpu() for name, w in model.state_dict().items()}, device="cpu").to_pandas()
+    expected = found.query("ndim == 2")["effective_rank"].median()
+    assert logged[2]["deltaw/all/effective_rank"] == pytest.approx(expected, rel=1e-5)

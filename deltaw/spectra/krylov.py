@@ -26,6 +26,7 @@ from deltaw.spectra.lapack import ROW_BLOCK, gram
 from deltaw.spectra.triplets import BoundedTriplets, Triplets
 from deltaw.types import Vector
 
+GRAM_FLOOR = 1e-7  # share of the largest below which a value read off a Gram matrix in float64 is rounding
 EXHAUSTED = 1e-4  # share of a block below which what is left of it may be rounding
 MAX_PASSES = 5  # of reorthogonalisation there
 
@@ -57,9 +58,9 @@ class Ritz(NamedTuple):
     """What a Krylov space of dimension d knows of the singular values.
 
     Attributes:
-        values: θ, (d,), descending, float64.
-        residuals: (d,): some singular value is within this of θ.
-        left, right: (d, d): the Ritz vectors in terms of U and V.
+        values: θ, (d,), descending, float64, on the CPU.
+        residuals: (d,): some singular value is within this of θ; on the CPU.
+        left, right: (d, d): the Ritz vectors in terms of U and V, on their device.
         gauss: The quadrature rule of these values.
     """
 
@@ -107,32 +108,39 @@ class BlockKrylov:
         self._U[:, d : d + b], A = _orthonormal(W, self._U[:, :d])
         W = self.x.apply_transposed(self._U[:, d : d + b])
         self._V[:, d + b : d + 2 * b], C = _orthonormal(W, self._V[:, : d + b])
-        self._A.append(A.double().cpu())
-        self._C.append(C.double().cpu())
+        self._A.append(A.double())
+        self._C.append(C.double())
 
     def ritz(self) -> Ritz:
         """Ritz values and vectors, their residuals, and the Gauss quadrature."""
-        P, theta, Yh = torch.linalg.svd(self._bidiagonal()[:, : self.dimension])
-        residuals = torch.linalg.vector_norm(self._C[-1] @ P[-self.block :], dim=0)
-        return Ritz(theta, residuals, P, Yh.T, Quadrature(theta.numpy(), self._weights(Yh)))
+        B = self._bidiagonal()[:, : self.dimension]
+        theta, Y = _right_singular(B)
+        P = (B @ Y) / theta.clamp(min=torch.finfo(theta.dtype).tiny)
+        C = self._C[-1]
+        residuals = torch.linalg.vector_norm(C @ P[-self.block :], dim=0)
+        # A value that is rounding beside the largest has no P: of its residual no more is known than ‖C‖.
+        residuals = residuals.where(theta > GRAM_FLOOR * theta[0], torch.linalg.vector_norm(C))
+        values = theta.cpu()
+        return Ritz(values, residuals.cpu(), P, Y, Quadrature(values.numpy(), self._weights(Y)))
 
     def radau(self) -> Quadrature:
         """The Gauss–Radau quadrature with a node at 0."""
-        _, theta, Yh = torch.linalg.svd(self._bidiagonal(), full_matrices=True)
-        return Quadrature(np.pad(theta.numpy(), (0, self.block)), self._weights(Yh))
+        theta, Y = _right_singular(self._bidiagonal())
+        theta[self.dimension :] = 0.0
+        return Quadrature(theta.cpu().numpy(), self._weights(Y))
 
     def _bidiagonal(self) -> Tensor:
-        """B with C·Eᵀ appended: (d, d + b)."""
+        """B with C·Eᵀ appended: (d, d + b), on the operator's device."""
         d, b = self.dimension, self.block
-        B = torch.zeros(d, d + b, dtype=torch.float64)
+        B = torch.zeros(d, d + b, dtype=torch.float64, device=self.x.device)
         for j, (A, C) in enumerate(zip(self._A, self._C, strict=True)):
             rows = slice(j * b, (j + 1) * b)
             B[rows, rows] = A
             B[rows, (j + 1) * b : (j + 2) * b] = C.T
         return B
 
-    def _weights(self, Yh: Tensor) -> NDArray[np.float64]:
-        weights: NDArray[np.float64] = (Yh[:, : self.block] @ self._R0.double().cpu()).square().numpy()
+    def _weights(self, Y: Tensor) -> NDArray[np.float64]:
+        weights: NDArray[np.float64] = (Y[: self.block].T @ self._R0.double()).square().cpu().numpy()
         return weights
 
     def triplets(self, ritz: Ritz, count: int) -> BoundedTriplets:
@@ -142,8 +150,10 @@ class BlockKrylov:
         def vectors(basis: Tensor, small: Tensor) -> Tensor:
             return basis[:, :d] @ small[:, :count].to(basis)
 
+        # Off a Gram matrix, left vectors of small values are not quite orthonormal, and those of zeros are missing.
+        Q, R = torch.linalg.qr(ritz.left[:, :count])
         return BoundedTriplets(
-            vectors(self._U, ritz.left),
+            vectors(self._U, Q * torch.where(R.diagonal() < 0, -1.0, 1.0)),
             ritz.values[:count].to(self.x.device),
             vectors(self._V, ritz.right).T,
             ritz.residuals[:count].to(self.x.device),
@@ -224,6 +234,16 @@ def refine(x: Tensor, U: Tensor) -> Triplets:
         W.addmm_(x[i : i + ROW_BLOCK].double().T, U[i : i + ROW_BLOCK])
     V, s, uh = torch.linalg.svd(W, full_matrices=False)
     return Triplets(U @ uh.T, s, V.T)
+
+
+def _right_singular(B: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values, descending, and right singular vectors (columns) of a small matrix, by its Gram matrix.
+
+    That takes a little more than half the time of an SVD on a CPU, a tenth of it on a GPU, and loses what is below
+    GRAM_FLOOR.
+    """
+    squares, Y = torch.linalg.eigh(B.mT @ B)
+    return squares.flip(0).clamp(min=0).sqrt(), Y.flip(1)
 
 
 def _thin_triplets(x: Tensor, k: int) -> BoundedTriplets:

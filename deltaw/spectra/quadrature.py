@@ -199,11 +199,14 @@ def excess(intervals: Mapping[str, Interval], tolerance: float) -> float:
     """The width of the widest interval, relative to its value and in units of the tolerance.
 
     One more or less is as sharp as a count can be estimated; counts above a threshold in the tail (`numerical_rank`)
-    hang on single values, and no number of probes makes them sharp.
+    hang on single values, and no number of probes makes them sharp. Nor does it what the rounding hides (`RANK`,
+    `ENERGY`).
     """
     widest = 0.0
     for name, (value, low, high) in intervals.items():
-        if name == "rank_90_ratio" or (_counts(name) and (name not in SHARES or high - low <= 2)) or not value > 0:
+        if name in {"rank_90_ratio", RANK, ENERGY} or not value > 0:
+            continue
+        if _counts(name) and (name not in SHARES or high - low <= 2):
             continue
         widest = max(widest, (high - low) / (tolerance * value))
     return widest

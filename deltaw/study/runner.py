@@ -40,8 +40,8 @@ from deltaw.study.workspace import remove_unfinished
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_ON_A_GPU = 4
-MEMORY_ON_A_GPU = 16 << 30
+MOST_ON_A_GPU = 8
+MEMORY_ON_A_GPU = 8 << 30
 PROCESS = 700_000_000  # bytes of a Python process that has imported torch and transformers
 TRAINED = 20  # bytes for each parameter: weight, gradient, AdamW's moments, and what passes through
 BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
