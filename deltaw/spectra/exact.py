@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deltaw.errors import TensorError
-from deltaw.spectra.lapack import eigenvalues, gram
+from deltaw.spectra.lapack import eigenvalues, gram, solver
 from deltaw.types import Spectrum, Vector
 
 Driver = Callable[[Tensor, float], Vector | None]  # (tall x, scale) -> singular values of x/scale, descending
@@ -114,7 +114,9 @@ def singular_values_batched(xs: Tensor) -> list[Spectrum]:
 
 def _gram_values(x: Tensor, scale: float) -> Vector | None:
     """Singular values of x/scale from its Gram matrix, or None where it cannot resolve them."""
-    return _resolved_roots(eigenvalues(gram(x, scale)))
+    with solver(x.device):
+        values = eigenvalues(gram(x, scale))
+    return _resolved_roots(values)
 
 
 def _resolved_roots(squares: Vector) -> Vector | None:
