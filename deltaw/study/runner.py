@@ -215,7 +215,10 @@ def _finished(jobs: Sequence[Job], processes: int) -> Iterator[str]:
         ResultsError: A process was killed.
     """
     if processes <= 1:
-        yield from map(work, jobs)
+        try:
+            yield from map(work, jobs)
+        except torch.OutOfMemoryError as e:
+            raise ResultsError("one training does not fit into the GPU's memory: make the plan's batch smaller") from e
         return
     # Spawned, not forked: a forked child of a process that has used torch's threads or CUDA may hang.
     context = multiprocessing.get_context("spawn")
@@ -225,16 +228,23 @@ def _finished(jobs: Sequence[Job], processes: int) -> Iterator[str]:
             while waiting:
                 ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in ready)
-        except BrokenProcessPool as e:
+        except (BrokenProcessPool, torch.OutOfMemoryError) as e:
+            _end(pool)
+            gpu = isinstance(e, torch.OutOfMemoryError)
+            what = "the GPU's memory is full" if gpu else "a training's process was ended from outside (out of memory?)"
             raise ResultsError(
-                f"a training's process was ended from outside (out of memory?); {processes} ran at a time: "
-                "run the same command again with fewer --jobs"
+                f"{what}; {processes} ran at a time: run the same command again with fewer --jobs"
             ) from e
         except BaseException:
-            for process in list(getattr(pool, "_processes", {}).values()):
-                process.terminate()  # a run takes minutes, and is done again anyway
-            pool.shutdown(wait=False, cancel_futures=True)
+            _end(pool)
             raise
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the trainings that are under way: a run takes minutes, and is done again anyway."""
+    for process in list((getattr(pool, "_processes", None) or {}).values()):
+        process.terminate()
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _leash() -> None:

@@ -102,6 +102,7 @@ def deterministic(device: str) -> None:
     """Ask for the same numbers from the same seed; on a GPU that costs some speed and a cuBLAS workspace."""
     if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention has no deterministic way; the others have
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 

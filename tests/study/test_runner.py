@@ -238,6 +238,21 @@ def test_on_a_gpu_the_same_seed_gives_the_same_numbers(plan: StudyPlan, tmp_path
     assert [name for name in a if a[name] != b[name]] == []
 
 
+def full(job: object) -> str:
+    """A training that does not fit."""
+    raise torch.OutOfMemoryError(f"CUDA out of memory in {job}. Tried to allocate 256.00 MiB. GPU 0 has …")
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [(1, "one training does not fit into the GPU's memory"), (2, "2 ran at a time: run the same command again with")],
+)
+def test_a_gpu_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, processes: int, message: str) -> None:
+    monkeypatch.setattr(runner, "work", full)
+    with pytest.raises(ResultsError, match=message):
+        list(runner._finished(["a", "b"], processes))  # type: ignore[list-item]
+
+
 def wait_for_end(pids: list[int]) -> None:
     """Workers end on their own when their parent is gone."""
     until = time.monotonic() + 20
