@@ -57,7 +57,7 @@ class LiveHandle:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model that DistributedDataParallel or `torch.compile` wraps.
+    """The model that DistributedDataParallel, DeepSpeed or `torch.compile` wraps.
 
     Raises:
         OptionError: FSDP1 wraps it, which has no matrices to gather.
@@ -69,7 +69,7 @@ def unwrapped(model: Any) -> Any:
             raise OptionError(
                 "FSDP1 flattens matrices into one vector, and none can be gathered; use FSDP2 (fully_shard)"
             )
-        if isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel) or type(model).__name__ == "DeepSpeedEngine":
             model = model.module
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod

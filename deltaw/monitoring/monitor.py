@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LARGE = 500_000_000  # numbers that are trained: beyond, a record estimates spectra unless `mode` says otherwise
 Log = Callable[..., object]  # of (numbers by name, step=…)
+LogTable = Callable[..., object]  # of (a DataFrame, step=…)
 Save = Callable[[Any, Path], None]
 
 
@@ -64,10 +65,12 @@ class Monitor:
     scalars and the last analysis are kept.
 
     Args:
-        model: An `nn.Module`, wrapped by peft, DistributedDataParallel or `torch.compile` or not.
+        model: An `nn.Module`, wrapped by peft, DistributedDataParallel, DeepSpeed or `torch.compile` or not.
         every: Steps between records; None for those in `at` only.
         at: More steps to record.
         log: Called with the scalars (`deltaw/<kind>/<metric>` → number, at most 20) and `step=`: `wandb.log`, say.
+        log_table: Called with the table of every layer (a DataFrame with the columns of `layers`) and `step=`, for logs
+            that take tables or files.
         on_alert: Called with each `Alert` that begins to hold.
         base: What updates are measured from: anything that `deltaw.analyze` takes. By default the weights as they are
             now: a copy on the CPU for full fine-tuning, the frozen weights themselves for an adapter.
@@ -92,6 +95,7 @@ class Monitor:
         every: int | None = 100,
         at: Collection[int] = (),
         log: Log | None = None,
+        log_table: LogTable | None = None,
         on_alert: Callable[[Alert], object] | None = None,
         base: Any = None,
         out: str | Path | None = None,
@@ -102,11 +106,13 @@ class Monitor:
             raise OptionError(f"every = {every}: expected 1 or more steps, or None")
         if save is not None and base is None:
             raise OptionError("a monitor with its own `save` needs `base`: the checkpoint that the adapter is for")
-        self.every, self.at, self.log, self.on_alert = every, frozenset(at), log, on_alert
+        self.every, self.at = every, frozenset(at)
+        self.log, self.log_table, self.on_alert = log, log_table, on_alert
         self.out = None if out is None else Path(out)
         self.records: list[Record] = []
         self.last: Analysis | None = None
         self._save, self._given = save, base
+        self._at_last: int | None = None
         model = live.unwrapped(model)
         self._model = weakref.ref(model)
         tensors = live.state(model)
@@ -125,13 +131,14 @@ class Monitor:
         """Record if it is time; every process calls this where the model is in shards.
 
         Args:
-            i: The step that was just finished, from 1.
+            i: The step that was just finished, from 1. A loop that accumulates gradients may come with the same one
+                again: it is recorded once.
 
         Raises:
             DeltaWError: As `deltaw.analyze`.
         """
         due = i in self.at or (self.every is not None and i % self.every == 0 and i > 0)
-        return self.record(i) if due else None
+        return self.record(i) if due and i != self._at_last else None
 
     def record(self, i: int) -> Record | None:
         """Measure, log and warn now; None in processes that only serve.
@@ -141,6 +148,7 @@ class Monitor:
             OptionError: The model is gone.
         """
         started = time.perf_counter()
+        self._at_last = i
         found = self._measure()
         if found is None:
             return None
@@ -154,6 +162,8 @@ class Monitor:
         self.records.append(Record(i, numbers, tuple(held), time.perf_counter() - started))
         if self.log is not None:
             self.log(dict(numbers), step=i)
+        if self.log_table is not None:
+            self.log_table(found.to_pandas(), step=i)
         for alert in held:
             if self.on_alert is not None and alert.rule not in before:
                 self.on_alert(alert)

@@ -23,7 +23,9 @@ from deltaw.study.extra import require
 
 require("transformers")
 
-from transformers import TrainerCallback  # noqa: E402  (after the check that says what to install)
+from transformers import Trainer, TrainerCallback  # noqa: E402  (after the check that says what to install)
+
+from deltaw.study import reporters  # noqa: E402
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +82,7 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
             every=every,
             at=at,
             log=self._log,
+            log_table=self._log_table,
             on_alert=on_alert,
             base=base,
             out=out,
@@ -88,7 +91,10 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
         )
 
     def set_trainer(self, trainer: Any) -> None:
-        """Log through this Trainer: a callback alone comes after those that report."""
+        """Log through this Trainer: a callback alone comes after those that report.
+
+        Numbers go to whatever it reports to, the table of every layer to W&B, trackio and MLflow.
+        """
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -122,7 +128,12 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
 
     def _log(self, numbers: dict[str, float], step: int) -> None:
         if self._trainer is not None:
-            self._trainer.log(numbers)  # the Trainer knows the step
+            # It knows the step. Its own `log` would do more: TRL's ends the running means of what it logs itself.
+            Trainer.log(self._trainer, numbers)
+
+    def _log_table(self, table: pd.DataFrame, step: int) -> None:
+        if self._trainer is not None:
+            reporters.log_table(self._trainer, table, step)
 
     @property
     def overhead(self) -> float:

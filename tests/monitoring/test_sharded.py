@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -19,26 +21,40 @@ import deltaw
 from deltaw.errors import OptionError
 from deltaw.monitoring import live
 
-from .shards import make_model, train
+from .shards import make_adapter, make_model, train
 
 WORKER = Path(__file__).with_name("shards.py")
 
 
+def needs(how: str) -> None:
+    if how == "FSDP2, peft":
+        pytest.importorskip("peft")
+    if how == "ZeRO-3":
+        if importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("DeepSpeed is not in `dev`: it compiles C++ when it is first used")
+        if shutil.which("c++") is None:
+            pytest.skip("DeepSpeed compiles its exchange between processes, and there is no c++")
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+@pytest.mark.parametrize("how", ["FSDP2", "FSDP2, peft", "ZeRO-3"])
+def test_two_processes_equal_one(tmp_path: Path, how: str) -> None:
+    needs(how)
+    place = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}  # what DeepSpeed asks for
+    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | place
     workers = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), "2", str(tmp_path / "meet"), str(tmp_path)],
-            env=env,
+            [sys.executable, str(WORKER), how, str(rank), "2", str(tmp_path / "meet"), str(tmp_path)],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             text=True,
         )
         for rank in (0, 1)
     ]
     ends = [worker.communicate(timeout=240)[1] for worker in workers]
     assert [w.returncode for w in workers] == [0, 0], "\n".join(ends)
-    alone = train(make_model(), tmp_path / "alone")
+    alone = train(make_adapter() if how == "FSDP2, peft" else make_model(), tmp_path / "alone")
     first, second = (json.loads((tmp_path / f"logged{rank}.json").read_text()) for rank in (0, 1))
     assert second == [], "process 1 serves, and logs nothing"
     assert not (tmp_path / "rank1").exists()
@@ -46,10 +62,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for (_, found), (_, expected) in zip(first, alone, strict=True):
         assert found == pytest.approx(expected, rel=1e-4)  # gradients are averaged over two processes: float32 sums
     tables = [
-        deltaw.load(tmp_path / side / "step-00000002").to_pandas()[["name", "rows", "cols", "fro_norm", "rank_90"]]
+        deltaw.load(tmp_path / side / "step-00000002").to_pandas()[["name", "route", "rows", "fro_norm", "rank_90"]]
         for side in ("rank0", "alone")
     ]
     pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+    assert set(tables[0]["route"]) == ({"factored"} if how == "FSDP2, peft" else {"dense", "vector"})
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from deltaw.study import arms
 from deltaw.study.base import llama_config
 from deltaw.study.domains import Text
 from deltaw.study.plan import Arm, BaseSpec, Domain, Scoring, StudyPlan, Training
-from deltaw.study.tokens import train_tokenizer
+from deltaw.study.tokens import Blocks, train_tokenizer
 
 PROSE = "the value of a matrix is returned when both arguments are given and an error is raised if they differ"
 CODE = "def return self if else for in range x y = ( ) : [ ] + not None"
@@ -53,6 +54,39 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def documents() -> list[Text]:
     rng = Random(0)
     return [Text(" ".join(rng.choices(PROSE.split(), k=40))) for _ in range(60)]
+
+
+def blocks(length: int = 32, rows: int = 24, vocabulary: int = 50) -> Blocks:
+    ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    return Blocks(ids, ids)
+
+
+def trainer_of(model: Any, out: Path, **options: Any) -> Any:
+    """A real Trainer on the CPU: four steps, a checkpoint every two; what it prints is left out."""
+    import transformers
+
+    callbacks = options.pop("callbacks", [])
+    settings = {
+        "output_dir": str(out),
+        "max_steps": 4,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(**settings | options),
+        train_dataset=blocks(),
+        data_collator=lambda rows: {k: torch.stack([r[k] for r in rows]) for k in rows[0]},
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    return trainer
 
 
 SPEC = BaseSpec(hidden=16, layers=2, heads=2, intermediate=24, vocabulary=400, steps=10, batch=4, warmup=2, threads=1)

@@ -12,21 +12,14 @@ import torch
 
 import deltaw
 from deltaw.errors import OptionError
-from deltaw.monitoring.scalars import scalars
 from deltaw.study import SpectrumCallback, arms
 from deltaw.study.plan import Arm
-from deltaw.study.tokens import Blocks
 from deltaw.study.training import train
 from deltaw.types import Reason
 
-from .conftest import DORA, FULL, LORA, MORA6
+from .conftest import DORA, FULL, LORA, MORA6, blocks
 
 TIMES = ["seconds"]
-
-
-def blocks(length: int = 32, rows: int = 24, vocabulary: int = 50) -> Blocks:
-    ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
-    return Blocks(ids, ids)
 
 
 def fit(model: Any, folder: Path, **options: Any) -> None:
@@ -88,47 +81,6 @@ def test_the_table_and_the_files(base: Path, tmp_path: Path) -> None:
     again = deltaw.load(tmp_path / "out" / "step-00000003").to_pandas()
     assert again["fro_norm"].tolist() == table.loc[table["step"] == 3, "fro_norm"].tolist()
     assert 0 < spectra.overhead < 1
-
-
-def test_what_it_finds_is_in_tensorboard_at_its_steps(base: Path, tmp_path: Path) -> None:
-    """Read back from the event files, and equal to `analyze` of the checkpoints that the same Trainer saved."""
-    import transformers
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with arms.quiet():
-        model = arms.open_base(base)
-        arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path / "run"),
-            max_steps=4,
-            save_steps=2,
-            logging_steps=3,
-            learning_rate=1e-2,
-            per_device_train_batch_size=4,
-            use_cpu=True,
-            report_to=["tensorboard"],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
-        spectra = SpectrumCallback(every=2, device="cpu", jobs=1)
-        trainer = transformers.Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=blocks(),
-            data_collator=lambda rows: {k: torch.stack([r[k] for r in rows]) for k in rows[0]},
-            callbacks=[spectra],
-        )
-        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-        spectra.set_trainer(trainer)
-        trainer.train()
-    (file,) = tmp_path.rglob("events.out.tfevents.*")
-    events = EventAccumulator(str(file)).Reload()
-    tags = [t for t in events.Tags()["scalars"] if "deltaw/" in t]
-    for step in (2, 4):
-        expected = scalars(deltaw.analyze(base, tmp_path / "run" / f"checkpoint-{step}", device="cpu", jobs=1))
-        found = {t[t.index("deltaw/") :]: e.value for t in tags for e in events.Scalars(t) if e.step == step}
-        assert found == pytest.approx(expected, rel=1e-6)  # events are float32
-        assert len(found) > 8
-    assert all([e.step for e in events.Scalars(t)] == [2, 4] for t in tags)
 
 
 def test_tied_weights_stay_tied(base: Path, tmp_path: Path) -> None:

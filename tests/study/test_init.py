@@ -17,39 +17,14 @@ from deltaw.comparison.manifest import draft, read_manifest
 from deltaw.errors import ManifestError
 from deltaw.study import arms
 
-from .conftest import FULL, LORA
-from .test_callback import blocks
+from .conftest import FULL, LORA, trainer_of
 
 
 def trained(base: Path, out: Path, arm: Any, seed: int, **options: Any) -> None:
     """A run as people have them: a Trainer's output directory, saved as it saves itself."""
-    import torch
-
     with arms.quiet():
         transformers.set_seed(seed)
-        model = arms.prepare(arms.open_base(base), arm)
-        arguments = transformers.TrainingArguments(
-            output_dir=str(out),
-            max_steps=4,
-            save_steps=2,
-            logging_steps=1,
-            learning_rate=1e-2,
-            per_device_train_batch_size=2,
-            seed=seed,
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            **options,
-        )
-        data = blocks()
-        trainer = transformers.Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=data,
-            data_collator=lambda rows: {k: torch.stack([r[k] for r in rows]) for k in rows[0]},
-        )
-        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+        trainer = trainer_of(arms.prepare(arms.open_base(base), arm), out, seed=seed, **options)
         trainer.train()
         trainer.save_model()
         trainer.save_state()
