@@ -178,6 +178,12 @@ def choosing(function: F) -> F:
             show_default=True,
             help="Of the factors.",
         ),
+        click.option(
+            "--activations",
+            type=FilePath(),
+            metavar="FILE",
+            help="Keep what does most to the inputs of a data set (deltaw activations), and state that error, too.",
+        ),
         click.option("--ranks", type=Counts(), default=(), metavar="N,N,…", help="Only these ranks: 8,16,32,64."),
         click.option("--max-rank", type=click.IntRange(min=1), help="No more of any matrix."),
         click.option(

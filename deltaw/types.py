@@ -82,6 +82,11 @@ class Factors(NamedTuple):
     B: torch.Tensor
     A: torch.Tensor
 
+    @property
+    def mT(self) -> Factors:  # noqa: N802 (as a tensor has it)
+        """ΔWᵀ = Aᵀ·Bᵀ."""
+        return Factors(self.A.mT, self.B.mT)
+
 
 class Update(Protocol):
     """What an adapter does to one base tensor (or to one slice of its first dimension, `expert`)."""

@@ -76,6 +76,11 @@ class Moments:
         left = self.energy - float(self.sums.square().sum())
         return min(max(left, 0.0) / self.dimension, self.error)
 
+    @property
+    def left_open(self) -> tuple[float, float]:
+        """How much of Σxxᵀ, times I, a sketch may have taken too much and too little; 0 of what is whole."""
+        return self.spread, self.error - self.spread
+
     def apply(self, x: Tensor | Factors) -> Tensor | Factors:
         """X·C^½, up to a rotation of its columns, which changes no singular value; of an embedding C^½·X.
 

@@ -104,7 +104,7 @@ def _within(
     moments: Moments, plain: Spectrum, found: Spectrum, delta_sq: float, base: tuple[Tensor, float] | None
 ) -> dict[str, tuple[float, float]]:
     """What a sketch leaves open: C is between what was taken less ρ·I and that plus (error − ρ)·I."""
-    below, above = (x / moments.count for x in (moments.spread, moments.error - moments.spread))
+    below, above = (x / moments.count for x in moments.left_open)
     size = plain.energy or 0.0
     least, most = max(delta_sq - below * size, 0.0), delta_sq + above * size
     bounds: dict[str, tuple[float, float]] = {}

@@ -30,6 +30,8 @@ class ExtractedRow:
         energy_kept: Share of ‖ΔW‖F² in the directions that are kept.
         relative_error: ‖ΔW − B·A‖F/‖ΔW‖F of the factors as they are stored.
         signal_rank: Directions above the noise edge; None where more of them than are kept were not counted.
+        relative_error_on_data: ‖(ΔW − B·A)·C^½‖F/‖ΔW·C^½‖F on the inputs of `activations`, of a sketch the most that it
+            may be; None where they are unknown.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ExtractedRow:
     energy_kept: float
     relative_error: float
     signal_rank: int | None
+    relative_error_on_data: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Extraction:
         gap: How far from the best choice within a budget this one may be, as a share of the energy; 0 for the best.
         notes: What a reader should know.
         command: The command that makes it again; empty where a side was in memory.
+        activations: The file of the data set that the pairs were made for; empty without one.
+        relative_error_on_data: √(Σ‖(ΔW − BA)·C^½‖²/Σ‖ΔW·C^½‖²) over the compared matrices whose inputs it has.
     """
 
     out: str
@@ -83,6 +88,8 @@ class Extraction:
     gap: float = 0.0
     notes: tuple[str, ...] = field(default=(), repr=False)
     command: str = ""
+    activations: str = ""
+    relative_error_on_data: float | None = None
 
     @property
     def parameters(self) -> int:
@@ -106,6 +113,11 @@ class Extraction:
             f"({percent(pairs / size)} of their matrices) keep {percent(self.energy_kept)} of the update's energy: "
             f"relative error {self.relative_error:.2g}, measured on what was written ({self.dtype})."
         ]
+        if self.relative_error_on_data is not None:
+            out.append(
+                f"They are the best for the inputs in {Path(self.activations).name}: there the relative error is "
+                f"{self.relative_error_on_data:.2g}."
+            )
         if self.saved:
             whole = sum(s.parameters for s in self.saved)
             what = "one module or bias" if len(self.saved) == 1 else f"{len(self.saved):,} modules and biases"
@@ -134,6 +146,8 @@ class Extraction:
             "skipped": [s.to_dict() for s in self.skipped],
             "notes": list(self.notes),
             "command": self.command,
+            "activations": self.activations,
+            "relative_error_on_data": plain(self.relative_error_on_data),
         }
 
     def to_pandas(self) -> pd.DataFrame:
@@ -150,6 +164,8 @@ def table(rows: Sequence[ExtractedRow]) -> str:
     """`extraction.csv`; its numbers read back to the same bits."""
     out = io.StringIO()
     names = [f.name for f in fields(ExtractedRow)]
+    if all(row.relative_error_on_data is None for row in rows):
+        names.remove("relative_error_on_data")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for row in rows:

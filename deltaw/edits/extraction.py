@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from deltaw.activations import Activations
 from deltaw.adapters import open_adapter
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
+from deltaw.edits.for_data import DataSet
 from deltaw.edits.making import Made, Maker
 from deltaw.edits.opened import OpenedSides, open_model
 from deltaw.edits.parts import EditFolder, refuse_existing, refuse_inputs
@@ -40,6 +42,7 @@ def extract(
     parameters: int | None = None,
     max_rank: int | None = None,
     ranks: Iterable[int] = (),
+    activations: str | Path | Activations | None = None,
     dtype: str = "float32",
     save_modules: str = "auto",
     include: str | Iterable[str] = (),
@@ -64,6 +67,7 @@ def extract(
         parameters: Spend this many numbers, all that is stored whole included, where they keep most energy.
         max_rank: No more of any matrix.
         ranks: Only these ranks.
+        activations: Keep what does most to the inputs of a data set: what `collect_activations` wrote of the base.
         dtype: Of the factors: `bfloat16`, `float16` or `float32`.
         save_modules: `auto` stores whole what no pair can hold, `none` leaves it out.
         include, exclude: Regular expressions on tensor names; one, or several.
@@ -96,24 +100,30 @@ def extract(
         opened.model,
         save_modules=save_modules == "auto",
     )
-    parts = EditFolder(folder, _identity(opened, policy, dtype, selection), resume=resume)
+    data = DataSet.of(
+        activations,
+        [p for t in placed.targets for p in t.pairs],
+        opened.sides.configs,
+        one_budget=parameters is not None,
+    )
+    parts = EditFolder(folder, _identity(opened, policy, dtype, selection, data), resume=resume)
     try:
-        made = Maker(parts, policy, dtype, workers, progress).make(placed)
-        found = _written(opened, made, folder, policy, dtype, _options(selection, save_modules))
+        made = Maker(parts, policy, dtype, workers, progress, data.inputs).make(placed)
+        found = _written(opened, made, folder, policy, dtype, [*_options(selection, save_modules), *data.flags], data)
         parts.close(finished=True)
     finally:
         parts.close()
     return found
 
 
-def _identity(opened: OpenedSides, policy: Policy, dtype: str, selection: Selection) -> str:
+def _identity(opened: OpenedSides, policy: Policy, dtype: str, selection: Selection, data: DataSet) -> str:
     """What decides the factors; empty for tensors in memory, which nothing says are still what they were."""
     sources = [s for s in opened.sides.sources if s is not None]
     if not all(s.files for s in sources):
         return ""
     files = [[str(f) for f in s.files] for s in sources]
     configs = [c.values for c in opened.sides.configs]
-    options = [selection.include, selection.exclude, selection.rename, dtype, policy.to_dict()]
+    options = [selection.include, selection.exclude, selection.rename, dtype, policy.to_dict(), data.hash]
     return digest(version("deltaw"), files, configs, options, opened.model is not None)
 
 
@@ -125,7 +135,7 @@ def _options(selection: Selection, save_modules: str) -> list[str]:
 
 
 def _written(
-    opened: OpenedSides, made: Made, out: Path, policy: Policy, dtype: str, options: Sequence[str]
+    opened: OpenedSides, made: Made, out: Path, policy: Policy, dtype: str, options: Sequence[str], data: DataSet
 ) -> Extraction:
     """Write the adapter, read it back, and sum up."""
     base, ft = opened.sides.sources
@@ -145,7 +155,8 @@ def _written(
         ft=(ft,),
         policy=policy,
         dtype=dtype,
-        notes=opened.plan.notes,
+        notes=(*opened.plan.notes, *data.notes),
+        activations=data.path,
         command=command("extract", (base, ft), policy, dtype, out, options),
     )
     return write_adapter(out, made, about, told, partial(_read_back, opened, out))

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaw.activations.matching import MatrixInputs
 from deltaw.delta.difference import Delta, difference
 from deltaw.edits.budget import Menu, spend
 from deltaw.edits.directions import KnownSpectrum, residual, spread, triplets
+from deltaw.edits.for_data import MatrixData
 from deltaw.edits.parts import EditFolder, FinishedMatrix, MatrixKept
 from deltaw.edits.placement import PairTarget, Placement
 from deltaw.edits.policies import Policy, menus
@@ -48,9 +50,17 @@ class Made:
 class Maker:
     """Makes the factors of all targets, matrix by matrix."""
 
-    def __init__(self, parts: EditFolder, policy: Policy, dtype: str, workers: Workers, progress: Show | None) -> None:
+    def __init__(
+        self,
+        parts: EditFolder,
+        policy: Policy,
+        dtype: str,
+        workers: Workers,
+        progress: Show | None,
+        inputs: MatrixInputs | None = None,
+    ) -> None:
         self.parts, self.policy, self.dtype = parts, policy, dtype
-        self.workers, self.progress = workers, progress
+        self.workers, self.progress, self.inputs = workers, progress, inputs
 
     def make(self, placed: Placement) -> Made:
         """Spectra where they decide the ranks, then factors.
@@ -92,7 +102,7 @@ class Maker:
     def _each(
         self, pairs: Sequence[Pair], function: Callable[[Pair, torch.device], FinishedMatrix]
     ) -> dict[str, FinishedMatrix | str]:
-        return each(pairs, function, self.workers, self.progress)
+        return each(pairs, function, self.workers, self.progress, on_data=self.inputs is not None)
 
     def _first(self, pair: Pair, device: torch.device, *, alone: Mapping[str, PairTarget]) -> FinishedMatrix:
         """The spectrum of one matrix, and its factors where nothing else has a say in its rank."""
@@ -105,19 +115,21 @@ class Maker:
         wanted = self.policy.rank if self.policy.keeps_noise else None
         k = min(pair.shape)
         asked = None if wanted is None else min(self.policy.snapped(wanted), k)
-        known, found = spread(delta, asked)
+        data = self._data(pair, device)
+        known, found = spread(delta, asked) if data is None else data.spread(delta, asked)
         if asked is None and pair.key not in alone:
             return self._put(pair, FinishedMatrix(known), {})
         rank = self.policy.wanted([known.above])
         if not rank:
-            return self._put(
-                pair, FinishedMatrix(known, MatrixKept(0, known.energy, 0.0, math.sqrt(known.energy), known.signal)), {}
-            )
+            return self._put(pair, FinishedMatrix(known, _nothing_kept(delta, known, data)), {})
         keep = min(rank, k) if self.policy.keeps_noise else min(rank, len(known.above))
         top = found if found is not None else triplets(delta, keep)
-        kept, factors = _pair(delta, top, keep, rank, self.dtype)
+        kept, factors = _pair(delta, top, keep, rank, self.dtype, data)
         kept = replace(kept, signal=known.signal)
         return self._put(pair, FinishedMatrix(known, kept), factors)
+
+    def _data(self, pair: Pair, device: torch.device) -> MatrixData | None:
+        return None if self.inputs is None else MatrixData.of(pair, self.inputs, device)
 
     def _factors(self, pair: Pair, device: torch.device, rank: int, known: FinishedMatrix) -> FinishedMatrix:
         """The factors of a matrix whose rank was decided among others."""
@@ -125,11 +137,11 @@ class Maker:
         if done is not None and done.kept is not None and done.kept.rank == rank:
             return done
         keep = min(rank, len(known.spread.above))
+        delta, data = difference(pair, device), self._data(pair, device)
         if not keep:
-            lost = math.sqrt(known.spread.energy)
-            return self._put(pair, FinishedMatrix(known.spread, MatrixKept(0, known.spread.energy, 0.0, lost, 0)), {})
-        delta = difference(pair, device)
-        kept, factors = _pair(delta, triplets(delta, keep), keep, rank, self.dtype)
+            return self._put(pair, FinishedMatrix(known.spread, _nothing_kept(delta, known.spread, data)), {})
+        top = triplets(delta, keep) if data is None else data.best(delta, len(known.spread.above))
+        kept, factors = _pair(delta, top, keep, rank, self.dtype, data)
         return self._put(pair, FinishedMatrix(known.spread, replace(kept, signal=known.spread.signal)), factors)
 
     def _read(
@@ -197,7 +209,14 @@ def _nothing_changed() -> KnownSpectrum:
     return KnownSpectrum(np.zeros(0), 0.0, 0.0, 0)
 
 
-def _pair(delta: Delta, top: Triplets, keep: int, rank: int, dtype: str) -> tuple[MatrixKept, dict[str, Tensor]]:
+def _nothing_kept(delta: Delta, known: KnownSpectrum, data: MatrixData | None) -> MatrixKept:
+    size = None if data is None or delta.value is None else data.within(delta.value, math.sqrt(known.energy))[0]
+    return MatrixKept(0, known.energy, 0.0, math.sqrt(known.energy), known.signal, size, size)
+
+
+def _pair(
+    delta: Delta, top: Triplets, keep: int, rank: int, dtype: str, data: MatrixData | None
+) -> tuple[MatrixKept, dict[str, Tensor]]:
     """B and A as they are stored, padded with zeros to the rank; and what they keep.
 
     Raises:
@@ -215,4 +234,8 @@ def _pair(delta: Delta, top: Triplets, keep: int, rank: int, dtype: str) -> tupl
     A = torch.nn.functional.pad(A, (0, 0, 0, pad))
     energy = float(delta.sums.delta_row_sq.sum())
     held = min(energy, float((top.S[:keep].double() ** 2).sum()))
-    return MatrixKept(rank, energy, held, residual(delta, B, A), None), {"B": B, "A": A}
+    kept = MatrixKept(rank, energy, held, residual(delta, B, A), None)
+    if data is not None and delta.value is not None:
+        size, _ = data.within(delta.value, math.sqrt(energy))
+        kept = replace(kept, size_on_data=size, error_on_data=data.error(delta, B, A, kept.error))
+    return kept, {"B": B, "A": A}

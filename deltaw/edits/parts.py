@@ -39,6 +39,8 @@ class MatrixKept:
         kept: Σσ² of the directions that are stored.
         error: ‖ΔW − B·A‖F of the factors as stored.
         signal: How many directions stand above the noise; None where that is not known.
+        size_on_data, error_on_data: ‖ΔW·C^½‖F and ‖(ΔW − B·A)·C^½‖F on the inputs of a data set, where they are known;
+            of a sketch the least and the most that they may be.
     """
 
     rank: int
@@ -46,6 +48,8 @@ class MatrixKept:
     kept: float
     error: float
     signal: int | None
+    size_on_data: float | None = None
+    error_on_data: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltaw.activations import Activations
 from deltaw.adapters import Adapter, open_adapter, variants
 from deltaw.adapters.experts import targets as parameters_of
 from deltaw.adapters.keys import Contents, LoraModule, sort_tensors
@@ -24,6 +25,7 @@ from deltaw.adapters.scaling import scale as scale_of
 from deltaw.checkpoints import as_named, locate
 from deltaw.edits.config import adapter_config
 from deltaw.edits.extracted import Extraction
+from deltaw.edits.for_data import DataSet
 from deltaw.edits.making import Maker
 from deltaw.edits.parts import EditFolder, refuse_existing, refuse_inputs
 from deltaw.edits.placement import Form, PairTarget, Placement, Whole
@@ -111,6 +113,7 @@ def resize(
     parameters: int | None = None,
     max_rank: int | None = None,
     ranks: Iterable[int] = (),
+    activations: str | Path | Activations | None = None,
     dtype: str = "float32",
     save_modules: str = "auto",
     include: str | Iterable[str] = (),
@@ -128,8 +131,8 @@ def resize(
         adapters: Path or Hub id of one, or of several.
         out: The directory to write to.
         weights: One per adapter; 1 each by default.
-        rank, energy, above_noise, parameters, max_rank, ranks, dtype: As for `extract`; factors hold no rounding, so
-            that all directions that float32 can tell from none stand above the noise.
+        rank, energy, above_noise, parameters, max_rank, ranks, activations, dtype: As for `extract`; factors hold no
+            rounding, so that all directions that float32 can tell from none stand above the noise.
         save_modules: `auto` keeps what one adapter stores whole, `none` leaves it out.
         include, exclude: Regular expressions on the names of the adapted weights.
         device, jobs, memory, resume, force, progress: As for `extract`.
@@ -153,12 +156,15 @@ def resize(
     refuse_inputs(folder, sources)
     placed = _placed(opened, share, selection, save_modules=save_modules == "auto")
     files = [[str(f) for f in s.files] for s in sources]
-    options = [share, selection.include, selection.exclude, save_modules, dtype, policy.to_dict()]
+    pairs = [p for t in placed.targets for p in t.pairs]
+    data = DataSet.of(activations, pairs, (), one_budget=parameters is not None)
+    options = [share, selection.include, selection.exclude, save_modules, dtype, policy.to_dict(), data.hash]
     parts = EditFolder(folder, digest(version("deltaw"), "resize", files, options), resume=resume)
     try:
-        made = Maker(parts, policy, dtype, workers, progress).make(placed)
-        flags = [] if weights is None else ["--weights", ",".join(f"{w:g}" for w in share)]
-        told = Told(None, sources, policy, dtype, (), command("resize", sources, policy, dtype, folder, flags))
+        made = Maker(parts, policy, dtype, workers, progress, data.inputs).make(placed)
+        flags = [*([] if weights is None else ["--weights", ",".join(f"{w:g}" for w in share)]), *data.flags]
+        line = command("resize", sources, policy, dtype, folder, flags)
+        told = Told(None, sources, policy, dtype, data.notes, line, data.path)
         about = adapter_config(
             made.placed.targets,
             made.ranks,

@@ -19,9 +19,20 @@ Show = Callable[[Progress], None]
 
 
 def each(
-    pairs: Sequence[Pair], function: Callable[[Pair, torch.device], Out], workers: Workers, progress: Show | None
+    pairs: Sequence[Pair],
+    function: Callable[[Pair, torch.device], Out],
+    workers: Workers,
+    progress: Show | None,
+    *,
+    on_data: bool = False,
 ) -> dict[str, Out | str]:
     """What the function makes of each pair by its key; a text where one cannot be used.
+
+    Args:
+        pairs, function: The matrices, and what is done with each on a device.
+        workers: Where.
+        progress: Called after each.
+        on_data: Whether the inputs of the matrices are met as well, which takes memory.
 
     Raises:
         Exception: Anything but a `DeltaWError` of one matrix.
@@ -47,7 +58,7 @@ def each(
         pairs,
         finished,
         work=lambda pair: work([pair]),
-        need=lambda pair: bytes_needed([pair]),
+        need=lambda pair: bytes_needed([pair], on_data=on_data),
         total=total,
         most=len(pairs),
     )

@@ -15,6 +15,7 @@ from deltaw.edits.card import card
 from deltaw.edits.extracted import ExtractedRow, Extraction, SavedModule, write_table
 from deltaw.edits.layout import factor_entries, whole_entries
 from deltaw.edits.making import Made
+from deltaw.edits.parts import MatrixKept
 from deltaw.edits.policies import Policy
 from deltaw.errors import EditError, ResultsError
 from deltaw.files import replacing
@@ -36,6 +37,7 @@ class Told:
     dtype: str
     notes: tuple[str, ...]
     command: str
+    activations: str = ""
 
 
 def write_adapter(out: Path, made: Made, about: Mapping[str, JsonValue], told: Told, read: ReadBack) -> Extraction:
@@ -99,7 +101,8 @@ def _certificate(made: Made, out: Path, told: Told) -> Extraction:
             share = kept.kept / kept.energy if kept.energy else math.nan
             error = kept.error / math.sqrt(kept.energy) if kept.energy else math.nan
             rank = made.ranks[target.name]
-            rows.append(ExtractedRow(pair.label, m, n, rank, rank * (m + n), share, error, kept.signal))
+            on_data = _ratio(kept.error_on_data, kept.size_on_data)
+            rows.append(ExtractedRow(pair.label, m, n, rank, rank * (m + n), share, error, kept.signal, on_data))
     energy = sum(part.spread.energy for part in made.found.values())
     held = [part.kept for part in made.found.values() if part.kept is not None and part.kept.rank]
     lost = energy - sum(k.energy for k in held) + sum(k.error**2 for k in held)
@@ -117,7 +120,22 @@ def _certificate(made: Made, out: Path, told: Told) -> Extraction:
         gap=made.gap,
         notes=told.notes,
         command=told.command,
+        activations=told.activations,
+        relative_error_on_data=_on_data([p.kept for p in made.found.values() if p.kept is not None]),
     )
+
+
+def _on_data(kept: Sequence[MatrixKept]) -> float | None:
+    """√(Σ‖(ΔW − BA)·C^½‖²/Σ‖ΔW·C^½‖²) over the matrices whose inputs are known; None without any."""
+    known = [(k.error_on_data, k.size_on_data) for k in kept if k.error_on_data is not None and k.size_on_data]
+    return _ratio(math.hypot(*(e for e, _ in known)), math.hypot(*(s for _, s in known))) if known else None
+
+
+def _ratio(error: float | None, size: float | None) -> float | None:
+    """How large an error is beside what it is of; 0 where that is nothing."""
+    if error is None or size is None:
+        return None
+    return error / size if size else 0.0
 
 
 def command(name: str, sources: Sequence[Source], policy: Policy, dtype: str, out: Path, options: Sequence[str]) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import overload
 
 import torch
-from torch import Tensor
 
 from deltaw.activations.on_data import FROM_SPECTRUM, SETS, Effect, effect, unchanged
 from deltaw.checkpoints import why_unread
@@ -16,7 +14,7 @@ from deltaw.metrics import evaluate
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
 from deltaw.tensors.matrix import matrix
-from deltaw.types import Cell, Factors, Pair, Spectrum
+from deltaw.types import Cell, Pair, Spectrum
 
 
 def on_data(pair: Pair, delta: Delta, plain: Spectrum, options: Options, device: torch.device) -> dict[str, Cell]:
@@ -41,7 +39,9 @@ def on_data(pair: Pair, delta: Delta, plain: Spectrum, options: Options, device:
         if base is None and pair.base is not None and not why_unread(pair.base):
             base = matrix(pair.base, pair.view)
         moments = moments.to(device)
-        value, W0 = (_turned(delta.value), _turned(base)) if inputs.turned(pair) else (delta.value, base)
+        value, W0 = delta.value, base
+        if inputs.turned(pair):
+            value, W0 = None if value is None else value.mT, None if W0 is None else W0.mT
         effects[which] = (
             unchanged(moments, W0)
             if value is None
@@ -57,15 +57,6 @@ def on_data(pair: Pair, delta: Delta, plain: Spectrum, options: Options, device:
     for which, found in effects.items():
         row |= _bounds(which, found, row, fast=options.mode == "fast")
     return row | _selectivity(row)
-
-
-@overload
-def _turned(x: Tensor | None) -> Tensor | None: ...
-@overload
-def _turned(x: Tensor | Factors | None) -> Tensor | Factors | None: ...
-def _turned(x: Tensor | Factors | None) -> Tensor | Factors | None:
-    """The transpose."""
-    return Factors(x.A.T, x.B.T) if isinstance(x, Factors) else None if x is None else x.T
 
 
 def _bounds(which: str, found: Effect, row: dict[str, Cell], *, fast: bool) -> dict[str, Cell]:
