@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.cli.inspect import coverage_line, skipped_lines
 from deltaw.cli.screen import console, file_link
+from deltaw.types import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,7 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
     for note in analysis.notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)
     where = out / "report.html" if report else out / "layers.csv"
-    took = f"\n{len(analysis.rows):,} rows in {analysis.seconds:.1f} s on {analysis.device}: "
+    took = f"\n{counted(len(analysis.rows), 'row')} in {analysis.seconds:.1f} s on {analysis.device}: "
     screen.print(Text.assemble(took, file_link(where)), soft_wrap=True)
 
 

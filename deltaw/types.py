@@ -45,6 +45,11 @@ def times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 tensor`, `1,024 tensors`; `many` where the plural takes more than an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 class Handle(Protocol):
     """A stored tensor that is described without being read."""
 

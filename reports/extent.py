@@ -27,6 +27,12 @@ def only_a_part(s: Summary) -> tuple[str, str] | None:
     if missing:
         reason = max(missing, key=lambda r: missing[r])
         why = f"; the largest group without a row is “{words(Reason(reason))}” ({plural(missing[reason], 'tensor')})"
+    if not c.compared_numbers:
+        return (
+            f"{strong('Nothing of the base was compared')}: it has {whole(c.numbers)} numbers in "
+            f"{plural(c.tensors, 'tensor')}{why}.",
+            "Not one of the base's floating numbers was compared or is known to be unchanged.",
+        )
     return (
         f"{strong(f'Only {share(c.share)} of the base was compared')}: {whole(c.compared_numbers)} of "
         f"{whole(c.numbers)} numbers, in {whole(c.compared_tensors)} of {plural(c.tensors, 'tensor')}{why}. "

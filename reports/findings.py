@@ -83,6 +83,8 @@ def _said(s: Summary, offered: Offer | None) -> list[Finding]:
 
 def _what(s: Summary, kind: Verdict) -> Finding:
     rule = RULES[kind]
+    if kind == Verdict.VECTORS_ONLY and not s.matrices:
+        return Finding(f"{strong(_vectors(s).capitalize())} changed, and there is no matrix to compare.", rule)
     if kind == Verdict.VECTORS_ONLY:
         return Finding(
             f"{_of_these(s, 'Only')} {strong(plural(s.changed_vectors, 'vector'))} (norms and biases) changed; "
@@ -107,10 +109,17 @@ def _what(s: Summary, kind: Verdict) -> Finding:
         rule = "Counts of rows with ΔW ≠ 0; relative_change of changed matrices."
     vectors = f"; so did {_vectors(s)}" if s.changed_vectors else ""
     if math.isnan(s.change.median):
-        return Finding(f"{counts}{vectors}; how far, relative to the base, only the base's weights could tell.", rule)
+        return Finding(f"{counts}{vectors}; {_nothing_relative(s)}.", rule)
     if s.matrices == 1:
         counts = f"The {strong('one')} matrix{compared} changed"
     return Finding(f"{counts}{_by(s)}{vectors}.", rule)
+
+
+def _nothing_relative(s: Summary) -> str:
+    """Why no matrix that changed has a relative change: the base's norm is not known, or it is 0."""
+    if math.isnan(s.base_norm):
+        return "how far, relative to the base, only the base's weights could tell"
+    return "the base is zero there, so nothing relative to it can be said"
 
 
 def _vectors(s: Summary) -> str:
@@ -224,7 +233,10 @@ def _rank(s: Summary, kind: Verdict, offered: Offer | None) -> Finding | None:
             f"of W0; an adapter has nothing to learn from it.",
             rule,
         )
-    if kind == Verdict.ADAPTER and s.rank.rank_90.n and s.adapter.rank.n:
+    if kind == Verdict.ADAPTER and s.adapter.rank.high == 1:
+        return Finding(f"{strong('Low-rank by construction')}: its factors allow one direction.", rule)
+    # factors of as many directions as the matrices have allow every rank
+    if kind == Verdict.ADAPTER and s.rank.rank_90.n and s.adapter.rank.median < s.rank.dimensions.median:
         return Finding(
             f"{strong('Low-rank by construction')}: 90 % of the energy takes {strong(number(s.rank.rank_90.median))} "
             f"of the {number(s.adapter.rank.median)} directions that the factors allow, in the typical matrix.",

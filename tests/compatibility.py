@@ -63,6 +63,10 @@ CASES = (
     Case("transformers", "a model saved without its head", "bridged", "all that both have", f"{F}::test_without_its_head"),
     Case("transformers, timm", "q, k and v, or gate and up, fused on one side and apart on the other", "bridged", "one row per part", "pairs/test_fused::test_each_part_is_compared_with_its_own"),
     Case("PyTorch", "`weight_orig` of spectral norm; `base_layer` without factors", "bridged", "`parametrizations.weight.original`; without it", "pairs/test_fused::test_what_wrappers_and_libraries_left_in_names"),
+    Case("PyTorch", "`in_proj_weight` of its attention on one side, q, k and v on the other", "bridged", "one row per part", "pairs/test_fused::test_the_attention_of_torch_is_cut_too"),
+    Case("CodeGen, MiniMax", "`qkv_proj` that interleaves, against q, k and v apart", "skipped", "`only_in_base`, `only_in_ft`", "pairs/test_fused::test_codegen_is_not_cut_like_others"),
+    Case("Meta, Mistral", "their own names against transformers'", "refused", "the rows of q and k lie in another order", f"{M}::test_the_names_of_meta_are_not_called_a_rename_away"),
+    Case("any", "whole checkpoints of several steps in one directory", "refused", "the file has to be named", f"{W}::test_checkpoints_of_one_training_are_no_parts"),
     Case("nanoGPT", "`Linear` against the hub's `Conv1D`", "bridged", "transposed; siblings settle square ones", f"{M}::test_siblings_settle_a_square_matrix"),
     Case("any", "a square matrix whose siblings disagree", "skipped", "`shape_mismatch`", f"{M}::test_a_square_matrix_whose_siblings_disagree_is_not_compared"),
     Case("any", "no matrix that both sides have", "refused", "with the nearest names", f"{C}::test_no_sentence_about_the_model_where_less_than_nine_tenths_were_compared"),
@@ -89,6 +93,8 @@ CASES = (
     Case("bitsandbytes", "NF4, FP4, LLM.int8", "read", "dequantised", f"{Q}::test_bitsandbytes_four_bits"),
     Case("compressed-tensors", "FP8, int4, int8, NVFP4, MXFP4", "read", "dequantised", f"{Q}::test_compressed_tensors_reads_the_same"),
     Case("MLX", "`weight`, `scales`, `biases`", "read", "dequantised", f"{Q}::test_mlx"),
+    Case("SmoothQuant, EETQ, Marlin, SqueezeLLM", "codes in the order of a kernel, scales of any name", "skipped", "`quantised: FORMAT`", "checkpoints/quantised/test_detection::test_a_row_of_the_table"),
+    Case("ModelOpt, torch.ao", "ranges and scales of fake quantisation", "skipped", "`not_a_weight`; the weights are read", "checkpoints/quantised/test_detection::test_what_a_quantiser_measured_is_no_weight"),
     Case("any", "codes of a format that is not known", "skipped", "`quantised: FORMAT`", "checkpoints/quantised/test_detection::test_codes_are_read_or_skipped_and_companions_are_no_rows"),
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "peft", "safetensors")

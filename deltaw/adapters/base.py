@@ -52,7 +52,7 @@ class Base:
 
     def _cut(self, expected: Mapping[str, Shape]) -> None:
         """Cut the stacks of experts of which an adapter names single ones, and fused layers whose parts it names."""
-        for cut in cut_fused(self.checkpoint.tensors, expected).values():
+        for cut in cut_fused(self.checkpoint.tensors, self.checkpoint.config, expected).values():
             self.pieces |= cut
         if not self.layout.stacks or not any(APART.match(known(unwrap(n))) for n in expected):
             return

@@ -18,7 +18,7 @@ from deltaw.checkpoints.beside import NOT_WEIGHTS
 from deltaw.checkpoints.kinds import holds_tensors
 from deltaw.checkpoints.reading import read_file
 from deltaw.errors import AdapterError, DeltaWError
-from deltaw.types import Reason, Skipped
+from deltaw.types import Reason, Skipped, counted
 
 READ = re.compile(r"^non_lora_(trainables|state_dict)\.(bin|pt|safetensors)$")
 LARGEST = 10_000  # names of one file; of a whole model there are fewer
@@ -38,7 +38,7 @@ def with_companions(folder: Path, own: Checkpoint, open_tensors: Open) -> tuple[
         found = open_tensors(path)
         if twice := own.tensors.keys() & found.tensors.keys():
             raise AdapterError(f"{folder}: {min(twice)!r} is in the adapter and in {path.name}; take one of them out")
-        note = f"{path.name}: {len(found.tensors):,} tensors that were trained whole are read with the adapter"
+        note = f"{path.name}: read with the adapter ({counted(len(found.tensors), 'tensor')}, trained whole)"
         own = replace(
             own,
             tensors={**own.tensors, **found.tensors},

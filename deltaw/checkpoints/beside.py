@@ -12,6 +12,7 @@ from pathlib import Path
 from deltaw.checkpoints.kinds import Foreign, holds_tensors
 from deltaw.checkpoints.reading import read_file
 from deltaw.errors import DeltaWError
+from deltaw.types import counted
 
 # What trainers leave beside the weights; none of it is weights.
 NOT_WEIGHTS = re.compile(
@@ -54,8 +55,8 @@ def _about(path: Path, names: Collection[str]) -> str:
         return f"cannot be read: {str(e).removeprefix(f'{path}: ')[:120]}"
     new = sum(n not in names for n in found)
     if not names or new == len(found):
-        return f"{len(found)} tensors"
-    return f"{len(found)} tensors, {'all of the same names' if not new else f'{new} of other names'}"
+        return counted(len(found), "tensor")
+    return f"{counted(len(found), 'tensor')}, {'all of the same names' if not new else f'{new} of other names'}"
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from deltaw.checkpoints.reading import Tensors, read_file, read_files
 from deltaw.documents import Document, read_object
 from deltaw.errors import CheckpointError
 from deltaw.results.sources import FileStamp
+from deltaw.types import counted
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 INDEX_FIRST = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
@@ -241,6 +242,6 @@ def _open_index(index: Path, config: Document) -> Checkpoint:
             tensors[name] = found[name]
         if len(found) > len(names):
             notes.append(
-                f"{path.name} holds {len(found) - len(names)} tensors that the index does not name; they were ignored"
+                f"{path.name} holds {counted(len(found) - len(names), 'tensor')} that the index does not name, ignored"
             )
     return _checkpoint(folder, f"{kind} (sharded)", tensors, config, notes, [index, *wanted])

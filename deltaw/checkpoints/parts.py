@@ -34,6 +34,8 @@ SLICES = (
 )
 ZERO = "python zero_to_fp32.py DIR OUT (it lies in the checkpoint's directory)"
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR model.pt"
+# A name that says when a checkpoint was written, not which part of it a file is.
+TIMES = re.compile(r"(^|[^a-z])(epoch|ep|step|iter|iteration|ckpt|checkpoint|snapshot)s?[^a-z]*\d", re.IGNORECASE)
 FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$|_fsdp_wrapped_module\.flat_param|_flat_param$")
 
 
@@ -93,8 +95,14 @@ def join(parts: Sequence[tuple[Path, Mapping[str, Handle]]], source: Path) -> di
         CheckpointError: Two parts hold a tensor of the same name, so they are no shards.
     """
     out: dict[str, Handle] = {}
+    several = all(TIMES.search(path.stem) for path, _ in parts)
     for _, tensors in parts:
         twice = next((n for n in tensors if n in out), None)
+        if twice is not None and several:
+            raise CheckpointError(
+                f"{source}: {len(parts)} checkpoints of one training ({_shown([p for p, _ in parts])}); name the "
+                "file of the one that is meant"
+            )
         if twice is not None:
             raise CheckpointError(
                 f"{source}: {len(parts)} parts of one checkpoint ({_shown([p for p, _ in parts])}) with the same names "

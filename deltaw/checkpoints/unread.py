@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.quantised import Codes, Detection, Quantisation, QuantisedHandle, detect
+from deltaw.checkpoints.quantised.module import stored_as
 from deltaw.documents import Document
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, Reason, Skipped
@@ -87,7 +88,7 @@ def _about_codes(found: Detection, config: Document) -> Iterator[str]:
     """What a reader should know of a quantised checkpoint: its formats, and what they add to a difference."""
     read = Counter(codes.format for codes in found.weights.values() if codes.dequantise is not None)
     for form, count in read.items():
-        yield f"{count:,} weights are stored as {form}: read as what they stand for, with its step as their noise"
+        yield stored_as(form, count)
     if any(form.startswith("gptq") for form in read):
         yield "GPTQ's errors are made to depend on each other: they may stand above the noise that their steps predict"
     method = Quantisation.of(config)

@@ -95,7 +95,7 @@ def pieces(
     whole = [{name: Piece(name, handle) for name, handle in tensors.items()} for tensors in sides]
     out = []
     for own, other in ((0, 1), (1, 0)):
-        cuts = cut_fused(sides[own], {n: h.shape for n, h in sides[other].items()}) | _cut(
+        cuts = cut_fused(sides[own], layouts[own].config, {n: h.shape for n, h in sides[other].items()}) | _cut(
             stacks[own], stacks[other], sides[other]
         )
         found: dict[str, Piece] = {}

@@ -3,7 +3,7 @@
 Phi-3 has `qkv_proj` and `gate_up_proj`, timm `qkv`, where others have a matrix each; they lie below each other in this
 order.
 Cut, both sides have the same names. How many outputs each part has, the side that keeps them apart says; layouts that
-interleave heads (`query_key_value`) are not cut.
+interleave heads (`query_key_value`, CodeGen's `qkv_proj`) are not cut.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from math import prod
 
+from deltaw.documents import Document
 from deltaw.pairs.piece import Piece
+from deltaw.tensors.layout import UNEVEN_QKV, text_config
 from deltaw.tensors.slices import Slice
 from deltaw.types import Handle
 
@@ -24,7 +26,7 @@ APART = (
     ("q", "k", "v"),
     ("gate_proj", "up_proj"),
 )
-QKV, GATE_UP = frozenset({"qkv_proj", "qkv", "Wqkv", "to_qkv"}), frozenset({"gate_up_proj"})
+QKV, GATE_UP = frozenset({"qkv_proj", "qkv", "Wqkv", "to_qkv", "in_proj"}), frozenset({"gate_up_proj"})
 FUSED = QKV | GATE_UP
 PARTS = {3: ("q", "k", "v"), 2: ("gate", "up")}
 
@@ -32,14 +34,17 @@ Sizes = Mapping[str, tuple[int, ...] | None]
 Split = tuple[tuple[str, ...], tuple[int, ...]]  # the modules that a fused one becomes, and their outputs
 
 
-def cut_fused(tensors: Mapping[str, Handle], other: Sizes) -> dict[str, dict[str, Piece]]:
+def cut_fused(tensors: Mapping[str, Handle], config: Document, other: Sizes) -> dict[str, dict[str, Piece]]:
     """The pieces of each fused tensor, by the names that they have where they are apart.
 
     Args:
         tensors: One side.
+        config: Its config.json: some models interleave heads under a name that others do not.
         other: The sizes of the other side's tensors; of convolutions and factors outputs × inputs.
     """
-    fused = {n: h for n, h in tensors.items() if _leaf(n)[1] in FUSED and h.shape and n not in other}
+    uneven = text_config(config).text("model_type") in UNEVEN_QKV
+    leaves = GATE_UP if uneven else FUSED
+    fused = {n: h for n, h in tensors.items() if _leaf(n)[1] in leaves and h.shape and n not in other}
     if not fused:
         return {}
     splits = _splits(other)
@@ -90,6 +95,8 @@ def _complete(group: Mapping[str, object]) -> Iterable[tuple[str, ...]]:
 
 def _leaf(name: str) -> tuple[str, str, str]:
     """What stands before the module's own name, that name, and `.weight` or `.bias`."""
+    if name.endswith(("in_proj_weight", "in_proj_bias")):
+        name = name.replace("in_proj_", "in_proj.")  # of `nn.MultiheadAttention`, which has no module for it
     module, dot, kind = name.rpartition(".")
     if kind not in {"weight", "bias"}:
         return name, "", ""

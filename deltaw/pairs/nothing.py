@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from deltaw.checkpoints import Checkpoint
+from deltaw.pairs.matching import agree
 from deltaw.pairs.renames import suggestion
 from deltaw.pairs.views import is_floating
 from deltaw.tensors.names import unwrap
 from deltaw.types import Handle, Reason, Skipped, times
 
+# The queries of Meta's and Mistral's own files and of transformers': the same numbers in another order of rows.
+META, HUGGING_FACE = re.compile(r"\.attention\.w[qk]\."), re.compile(r"\.self_attn\.[qk]_proj\.")
 CANDIDATES = 500  # names that are searched for a near one: a message need not look at all of a large model
 
 
@@ -36,6 +40,8 @@ def _advice(asked: Sequence[Handle], ft: Checkpoint, skipped: Sequence[Skipped])
     quantised = next(unread, None)
     if quantised is not None:
         return f"{quantised.name} is {quantised.reason}: {quantised.detail}"
+    if (native := _native([h.name for h in asked], [*ft.tensors])) is not None:
+        return native
     near = nearest(asked, list(ft.tensors.values()))
     if near is None:
         first = (
@@ -52,10 +58,23 @@ def _advice(asked: Sequence[Handle], ft: Checkpoint, skipped: Sequence[Skipped])
         return (
             f"the nearest names are {b.name!r} {_size(b)} and {f.name!r} {_size(f)}; are they a base and its fine-tune?"
         )
-    return (
-        f"the nearest names are {b.name!r} {_size(b)} and {f.name!r} {_size(f)}; are they a base and its fine-tune? "
-        f"If one is the other's name, give {suggestion(f.name, b.name)}"
-    )
+    what = f"the nearest names are {b.name!r} {_size(b)} and {f.name!r} {_size(f)}; are they a base and its fine-tune?"
+    if not agree(f.name, b.shape, f.shape):
+        return what
+    return f"{what} If one is the other's name, give {suggestion(f.name, b.name)}"
+
+
+def _native(base: Sequence[str], ft: Sequence[str]) -> str | None:
+    """What to say where one side has Meta's names: a rename would compare queries with other rows of themselves."""
+    for native, other, which in ((base, ft, "base"), (ft, base, "fine-tuned side")):
+        name = next(filter(META.search, native), None)
+        if name is not None and any(map(HUGGING_FACE.search, other)):
+            return (
+                f"the {which} has the names of Meta's and Mistral's own files ({name!r}), whose queries and keys have "
+                "their rows in another order; convert it with transformers' convert_llama_weights_to_hf.py or "
+                "convert_mistral_weights_to_hf.py"
+            )
+    return None
 
 
 def nearest(base: Sequence[Handle], ft: Sequence[Handle]) -> tuple[Handle, Handle] | None:

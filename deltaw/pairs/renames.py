@@ -124,6 +124,8 @@ def has_towers(*configs: Document, names: Iterable[str]) -> bool:
 def suggestion(ft: str, base: str) -> str:
     """The `--rename` that turns a name of the fine-tuned side into the base's: what is left between equal ends."""
     a, b = unwrap(ft).split("."), unwrap(base).split(".")
+    if a[-len(b) :] == b and len(a) > len(b):  # one prefix more: whatever else lies behind it is meant, too
+        return f"--rename '^{re.escape('.'.join(a[: -len(b)]))}\\.='"
     while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
         a.pop(), b.pop()
     start = 0

@@ -52,6 +52,7 @@ def summarize(rows: Sequence[Row], skipped: Sequence[Skipped] = (), coverage: Co
         tensors=len(rows),
         changed=len(changed),
         kinds=frozenset(matrices.texts("kind")),
+        unchanged=len(matrices) - len(moved),
         matrices=moved,
         cosine=against.cosine,
         along_base=against.along_base,

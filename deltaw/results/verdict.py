@@ -41,8 +41,8 @@ RULES = {
     Verdict.EMPTY: "No tensor has a row.",
     Verdict.UNCHANGED: "Every row has ΔW = 0.",
     Verdict.VECTORS_ONLY: "Every matrix has ΔW = 0, some vectors (norms, biases) do not.",
-    Verdict.UNRELATED: f"In the median matrix cos(W, W0) < {UNRELATED_COSINE} and relative_change > "
-    f"{UNRELATED_COSINE}.",
+    Verdict.UNRELATED: f"In the median changed matrix cos(W, W0) < {UNRELATED_COSINE} and relative_change > "
+    f"{UNRELATED_COSINE}, more matrices changed than did not, and it is no adapter of embeddings or heads alone.",
     Verdict.ADAPTER: "More than half of the changed matrices were read from an adapter's factors.",
     Verdict.EMBEDDINGS_ONLY: "Every changed matrix is an embedding or a head, and the model has other matrices.",
     Verdict.BELOW_PRECISION: "At least half of the changed matrices are below_precision: rounding explains more than "
@@ -66,6 +66,7 @@ class VerdictEvidence:
     Attributes:
         tensors, changed: Rows, and those with ΔW ≠ 0.
         kinds: Module kinds of all matrices.
+        unchanged: Matrices with ΔW = 0: a base and another model share none.
         matrices: The changed matrices.
         cosine: cos(W, W0) of each changed matrix.
         along_base: cos²(ΔW, W0).
@@ -78,6 +79,7 @@ class VerdictEvidence:
     tensors: int
     changed: int
     kinds: frozenset[str]
+    unchanged: int
     matrices: Rows
     cosine: Spread
     along_base: Spread
@@ -95,7 +97,7 @@ def verdict(e: VerdictEvidence) -> Verdict:
         return Verdict.UNCHANGED
     if not len(e.matrices):
         return Verdict.VECTORS_ONLY
-    if e.cosine.median < UNRELATED_COSINE and e.matrices.median("relative_change") > UNRELATED_COSINE:
+    if _is_unrelated(e):
         return Verdict.UNRELATED
     if _more_than_half(e.matrices, "route", "factored"):
         return Verdict.ADAPTER
@@ -109,6 +111,14 @@ def verdict(e: VerdictEvidence) -> Verdict:
     if _is_low_rank(e):
         return Verdict.LOW_RANK
     return _concentration(e.matrices)
+
+
+def _is_unrelated(e: VerdictEvidence) -> bool:
+    """Whether it is no base and its fine-tune; a head that starts anew on a model that did not move is none of that."""
+    outside = any(e.matrices.texts("adapter_type")) and set(e.matrices.texts("kind")) <= OUTSIDE
+    if outside or e.unchanged >= len(e.matrices):
+        return False
+    return e.cosine.median < UNRELATED_COSINE and e.matrices.median("relative_change") > UNRELATED_COSINE
 
 
 def _more_than_half(rows: Rows, column: str, word: str) -> bool:

@@ -1,7 +1,8 @@
 """Matrices that are stored fused or transposed: which outputs are q, k and v; which tensors are inputs × outputs.
 
 Layouts by the modules of transformers: GPT-2 `c_attn` (thirds), Phi-3 `qkv_proj` (q, then k, then v, as many heads
-as config.json says), GPT-NeoX and BLOOM `query_key_value` (interleaved by head), Falcon (by group of heads).
+as config.json says), GPT-NeoX and BLOOM `query_key_value` (interleaved by head), Falcon (by group of heads), CodeGen
+`qkv_proj` (four blocks of q, v and k), GPT-BigCode `c_attn` (interleaved by head, or one head of k and v).
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ Shapes = Iterable[tuple[str, tuple[int, ...]]]
 Ranges = tuple[tuple[int, int], ...]
 CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-EXPERT = re.compile(r"expert|moe", re.IGNORECASE)
+# The module that holds a stack; below `experts.0` lies one expert.
+EXPERTS = re.compile(r"(^|[._])(experts?|moe)(?=\.(?!\d))", re.IGNORECASE)
+WEIGHT = re.compile(r"(^|\.)\w*weight(\.|_|$)")
 ROUTER = re.compile(r"(^|\.)(gate|router)\.weight$")
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 INPUTS_FIRST_EXPERTS = frozenset({"llama4", "llama4_text", "gpt_oss"})
+CODEGEN_BLOCKS = 4  # CodeGen was trained on four devices, and each block of rows is what one of them held
+UNEVEN_QKV = frozenset({"codegen", "minimax"})  # their `qkv_proj` is not q, then k, then v
 
 
 def text_config(config: Document) -> Document:
@@ -77,7 +82,8 @@ def expert_stacks(shapes: Shapes, config: Document) -> frozenset[str]:
     """The 3-D tensors that are stacks of experts: by their name, by config.json, or by the router beside them.
 
     Everything else of three dimensions is a convolution's weight, however long its kernel: an STFT basis of 258×1×256
-    has no experts.
+    has no experts, and an expert may have convolutions. A parameter that is no module's weight and begins with 1
+    (`query_tokens`, a table of positions) is one matrix behind the dimension of a batch.
     """
     known = [(name, shape) for name, shape in shapes if len(shape) in {2, 3}]
     counts = _numbers_of_experts(config)
@@ -90,10 +96,12 @@ def expert_stacks(shapes: Shapes, config: Document) -> frozenset[str]:
         name
         for name, shape in known
         if len(shape) == 3
+        and not CONV.search(name)
         and (
-            EXPERT.search(name)
-            or (shape[0] == 1 and kind(name, 3) == "embedding")  # a table of positions, behind the batch's dimension
-            or (not CONV.search(name) and (shape[0] in counts or routers & _beside(unwrap(name), shape[0])))
+            EXPERTS.search(name)
+            or (shape[0] == 1 and (kind(name, 3) == "embedding" or not WEIGHT.search(name)))
+            or shape[0] in counts
+            or routers & _beside(unwrap(name), shape[0])
         )
     )
 
@@ -124,6 +132,11 @@ def parts(name: str, outputs: int, inputs: int, config: Document) -> dict[str, R
     config = text_config(config)
     if "gate_up_proj" in modules or "gate_up_proj_bias" in modules:
         return _halves(outputs, interleaved=config.text("model_type") == "gpt_oss")
+    model = config.text("model_type")
+    if "c_attn" in modules and model == "gpt_bigcode":
+        return _by_head(outputs, inputs, config)
+    if "qkv_proj" in modules and model in UNEVEN_QKV:
+        return _codegen_blocks(outputs) if model == "codegen" else _by_head(outputs, inputs, config)
     if "c_attn" in modules:
         return _split(("q", "k", "v"), (outputs // 3,) * 3, outputs) if outputs == 3 * inputs or not inputs else None
     if "qkv_proj" in modules or "Wqkv" in modules or "in_proj_weight" in modules:
@@ -177,6 +190,15 @@ def _contiguous_heads(outputs: int, inputs: int, config: Document) -> dict[str, 
     return _split(("q", "k", "v"), (heads * size, kv * size, kv * size), outputs)
 
 
+def _codegen_blocks(outputs: int) -> dict[str, Ranges] | None:
+    part, rest = divmod(outputs, 3 * CODEGEN_BLOCKS)
+    if rest:
+        return None
+    starts = {"q": 0, "k": 2 * part, "v": part}
+    blocks = range(0, outputs, 3 * part)
+    return {name: tuple((b + at, b + at + part) for b in blocks) for name, at in starts.items()}
+
+
 def _by_head(outputs: int, inputs: int, config: Document) -> dict[str, Ranges] | None:
     found = _heads(config, inputs)
     if found is None:
@@ -186,7 +208,7 @@ def _by_head(outputs: int, inputs: int, config: Document) -> dict[str, Ranges] |
     if model == "chatglm":
         groups = config.whole("multi_query_group_num", kv) if config.flag("multi_query_attention") else heads
         return _split(("q", "k", "v"), (heads * size, groups * size, groups * size), outputs)
-    if model == "falcon" and not config.flag("new_decoder_architecture"):
+    if model == "gpt_bigcode" or (model == "falcon" and not config.flag("new_decoder_architecture")):
         if config.flag("multi_query", True):
             return _split(("q", "k", "v"), (heads * size, size, size), outputs)
         kv = heads

@@ -165,7 +165,7 @@ def test_numbered_shards_are_joined(tmp_path: Path, pico: State, names: list[str
         (["consolidated.00.pth", "consolidated.01.pth"], "convert_llama_weights_to_hf"),
         (["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"], "DeepSpeed"),
         (["layer_00-model_00-model_states.pt", "layer_01-model_00-model_states.pt"], "pipeline parallel"),
-        (["epoch_1.pt", "epoch_2.pt"], "the same names"),
+        (["part_1.pt", "part_2.pt"], "the same names"),
     ],
 )
 def test_slices_are_refused_by_name(tmp_path: Path, pico: State, names: list[str], word: str):
@@ -176,6 +176,24 @@ def test_slices_are_refused_by_name(tmp_path: Path, pico: State, names: list[str
         refused(folder / names[0], word)
         (folder / names[1]).unlink()
         opened(folder, {k: v[:4] for k, v in pico.items()})
+
+
+def test_checkpoints_of_one_training_are_no_parts(tmp_path: Path, pico: State):
+    """The same names in both: whole checkpoints by what their names say, else slices that nobody should compare."""
+    for folder, names, words in (
+        ("epochs", ("epoch_1.pt", "epoch_2.pt"), "2 checkpoints of one training"),
+        (
+            "steps",
+            ("model_step_100.safetensors", "model_step_200.safetensors"),
+            "name the file of the one that is meant",
+        ),
+        ("slices", ("model_tp0.safetensors", "model_tp1.safetensors"), "merge them with the trainer's own tool"),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            path = tmp_path / folder / name
+            torch.save(pico, path) if path.suffix == ".pt" else save_file(pico, path)
+        refused(tmp_path / folder, words)
 
 
 def test_a_single_shard_says_what_it_is(tmp_path: Path, pico: State):
@@ -205,7 +223,7 @@ def test_consolidated_beside_shards(tmp_path: Path, pico: State):
     (folder / "model.safetensors.index.json").unlink()
     save_file({"norm.weight": torch.ones(16)}, folder / "consolidated.safetensors")
     notes = opened(folder, pico)
-    assert any("consolidated.safetensors (1 tensors)" in note for note in notes)
+    assert any("consolidated.safetensors (1 tensor)" in note for note in notes)
 
 
 def test_what_lies_beside_is_noted(tmp_path: Path, pico: State):
@@ -217,7 +235,7 @@ def test_what_lies_beside_is_noted(tmp_path: Path, pico: State):
     (folder / "tokenizer.model").write_bytes(b"\x0a\x05<unk>")
     torch.save({"state": {}}, folder / "optimizer.pt")
     notes = "\n".join(opened(folder, pico))
-    assert "value_head.bin (1 tensors)" in notes
+    assert "value_head.bin (1 tensor)" in notes
     assert f"pytorch_model.bin ({len(pico)} tensors, all of the same names)" in notes
     assert f"2_Dense{os.sep}model.safetensors (2 tensors)" in notes
     assert "model.Q4_0.gguf (cannot be read: not a complete GGUF file" in notes

@@ -49,6 +49,14 @@ def test_what_the_harness_writes() -> None:
     assert not group.items, "a group's items are its tasks'"
 
 
+def test_a_group_without_a_number_is_there(tmp_path: Path) -> None:
+    results = {"flan": {"alias": "flan", "sample_len": 3}, "arc": {"acc,none": 0.5}}
+    (tmp_path / "results.json").write_text(json.dumps({"results": results}))
+    found = read_evaluation(tmp_path / "results.json")
+    with pytest.raises(ManifestError, match="task 'flan' has no number there; name the tasks of this group"):
+        mean_score(found, ["flan:acc"], "results.json")
+
+
 def test_the_items_of_the_harness() -> None:
     found = score(HARNESS, "tiny_choice:acc", "tiny_other:acc_norm")
     assert [i.metric for i in found.items] == ["tiny_choice:acc,none", "tiny_other:acc_norm,none"]

@@ -126,9 +126,38 @@ def test_what_the_fine_tune_has_more_is_said_before_that_nothing_changed():
 
 
 def test_codes_without_scales_are_called_what_they_are():
-    codes = {n: t.mul(50).to(torch.int8) if t.ndim > 1 else t for n, t in PICO.items()}
-    with pytest.raises(PairingError, match=r"is float32 in the base and int8 in the fine-tuned side: codes without"):
-        deltaw.analyze(PICO, codes)
+    def codes(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {n: t.mul(50).to(dtype) if t.ndim > 1 else t for n, t in PICO.items()}
+
+    with pytest.raises(PairingError, match=r"lm_head.weight is quantised: integer codes: codes without the scales"):
+        deltaw.analyze(PICO, codes(torch.int8))
+    with pytest.raises(PairingError, match=r"is float32 in the base and int64 in the fine-tuned side: codes without"):
+        deltaw.analyze(PICO, codes(torch.int64))
+
+
+def test_a_model_without_a_matrix():
+    assert said(deltaw.analyze({"n.weight": torch.ones(4)}, {"n.weight": torch.zeros(4)}))[0] == (
+        "The one vector changed, and there is no matrix to compare."
+    )
+    vectors = {"n.weight": torch.ones(4), "n.bias": torch.zeros(4)}
+    assert said(deltaw.analyze(vectors, vectors | {"n.bias": torch.ones(4)}))[0] == (
+        "1 of 2 vectors changed, and there is no matrix to compare."
+    )
+
+
+def test_a_base_of_zeros_is_called_one():
+    base = {"a.weight": torch.zeros(8, 8)}
+    first = said(deltaw.analyze(base, {"a.weight": torch.eye(8)}))[0]
+    assert first == "1 of 1 matrix changed; the base is zero there, so nothing relative to it can be said."
+
+
+def test_nothing_that_could_be_measured():
+    base = {"a.weight": torch.ones(8, 8)}
+    first = said(deltaw.analyze(base, {"a.weight": torch.full((8, 8), torch.nan)}))[0]
+    assert first == (
+        "Nothing of the base was compared: it has 64 numbers in 1 tensor; the largest group without a row is “could "
+        "not be measured” (1 tensor)."
+    )
 
 
 @pytest.mark.parametrize("split", [False, True])

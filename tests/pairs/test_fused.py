@@ -91,6 +91,32 @@ def test_an_adapter_of_parts_on_either_base(tmp_path, lie, merge):
     assert not deltaw.verify(lie(base), tmp_path, merge(wrong)).passed
 
 
+def test_the_attention_of_torch_is_cut_too():
+    """`nn.MultiheadAttention` keeps q, k and v in `in_proj_weight`, a parameter without a module of its own."""
+    base, ft = apart(0), apart(1)
+    for state in (base, ft):
+        state |= {
+            f"{ATTENTION}{k}_proj.{x}": torch.cat([state[f"{ATTENTION}{k}_proj.{x}"]] * 2)
+            for k in "kv"
+            for x in ("weight", "bias")
+        }
+    expected = norms(deltaw.analyze(base, ft))
+    names = {f"{ATTENTION}qkv_proj.{x}": f"{ATTENTION}in_proj_{x}" for x in ("weight", "bias")}
+    result = deltaw.analyze(base, {names.get(n, n): t for n, t in fused(ft).items()})
+    assert norms(result) == pytest.approx(expected, rel=1e-9)
+
+
+def test_codegen_is_not_cut_like_others(tmp_path):
+    """GPT-J, which CodeGen was made of, keeps them apart under the same names; CodeGen's lie in four blocks."""
+    for side, state in (("base", apart(0)), ("ft", fused(apart(1)))):
+        (tmp_path / side).mkdir()
+        save_file(state, tmp_path / side / "model.safetensors")
+        (tmp_path / side / "config.json").write_text(json.dumps({"model_type": "codegen" if side == "ft" else "gptj"}))
+    result = deltaw.analyze(tmp_path / "base", tmp_path / "ft")
+    assert {r["name"] for r in result.rows if "self_attn" in r["name"]} == set()
+    assert result.summary.coverage.share < 0.9
+
+
 def test_what_wrappers_and_libraries_left_in_names():
     """A PEFT model's `base_layer` without factors; spectral norm before and after it became a parametrisation."""
     base = {"l.q_proj.weight": torch.ones(3, 3), "l.c.weight_orig": torch.ones(2, 3), "l.norm.weight": torch.ones(3)}

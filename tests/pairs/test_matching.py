@@ -268,6 +268,25 @@ def test_rename_is_for_names_that_differ_by_a_rule():
     assert again.rows[0]["fro_norm"] == result.rows[0]["fro_norm"]
 
 
+def test_the_names_of_meta_are_not_called_a_rename_away():
+    """Queries and keys lie in another order of rows there, so that a rename would give a wrong number."""
+    native = {
+        n.replace("model.", "").replace("self_attn", "attention").replace("q_proj", "wq").replace("k_proj", "wk"): t
+        for n, t in changed(PICO).items()
+        if "q_proj" in n or "k_proj" in n
+    }
+    base = {n: t for n, t in PICO.items() if "q_proj" in n or "k_proj" in n}
+    with pytest.raises(PairingError, match=r"names of Meta's.*rows in another order.*convert_llama") as caught:
+        deltaw.analyze(base, native)
+    assert "--rename" not in str(caught.value)
+
+
+def test_no_rename_is_offered_between_tensors_of_other_sizes():
+    with pytest.raises(PairingError, match="nearest names") as caught:
+        deltaw.analyze({"a.weight": torch.ones(4, 4)}, {"b.c.weight": torch.ones(3, 5)})
+    assert "--rename" not in str(caught.value)
+
+
 def test_the_suggestion_of_the_error_does_it():
     base = {f"model.layers.{i}.w.weight": torch.randn(8, 8) for i in range(2)}
     ft = {f"gpt.layers.{i}.w.weight": torch.randn(8, 8) for i in range(2)}
@@ -276,6 +295,7 @@ def test_the_suggestion_of_the_error_does_it():
     option = re.search(r"--rename '(.*?)'", str(caught.value))[1]
     assert len(deltaw.analyze(base, ft, rename=option).rows) == 2
     assert suggestion("a.b.c.weight", "x.b.c.weight") == "--rename '^a=x'"
+    assert suggestion("G.b.c.weight", "b.c.weight") == r"--rename '^G\.='"
 
 
 @pytest.mark.parametrize("given", ["no equals", "=x", "(=x", r"a=\2", r"(a)=\g<b>"])

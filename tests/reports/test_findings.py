@@ -1,10 +1,12 @@
 """The sentences, case by case: from matrices to words, and the rules by themselves."""
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import deltaw
 from deltaw.reports import findings, remarks
@@ -149,6 +151,31 @@ def test_an_adapter_without_its_base():
     assert rank.startswith("Low-rank by construction: 90 % of the energy takes 3 of the 8 directions that the factors")
     assert remarks.concerns(f) == []  # an adapter leaves tensors alone
     assert not f.has_base
+
+
+@pytest.mark.parametrize(
+    ("rank", "starts"),
+    [
+        (1, "Low-rank by construction: its factors allow one direction."),
+        (8, "Low-rank by construction: 90 % of the energy takes 6 of the 8 directions that the factors allow"),
+        (24, "Too small to call low-rank or not: 90 % of the energy takes 10 of 24 directions (noise: 14)"),
+        (64, "Spread out like noise: "),
+    ],
+)
+def test_factors_that_allow_every_rank_are_not_called_low_rank(tmp_path, rank: int, starts: str):
+    g = torch.Generator().manual_seed(3)
+    name = "base_model.model.layers.0.mlp.up_proj"
+    factors = {
+        f"{name}.lora_A.weight": torch.randn(rank, 32, generator=g),
+        f"{name}.lora_B.weight": torch.randn(24, rank, generator=g),
+    }
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 1e-3, "target_modules": ["up_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    base = {"layers.0.mlp.up_proj.weight": torch.randn(24, 32, generator=g)}
+    f = deltaw.analyze(base, tmp_path).summary
+    assert f.verdict == "adapter"
+    assert said(f)[2].startswith(starts)
 
 
 def test_a_dense_adapter_has_no_rounding():

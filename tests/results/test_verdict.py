@@ -40,6 +40,15 @@ def test_unrelated_needs_both_a_low_cosine_and_a_large_change(cosine, change, ex
     assert verdict(row(shrinkage=1 - cosine, relative_change=change)) == expected
 
 
+def test_a_new_head_makes_no_other_model():
+    """A base and another model have no matrix in common; a head that starts anew lies on one that did not move."""
+    new, still = row(kind="head", shrinkage=1.0, relative_change=1.4), row(fro_norm=0.0, route="unchanged")
+    assert verdict(new) == "unrelated"
+    assert verdict(new, still) == "embeddings_only"
+    assert verdict(new, row(shrinkage=1.0, relative_change=1.4), still) == "unrelated"
+    assert verdict({**new, "adapter_type": "lora"}) == "spread"  # `modules_to_save`: all else is the base's
+
+
 def test_an_adapter_is_read_from_factors():
     assert verdict(row(route="factored"), row(route="factored"), row()) == "adapter"
     assert verdict(row(route="factored"), row()) == "spread"

@@ -55,6 +55,28 @@ def test_falcon_groups():
     assert [len(rows(found[p])) for p in "qkv"] == [8, 2, 2]
 
 
+def test_codegen_has_four_blocks_of_q_v_and_k():
+    found = parts("h.0.attn.qkv_proj.weight", 24, 8, Document({"model_type": "codegen", "n_head": 4, "n_embd": 8}))
+    q, v, k = torch.arange(24).view(4, 3, 2).unbind(1)  # CodeGenAttention: four blocks, split into query, value, key
+    for part, expected in {"q": q, "k": k, "v": v}.items():
+        assert rows(found[part]) == expected.flatten().tolist()
+
+
+@pytest.mark.parametrize(("model", "module"), [("gpt_bigcode", "attn.c_attn"), ("minimax", "self_attn.qkv_proj")])
+def test_other_modules_that_interleave_by_head(model, module):
+    config = {"model_type": model, "num_attention_heads": 3, "hidden_size": 6, "multi_query": False}
+    found = parts(f"layers.0.{module}.weight", 18, 6, Document(config))
+    expected = torch.arange(18).view(3, 3, 2)
+    for i, part in enumerate("qkv"):
+        assert rows(found[part]) == expected[:, i].flatten().tolist()
+
+
+def test_bigcode_with_one_head_of_keys():
+    config = {"model_type": "gpt_bigcode", "n_head": 3, "n_embd": 6, "multi_query": True}
+    found = parts("transformer.h.0.attn.c_attn.weight", 10, 6, Document(config))
+    assert [rows(found[p]) for p in "qkv"] == [list(range(6)), [6, 7], [8, 9]]
+
+
 @pytest.mark.parametrize(("model", "gate"), [("phi3", [0, 1, 2]), ("gpt_oss", [0, 2, 4])])
 def test_gate_and_up(model: str, gate: list[int]):
     found = parts("layers.0.mlp.gate_up_proj.weight", 6, 4, Document({"model_type": model}))
@@ -72,6 +94,8 @@ def test_what_is_not_fused():
     [
         ("mlp.experts.down_proj", (4, 8, 8), {}, {}),
         ("block_sparse_moe.input_linear.weight", (4, 64, 64), {}, {}),
+        ("layers.0.moe.up_proj.weight", (4, 64, 64), {}, {}),
+        ("qformer.query_tokens", (1, 8, 64), {}, {}),  # one matrix behind the dimension of a batch
         ("ffn.w1", (4, 64, 64), {"num_local_experts": 4}, {}),
         ("ffn.w1", (4, 64, 64), {"text_config": {"num_experts": 4}}, {}),
         ("ffn.w1", (4, 64, 64), {}, {"ffn.router.weight": (4, 64)}),
@@ -92,6 +116,11 @@ def test_a_stack_of_experts_is_told_by_name_config_or_router(name, shape, config
         ("blocks.0.w", (4, 64, 64), {"num_local_experts": 8}, {}),
         ("layers.0.ffn.w1.weight", (4, 64, 64), {}, {"layers.1.ffn.gate.weight": (4, 64)}),
         ("layers.1.conv.weight", (4, 64, 64), {"num_experts": 4}, {}),
+        ("mixture.experts.0.conv1.weight", (8, 4, 3), {}, {}),  # the convolution of one expert
+        ("mixture.experts.0.stem.weight", (8, 4, 3), {}, {}),
+        ("moe_frontend.filters.weight", (8, 1, 25), {}, {}),
+        ("decoder.final.weight", (1, 64, 7), {}, {}),  # one output
+        ("decoder.final.parametrizations.weight.original1", (1, 64, 7), {}, {}),
         ("w", (64, 64), {}, {}),
     ],
 )

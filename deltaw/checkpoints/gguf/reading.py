@@ -14,7 +14,7 @@ from deltaw.checkpoints.gguf.blocks import GRIDS, NUMBERS, dequantise, readable,
 from deltaw.checkpoints.gguf.header import Header, TensorInfo, read_header
 from deltaw.checkpoints.gguf.names import ARCHITECTURES, NOT_WEIGHTS, ConverterRules, library, renamed
 from deltaw.checkpoints.quantised.handle import QuantisedHandle
-from deltaw.checkpoints.quantised.module import Codes
+from deltaw.checkpoints.quantised.module import Codes, stored_as
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.documents import Document
@@ -236,7 +236,7 @@ def _notes(
         if isinstance(inner, QuantisedHandle):
             forms[inner.dtype] = forms.get(inner.dtype, 0) + 1
     for form, count in forms.items():
-        yield f"{count:,} weights are stored as {form}: read as what they stand for, with its step as their noise"
+        yield stored_as(form, count)
         if form.upper() not in GRIDS:
             yield (
                 f"{form} codes several weights together, and how far one of them may be off is not known: all of a "

@@ -14,12 +14,12 @@ from math import prod
 from deltaw.checkpoints.pickles.arrays import Array
 from deltaw.checkpoints.pickles.machine import Inert, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import RawTensor, Refused, Tensor
-from deltaw.types import Reason
+from deltaw.types import Reason, counted
 
 USUAL = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "generator", "params",
     "weights", "model_dict", "state", "model_weights", "net_state_dict", "network_state_dict", "model_sd", "backbone",
-    "policy", "student", "g", "netG",
+    "policy", "student", "g", "G", "netG",
 )  # fmt: skip
 AVERAGES = re.compile(
     r"(^|_)(ema|teacher|target|momentum|shadow|swa|averaged?|average_model|old|prev|previous|best)(_|$)", re.IGNORECASE
@@ -102,7 +102,7 @@ def _no_weight(tensor: Tensor) -> bool:
 def _beside(path: tuple[str, ...], step: str, leaves: Mapping[str, Tensor], inner: Mapping[str, int]) -> Iterator[str]:
     if leaves:
         shown = ", ".join(list(leaves)[:5]) + (", …" if len(leaves) > 5 else "")
-        yield f"ignored {len(leaves)} tensors beside {step!r} ({shown[:200]})"
+        yield f"ignored {counted(len(leaves), 'tensor')} beside {step!r} ({shown[:200]})"
     for other, count in inner.items():
         if other != step:
             yield _also(path, other, count)
@@ -110,7 +110,7 @@ def _beside(path: tuple[str, ...], step: str, leaves: Mapping[str, Tensor], inne
 
 def _also(path: tuple[str, ...], name: str, count: int) -> str:
     chosen = ".".join((*path, name))
-    return f"{chosen!r} holds {count} tensors, too, and was not read; choose it with FILE::{chosen}"
+    return f"{chosen!r} holds {counted(count, 'tensor')}, too, and was not read; choose it with FILE::{chosen}"
 
 
 def _wanted(content: object, wanted: str) -> tuple[tuple[str, ...], object]:

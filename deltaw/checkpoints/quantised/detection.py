@@ -36,6 +36,11 @@ STRAY_IF_QUANTISED = re.compile(
     r"^(weight|(gate_up|gate|up|down)_proj|w[123]|w13)_(scales?|zero_point|global_scale|scale_2|shape|g_idx|blocks)$"
     r"|^(g_idx|scales)$"
 )
+# What a quantiser measured beside a weight that is stored as it is: modelopt, pytorch-quantization, torch.ao.
+QUANTISER = re.compile(
+    r"(^|\.)_?((weight|input|output|act|activation|[qkv]_bmm|softmax|aftergemm)_(quantizer|fake_quant)"
+    r"|activation_post_process)\."
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,16 @@ def detect(tensors: Mapping[str, Handle], config: Document) -> Detection:
         CheckpointError: A shape that only a stored tensor tells cannot be read.
     """
     settings = Quantisation.of(config)
+    companions = {
+        n: Skipped(n, Reason.NOT_A_WEIGHT, "what a quantiser measured; the weight beside it is stored as it is")
+        for n in tensors
+        if ("quant" in n or "_post_process" in n) and QUANTISER.search(n)
+    }
     if not settings and not any(h.dtype in CODES or n.endswith(".absmax") for n, h in tensors.items()):
-        return Detection()
+        return Detection(companions=companions)
     weights: dict[str, Codes] = {}
     codes: dict[str, Codes] = {}
-    companions: dict[str, Skipped] = {}
+    tensors = {n: h for n, h in tensors.items() if n not in companions} if companions else tensors
     for module in _modules(tensors, settings):
         found = _claimed(module)
         for claim in found:
@@ -81,13 +91,14 @@ def detect(tensors: Mapping[str, Handle], config: Document) -> Detection:
             for role, part in claim.parts.items():
                 if part.name not in codes:
                     companions[part.name] = _companion(part, claim.format, f"{role} of {claim.name}")
+        unread = any(claim.dequantise is None for claim in found) and bool(module.path)
         for leaf, handle in module.leaves.items():
             if handle.name in codes or handle.name in companions:
                 continue
             if (found or settings) and ACTIVATIONS.search(leaf):
                 label = found[0].format if found else settings.method or "unknown"
                 companions[handle.name] = _companion(handle, label, "no weight: the scale of activations")
-            elif found and others.COMPANION.search(leaf):
+            elif found and (others.COMPANION.search(leaf) or (unread and _may_belong(leaf, handle))):
                 companions[handle.name] = _companion(
                     handle, found[0].format, "beside codes; what it is for is not known"
                 )
@@ -95,6 +106,11 @@ def detect(tensors: Mapping[str, Handle], config: Document) -> Detection:
                 label = settings.method or "unknown"
                 companions[handle.name] = _companion(handle, label, "a scale without codes beside it")
     return Detection(weights, codes, companions)
+
+
+def _may_belong(leaf: str, handle: Handle) -> bool:
+    """Whether a tensor may be a part of the codes beside it whose layout is not known: a vector that is no bias."""
+    return len(handle.shape) < 2 and not leaf.endswith("bias") and not handle.dtype.startswith("int64")
 
 
 def _companion(handle: Handle, form: str, detail: str) -> Skipped:

@@ -9,7 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from deltaw.documents import Document
-from deltaw.types import Handle, times
+from deltaw.types import Handle, counted, times
 
 if TYPE_CHECKING:
     import torch
@@ -172,6 +172,15 @@ class Codes:
     def nbytes(self) -> int:
         """Stored bytes of the codes and everything that belongs to them."""
         return sum(h.nbytes for h in self.parts.values())
+
+
+def stored_as(form: str, weights: int) -> str:
+    """A note on so many weights of one format."""
+    stored = counted(weights, "weight is", "weights are")
+    return (
+        f"{stored} stored as {form}: read as what {'it stands' if weights == 1 else 'they stand'} for, with the "
+        "format's step as noise"
+    )
 
 
 def count(handle: Handle) -> int:

@@ -20,11 +20,22 @@ MARKS = (
     ("torchao", ("_weight_qdata",)),
     ("eetq", ("weight", "weight_scales")),
     ("gguf", ("weight", "weight.quant_type")),
+    ("marlin", ("B", "s")),
+    ("marlin_24", ("B_24", "s")),
+    ("qqq", ("B", "s_channel")),
 )
 # What is called so beside codes belongs to them.
 COMPANION = re.compile(
     r"scale|absmax|zero|codebook|quant|centroid|lut|table|SCB|biases|g_idx|perm|qmap|^s[uv]", re.IGNORECASE
 )
+# Whole numbers of two and more dimensions that are no codes: masks, indices and counts. GPT-2 keeps its causal mask as
+# the bytes of `bias`.
+BUFFER = re.compile(
+    r"(^|_)(bias|mask\w*|tril|ids?|idx|index|indices|positions?|coords?|grid|steps?|counts?|counter|tracked|lengths?|"
+    r"sizes?|shape|offsets?|bins?|vocab|tokens?|labels?|seed|state|version|enabled)(_|$)"
+)
+
+WEIGHT = re.compile(r"weight|kernel|_proj$|^[wW](\d|_|$)")
 
 
 def claims(module: ModuleTensors) -> Iterator[Codes]:
@@ -37,11 +48,15 @@ def claims(module: ModuleTensors) -> Iterator[Codes]:
         own = [other for other in module.leaves if other.startswith((f"{leaf}_", f"{leaf}."))]
         beside = [other for other in module.leaves if other != leaf and COMPANION.search(other)]
         siblings = own if own and (module.config.method or set(own) & set(beside)) else beside
-        buffer = leaf in {"bias", "masked_bias"}  # GPT-2's causal mask is stored as bytes
-        if len(handle.shape) >= 2 and not buffer and (siblings or module.config.method):
+        # Nobody trains whole numbers: a weight of them is codes, whatever the scale beside it is called.
+        alone = handle.dtype in INTEGERS and WEIGHT.search(leaf) and not COMPANION.search(leaf)
+        told = siblings or module.config.method or alone
+        if len(handle.shape) >= 2 and not BUFFER.search(leaf) and told:
             parts = {"codes": handle, **{s: module.leaves[s] for s in siblings}}
             kind = "fp8" if handle.dtype in FLOAT8 else "integer codes" if handle.dtype in INTEGERS else handle.dtype
-            yield Codes(module.weight(leaf), module.config.method or kind, None, parts, "its layout is not known")
+            bare = not siblings and len(module.leaves) == 1
+            problem = "codes without the scales that belong to them" if bare else "its layout is not known"
+            yield Codes(module.weight(leaf), module.config.method or kind, None, parts, problem)
 
 
 def _whole(module: ModuleTensors, label: str, first: str) -> Codes:

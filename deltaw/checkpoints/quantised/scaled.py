@@ -38,6 +38,8 @@ def claims(module: ModuleTensors) -> Iterator[Codes]:
     for leaf, handle in module.coded():
         if handle.dtype not in FLOAT8 and handle.dtype != "int8":
             continue
+        if handle.dtype == "int8" and f"{leaf}_scales" in module.leaves:
+            continue  # EETQ, whose kernels want the codes in an order of their own
         stem = leaf.removesuffix("_qdata")  # torchao writes `_weight_qdata`, `_weight_scale`
         name = module.weight(leaf)
         scale = _scale(module, stem)

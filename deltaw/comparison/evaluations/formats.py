@@ -67,7 +67,8 @@ def harness(found: Document, path: Path) -> Evaluation:
                 known = samples if samples is not None and samples.is_file() else None
                 metrics += _of_task(tasks.inner(task), task, found, known)
         seen |= set(tasks)
-    return Evaluation(str(path), tuple(metrics), model, created)
+    empty = tuple(sorted(seen - {m.task for m in metrics}))
+    return Evaluation(str(path), tuple(metrics), model, created, empty)
 
 
 def _of_task(values: Document, task: str, found: Document, samples: Path | None) -> Iterator[TaskMetric]:

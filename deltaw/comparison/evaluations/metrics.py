@@ -55,12 +55,14 @@ class Evaluation:
         metrics: In the order of the file.
         model: Whose scores they are, as far as the file says.
         created: When, so that texts sort like times; empty if it is not known.
+        empty: Tasks without a number, such as groups that are not averaged.
     """
 
     source: str
     metrics: tuple[TaskMetric, ...]
     model: str = ""
     created: str = ""
+    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ def _find(evaluation: Evaluation, reference: str, source: str) -> TaskMetric:
         raise ManifestError(f'{source}: {reference!r} is no score; expected "task:metric", like "hellaswag:acc_norm"')
     tasks = list(dict.fromkeys(m.task for m in evaluation.metrics))
     of_task = [m for m in evaluation.metrics if m.task == task]
+    if task in evaluation.empty:
+        raise ManifestError(f"{source}: task {task!r} has no number there; name the tasks of this group instead")
     if not of_task:
         raise ManifestError(f"{source}: no task {task!r} there.{near(task, sorted(tasks), listed=LISTED)}")
     exact = [m for m in of_task if m.key == name]

@@ -224,6 +224,34 @@ TABLE: list[tuple[str, Mapping[str, object], dict[str, torch.Tensor], str, tuple
         "next-year",
         (32, 32),
     ),
+    ("SmoothQuant", {}, {"weight": empty(i8, 32, 64), "a": empty(f32)}, "integer codes", (32, 64)),
+    ("a scale of any name", {}, {"weight": empty(i8, 32, 64), "alpha": empty(f32, 32)}, "integer codes", (32, 64)),
+    (
+        "EETQ, whose codes lie in the order of its kernels",
+        {"quant_method": "eetq"},
+        {"weight": empty(i8, 64, 64), "weight_scales": empty(f32, 64)},
+        "eetq",
+        (64, 64),
+    ),
+    (
+        "Marlin",
+        {},
+        {"B": empty(i32, 4, 64), "s": empty(torch.float16, 1, 32), "workspace": empty(i32, 16)},
+        "marlin",
+        (4, 64),
+    ),
+    (
+        "SqueezeLLM",
+        {},
+        {
+            "qweight": empty(i32, 8, 32),
+            "lookup_table": empty(f32, 32, 16),
+            "rows": empty(i32, 33),
+            "vals": empty(f32, 5),
+        },
+        "gptq",
+        (8, 32),
+    ),
     (
         "scales of an unknown shape",
         {},
@@ -260,7 +288,8 @@ def test_codes_are_read_or_skipped_and_companions_are_no_rows(label, said, leave
     stored = {**{f"{M}.{leaf}": t for leaf, t in leaves.items()}, "model.embed.weight": torch.zeros(6, 4)}
     ft = opened(stored, config)
     read = isinstance(ft.tensors[f"{M}.weight"], QuantisedHandle)
-    assert read == (form not in {"hqq", "next-year"} and "unknown" not in label)
+    unread = {"hqq", "next-year", "integer codes", "eetq", "marlin", "gptq"}
+    assert read == (form not in unread and "unknown" not in label)
     planned = plan(base, ft)
     assert [p.name for p in planned.pairs] == ["model.embed.weight", *[f"{M}.weight"] * read]
     assert {s.name for s in planned.skipped} == {f"{M}.weight"} - {p.name for p in planned.pairs} | set(ft.companions)
@@ -331,6 +360,25 @@ def test_a_missing_companion_and_a_stray_scale():
     assert list(found.companions) == [f"{M}.weight_scale_inv"]
 
 
+def test_what_a_quantiser_measured_is_no_weight():
+    """Training with fake quantisation keeps weights as they are, and its ranges and scales in modules below them."""
+    weight = {f"{M}.weight": torch.ones(8, 4)}
+    measured = {
+        f"{M}.weight_quantizer._amax": torch.ones(8, 1),
+        f"{M}.input_quantizer._amax": torch.ones(1),
+        f"{M}._input_quantizer._amax": torch.ones(1),
+        f"{M}.weight_fake_quant.scale": torch.ones(8),
+        f"{M}.weight_fake_quant.activation_post_process.min_val": torch.ones(8),
+        f"{M}.activation_post_process.scale": torch.ones(1),
+    }
+    # the code book of a model that quantises vectors is one
+    book = {"encoder.semantic_quantizer.codebook": torch.ones(6, 4), "vq.quantizer.embed.weight": torch.ones(6, 4)}
+    ft = opened({**weight, **measured, **book}, {})
+    planned = plan(ft, ft)
+    assert {p.name for p in planned.pairs} == {*weight, *book}
+    assert {s.name: s.because for s in planned.skipped} == dict.fromkeys(measured, Reason.NOT_A_WEIGHT)
+
+
 def test_what_only_looks_like_it_is_a_weight():
     stored = {
         "logit_scale": empty(f32),
@@ -340,6 +388,8 @@ def test_what_only_looks_like_it_is_a_weight():
         "bn.num_batches_tracked": torch.tensor(3),
         "layer.gamma": empty(f32, 8),
         "embeddings.position_ids": torch.arange(8)[None],
+        "attn.relative_position_index": torch.zeros(8, 8, dtype=torch.int32),
+        "attn.causal_mask": empty(u8, 8, 8),
         "plain_fp8.weight": empty(E4M3, 8, 8),  # a cast without a scale holds its own values
     }
     assert not detected(tensor_handles(stored), {})

@@ -346,7 +346,7 @@ def test_a_reader_is_told_of_the_format_and_of_what_it_moves():
         return "\n".join(opened.notes)
 
     fp8 = {"weight": rand(12, 20).to(torch.float8_e4m3fn), "weight_scale": rand(12, 1)}
-    assert "1 weights are stored as fp8_row" in notes(fp8, {"quant_method": "fbgemm_fp8"})
+    assert "1 weight is stored as fp8_row" in notes(fp8, {"quant_method": "fbgemm_fp8"})
     assert "moves scale" not in notes(fp8, {"quant_method": "fbgemm_fp8"})
     assert "a rotation moves scale" in notes(fp8, {"quant_method": "compressed-tensors", "transform_config": {"a": 1}})
     words = torch.zeros(64, 4, dtype=torch.int32)
