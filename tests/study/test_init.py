@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,10 @@ def test_a_tree_of_the_trainer_s(tree: Path, base: Path, tmp_path: Path) -> None
         assert run["tokens"] == 4 * 2 * 32
         assert runs[f"lora-s{seed}/checkpoint-2"]["tokens"] == 2 * 2 * 32
         assert run["hyperparameters"]["rank"] == 2
-        assert 0 < run["hyperparameters"]["learning_rate"] <= 1e-2
+        expected = {"learning_rate": 1e-2, "weight_decay": 0.0, "train_batch_size": 2, "max_steps": 4}
+        assert expected.items() <= run["hyperparameters"].items(), "from training_args.bin"
+        assert run["hyperparameters"]["optimizer"].startswith("adamw_torch")
+        assert "num_epochs" not in run["hyperparameters"], "max_steps wins over it"
     assert runs["full"]["method"] == "full"
     assert "tokens" not in runs["full"]
     assert [runs[n]["hyperparameters"]["step"] for n in ("full/checkpoint-2", "full")] == [2, 4], "no replicates"
@@ -97,6 +102,44 @@ def test_nothing_is_overwritten_and_nothing_is_found(tree: Path, tmp_path: Path)
         with pytest.raises(ManifestError, match=words):
             draft([tmp_path / folder], tmp_path / "other.toml")
     assert not (tmp_path / "other.toml").exists()
+
+
+class Attack:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch attacked",)
+
+
+def test_settings_that_cannot_be_read_are_marked(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle that attacks is not run; one that holds something else, or is cut off, says nothing of the training."""
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(Attack(), "attack.bin")
+    torch.save([1, 2], "list.bin")
+    Path("cut.bin").write_bytes((tree / "lora-s0" / "training_args.bin").read_bytes()[:400])
+    words = {"attack": "system", "list": "no object with attributes", "cut": "not a complete PyTorch file"}
+    for name, word in words.items():
+        folder = tmp_path / name / "run"
+        folder.mkdir(parents=True)
+        shutil.copy(tree / "lora-s0" / "adapter_config.json", folder)
+        shutil.copy(f"{name}.bin", folder / "training_args.bin")
+        found = draft([tmp_path / name], f"{name}.toml")
+        assert [line for line in found.missing if line.startswith("settings: not found") and word in line]
+        assert "learning_rate" not in Path(f"{name}.toml").read_text()
+    assert not Path("attacked").exists()
+
+
+def test_names_do_not_leave_their_comments(tree: Path, tmp_path: Path) -> None:
+    config = (tree / "lora-s0" / "adapter_config.json").read_text()
+    results = {"results": {'x\n[[runs]]\nname = "y"': {"acc,none": 0.5}}, "model_name": "m"}
+    for name, base in (("a", "org/base"), ("b", "org/base"), ('c\n[[runs]]\nname = "d"', "org/other")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        text = json.dumps(json.loads(config) | {"base_model_name_or_path": base})
+        (folder / "adapter_config.json").write_text(text)
+        (folder / "results_a.json").write_text(json.dumps(results))
+    draft([tmp_path / "runs"], tmp_path / "runs.toml")
+    assert [r["name"] for r in tomllib.loads((tmp_path / "runs.toml").read_text())["runs"]] == ["a", "b"]
 
 
 def test_a_run_of_another_base_is_left_out(tree: Path, tmp_path: Path) -> None:

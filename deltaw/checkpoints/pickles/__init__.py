@@ -6,7 +6,8 @@ of them are the weights. Tensors are read from the file when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING
 from deltaw.checkpoints.memory import MemoryHandle
 from deltaw.checkpoints.pickles import archive, legacy
 from deltaw.checkpoints.pickles.arrays import Array
-from deltaw.checkpoints.pickles.machine import PickleError, RefusalError
+from deltaw.checkpoints.pickles.machine import Inert, PickleError, RefusalError
 from deltaw.checkpoints.pickles.mapping import find_weights
 from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, RawTensor, Refused, Storage, Tensor
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.errors import CheckpointError
-from deltaw.types import Handle, Reason
+from deltaw.types import Handle, OptionValue, Reason, is_option_value
 
 if TYPE_CHECKING:
     import torch
@@ -39,22 +40,59 @@ def read_pickle(path: Path, wanted: str = "") -> tuple[dict[str, Handle], tuple[
     Raises:
         CheckpointError: The file is damaged, would attack whoever loads it, or holds no tensors.
     """
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"
-        if zipped:
-            opened = archive.open_archive(path)
-            content, place = archive.load(opened), opened.place
-        else:
-            found = legacy.read_legacy(path)
-            content, place = found.content, found.place
+    with _told(path):
+        content, place = _content(path)
         weights = find_weights(content, wanted)
         tensors = {name: _handle(name, tensor, path, place) for name, tensor in weights.tensors.items()}
+    return tensors, tuple(f"{path.name}: {note}" for note in weights.notes)
+
+
+def read_attributes(path: Path) -> dict[str, OptionValue]:
+    """The attributes of the object that `torch.save` wrote, those that are plain values; it is not built.
+
+    A member of an enumeration is its value. `training_args.bin` of a Trainer is such a file.
+
+    Raises:
+        CheckpointError: The file is damaged, would attack whoever loads it, or cannot be read.
+    """
+    with _told(path):
+        content, _ = _content(path)
+    state = content.state if isinstance(content, Inert) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds no object with attributes; expected what torch.save makes of settings")
+    return {str(k): plain for k, v in state.items() if is_option_value(plain := _plain(v))}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Inert) and isinstance(value.args, tuple) and len(value.args) == 1:
+        return value.args[0]
+    return value
+
+
+def _content(path: Path) -> tuple[object, Place]:
+    """What a file's pickle describes, and where its storages lie."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped:
+        opened = archive.open_archive(path)
+        return archive.load(opened), opened.place
+    found = legacy.read_legacy(path)
+    return found.content, found.place
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What is wrong with a pickle, as what is wrong with its file.
+
+    Raises:
+        CheckpointError: Instead of a `PickleError`.
+    """
+    try:
+        yield
     except RefusalError as e:
         raise CheckpointError(f"{path}: {e}") from e
     except PickleError as e:
         raise CheckpointError(f"{path}: not a complete PyTorch file ({e}); copy or download it again") from e
-    return tensors, tuple(f"{path.name}: {note}" for note in weights.notes)
 
 
 def read_piece(name: str, path: Path, start: int, length: int) -> Handle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from deltaw.files import replacing
 MOST_METRICS = 12  # that are named in a comment
 NOT_FOUND = "not found"
 CHOOSE = "Choose the scores"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # what ends a line, and what no comment may hold
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _head(base: str, runs: Sequence[FoundRun], out: Path) -> Iterator[str]:
 
 def _lines(run: FoundRun, base: str, out: Path) -> Iterator[str]:
     if run.base and run.base != base:
-        yield f"# Left out: {run.name} is of another base, {run.base!r}; a comparison has one."
+        yield _comment(f"Left out: {run.name} is of another base, {run.base!r}; a comparison has one.")
         return
     yield "[[runs]]"
     yield f"name = {_toml(run.name)}"
@@ -125,6 +127,8 @@ def _lines(run: FoundRun, base: str, out: Path) -> Iterator[str]:
         yield f"tokens = {run.tokens}"
     else:
         yield f"# tokens = 0  # {NOT_FOUND}: the Trainer counts them with include_num_input_tokens_seen"
+    if run.unread:
+        yield _comment(f"settings: {NOT_FOUND}: {run.unread}")
     if run.hyperparameters:
         yield "[runs.hyperparameters]"
         yield from (f"{_key(name)} = {_toml(value)}" for name, value in run.hyperparameters.items())
@@ -155,11 +159,16 @@ def _scores(run: FoundRun, out: Path) -> Iterator[str]:
     )
     files = [Path(e.source) for e in run.evaluations]
     place = files[0] if len(files) == 1 else Path(os.path.commonpath([f.parent for f in files]))
-    yield f"# {CHOOSE} from {shown}"
+    yield _comment(f"{CHOOSE} from {shown}")
     yield "# [runs.lm_eval]"
     yield f"# file = {_toml(_relative(place, out))}"
     yield "# learning = []   # what was to be learned"
     yield "# retention = []  # what the base knew"
+
+
+def _comment(text: str) -> str:
+    """A line of its own, whatever the names in it are."""
+    return f"# {CONTROL.sub(' ', text)}"
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -1,9 +1,9 @@
 """Runs in a tree of directories: their weights or their analyses, and what beside them says how they were made.
 
 A run is a directory with an adapter (`adapter_config.json`), with a model (`config.json` and weights), or with what
-`deltaw analyze` wrote. What is known of it comes from `adapter_config.json`, from the Trainer's `trainer_state.json`
-and the card it writes (`README.md`), from evaluation files, and from `run.json` of a study. Nothing is executed: what
-only a pickle knows (`training_args.bin`) is not asked.
+`deltaw analyze` wrote. What is known of it comes from `adapter_config.json`, from what the Trainer leaves
+(`trainer_state.json`, `training_args.bin`, the card `README.md`), from evaluation files, and from `run.json` of a
+study. Nothing is executed: `training_args.bin` is a pickle, and is read for its plain values only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deltaw.checkpoints.pickles import read_attributes
 from deltaw.comparison.evaluations import Evaluation
 from deltaw.comparison.evaluations.reading import evaluation_files, read_file
 from deltaw.documents import Document, is_number, read_object, read_text
@@ -28,6 +29,18 @@ SETTING = re.compile(
     r"^- (learning_rate|seed|train_batch_size|num_epochs|optimizer|lr_scheduler_type): (\S[^\n]*)$", re.M
 )
 NOT_RUNS = re.compile(r"^(\.(?!eval_results$)|wandb$|__pycache__$|figures$|node_modules$)")
+ARGUMENTS_FILE = "training_args.bin"
+ARGUMENTS = {  # of a Trainer, and their names in its card
+    "seed": "seed",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "per_device_train_batch_size": "train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "num_train_epochs": "num_epochs",
+    "max_steps": "max_steps",
+    "optim": "optimizer",
+    "lr_scheduler_type": "lr_scheduler_type",
+}
 ADAPTER = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
 
 
@@ -45,6 +58,7 @@ class FoundRun:
         seed, step, tokens: None where nothing says it.
         hyperparameters, scores: What was found.
         evaluations: Files with its scores.
+        unread: Why a file that may say more could not be read; empty if all could.
     """
 
     folder: Path
@@ -59,6 +73,7 @@ class FoundRun:
     hyperparameters: Mapping[str, OptionValue] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
+    unread: str = ""
 
 
 def find_runs(roots: Sequence[Path]) -> list[FoundRun]:
@@ -147,7 +162,8 @@ def _run(folder: Path, root: Path, evaluations: Sequence[Evaluation]) -> FoundRu
         source = read_object(folder / "analysis.json", error=ManifestError).inner("base")
         return replace(found, base=source.text("id") or source.text("path"), evaluations=evaluations)
     of_run = folder.parent if CHECKPOINT.match(folder.name) else folder
-    settings = {**_card(of_run), **_card(folder)}
+    arguments, unread = _arguments(folder if (folder / ARGUMENTS_FILE).is_file() else of_run)
+    settings = {**_card(of_run), **_card(folder), **arguments}
     seed = settings.pop("seed", None)
     step, tokens, rate = _trainer(folder)
     if rate is not None:
@@ -163,6 +179,7 @@ def _run(folder: Path, root: Path, evaluations: Sequence[Evaluation]) -> FoundRu
         tokens=tokens,
         hyperparameters={**own, **settings},
         evaluations=evaluations,
+        unread=unread,
     )
 
 
@@ -187,6 +204,19 @@ def _trainer(folder: Path) -> tuple[int | None, int | None, float | None]:
     tokens = state.whole("num_input_tokens_seen", 0)
     rates = [e.number("learning_rate") for e in state.inners("log_history") if "learning_rate" in e]
     return state.whole("global_step", 0) or None, tokens or None, max(rates, default=None)
+
+
+def _arguments(folder: Path) -> tuple[dict[str, OptionValue], str]:
+    """What a Trainer was asked to do, and why that could not be read."""
+    path = folder / ARGUMENTS_FILE
+    if not path.is_file():
+        return {}, ""
+    try:
+        values = read_attributes(path)
+    except (DeltaWError, OSError) as e:
+        return {}, str(e)
+    ignored = "num_train_epochs" if is_number(steps := values.get("max_steps")) and steps > 0 else "max_steps"
+    return {new: values[old] for old, new in ARGUMENTS.items() if old in values and old != ignored}, ""
 
 
 def _card(folder: Path) -> dict[str, OptionValue]:
