@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltaw.documents import shown
 from deltaw.reports import tables
 from deltaw.reports.findings import answer, word
 from deltaw.reports.layers import Layers
 from deltaw.reports.offer import offer
+from deltaw.reports.page import TableColumn
 from deltaw.reports.sides import name_of, names_of
 from deltaw.reports.text import CODE, STRONG, missing, visible
 from deltaw.results.columns import BY_KIND
 from deltaw.types import Cell
 
 if TYPE_CHECKING:
-    from deltaw.reports.page import TableColumn
     from deltaw.results.analysis import Analysis
+    from deltaw.results.sources import Source
 
 BIBTEX = """@software{deltaw,
   title = {deltaw: what fine-tuning did to the weights},
@@ -74,9 +77,13 @@ def latex_table(columns: Sequence[TableColumn], rows: Sequence[Mapping[str, str]
 
 
 def card(analysis: Analysis) -> str:
-    """A model card: front matter that the Hub reads, the sentences, the table and a figure.
+    """A model card: front matter that the Hub reads, the sentences, the table, a figure and the scores.
 
-    The figure is `figures/relative_change.png`, which `analyze` writes.
+    The figure is `figures/relative_change.png`, which `analyze` writes. The scores are those of `.eval_results`, where
+    a directory that was compared has them.
+
+    Raises:
+        ManifestError: A file of scores cannot be read.
     """
     layers = Layers(analysis)
     body = [*_sentences(layers), *_markdown_table(layers)]
@@ -84,7 +91,29 @@ def card(analysis: Analysis) -> str:
         body.append("![Relative change by layer and module](figures/relative_change.png)")
     front = "\n".join(["---", *_front_matter(analysis), "---"])
     heading = f"# {markdown_text(name_of(analysis.ft))}\n\n## What fine-tuning changed"
-    return "\n\n".join([front, heading, *body, _footer(analysis)]) + "\n"
+    return "\n\n".join([front, heading, *body, _footer(analysis), *_scores(analysis)]) + "\n"
+
+
+def _scores(analysis: Analysis) -> list[str]:
+    """What `.eval_results` say of the fine-tuned model, and of the base beside it; empty where nothing does."""
+    base, ft = (_scores_of(side) for side in (analysis.base, analysis.ft))
+    if not ft:
+        return []
+    shared = {"base": "base"} if base.keys() & ft.keys() else {}
+    columns = [TableColumn("name", "benchmark", numeric=False)]
+    columns += [TableColumn(key, title) for key, title in {**shared, "ft": "fine-tuned"}.items()]
+    rows = [{"name": visible(name), "base": base.get(name, ""), "ft": value} for name, value in ft.items()]
+    return ["## Evaluation", *markdown_table(columns, rows)]
+
+
+def _scores_of(side: Source | None) -> dict[str, str]:
+    """Benchmark → score, as written in the directory of a side."""
+    from deltaw.comparison.evaluations import read_evaluation
+
+    folder = Path(side.path) / ".eval_results" if side is not None and side.path else None
+    if folder is None or not folder.is_dir():
+        return {}
+    return {f"{m.task}: {m.name}": visible(shown(m.value)) for m in read_evaluation(folder).metrics}
 
 
 def hashes(analysis: Analysis) -> list[tuple[str, str]]:

@@ -100,6 +100,17 @@ def test_the_hub_s_files(tmp_path: Path) -> None:
     assert score(folder / "all.yaml", "org/gpqa:diamond").value == 0.412
 
 
+def test_the_hub_s_files_of_one_dataset(tmp_path: Path) -> None:
+    """Its tasks lie in files of their own; of each the newest counts."""
+    folder = tmp_path / ".eval_results"
+    folder.mkdir()
+    for name, task, value, date in (("a", "diamond", 0.4, 3), ("b", "main", 0.3, 2), ("c", "main", 0.2, 1)):
+        entry = EvalResultEntry(dataset_id="org/gpqa", task_id=task, value=value, date=f"2026-01-0{date}")
+        (folder / f"{name}.yaml").write_text(yaml.dump(eval_result_entries_to_yaml([entry])))
+    assert score(tmp_path, "org/gpqa:diamond").value == 0.4
+    assert score(tmp_path, "org/gpqa:main").value == 0.3
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

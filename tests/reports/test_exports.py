@@ -2,13 +2,16 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from deltaw.cli import main
+from deltaw.errors import ManifestError
 from deltaw.reports import exports
 from deltaw.reports.reasons import why, words
 from deltaw.results.analysis import Analysis
@@ -71,6 +74,28 @@ def test_the_card_has_front_matter_that_the_hub_reads(full_analysis: Analysis):
     local = dataclasses.replace(full_analysis, base=Source("/data/models/base"))
     assert "base_model" not in front_matter(exports.card(local))  # no path of one machine
     assert "figures/relative_change.png" in exports.card(local)
+
+
+def scores(folder: Path, **values: float) -> Source:
+    (folder / ".eval_results").mkdir(parents=True)
+    for task, value in values.items():
+        entry = EvalResultEntry(dataset_id="org/exam|x", task_id=task, value=value)
+        (folder / ".eval_results" / f"{task}.yaml").write_text(yaml.dump(eval_result_entries_to_yaml([entry])))
+    return Source(str(folder))
+
+
+def test_the_card_has_the_scores_that_lie_beside_the_weights(full_analysis: Analysis, tmp_path: Path):
+    assert "## Evaluation" not in exports.card(full_analysis)
+    ft = scores(tmp_path / "ft", hard=0.41, easy=20.9)
+    alone = exports.card(dataclasses.replace(full_analysis, ft=ft))
+    assert "| benchmark | fine-tuned |" in alone
+    assert "| org/exam\\|x: hard | 0.41 |" in alone
+    both = exports.card(dataclasses.replace(full_analysis, ft=ft, base=scores(tmp_path / "base", hard=0.5)))
+    assert "| org/exam\\|x: hard | 0.5 | 0.41 |" in both
+    assert "| org/exam\\|x: easy |  | 20.9 |" in both
+    (tmp_path / "ft" / ".eval_results" / "hard.yaml").write_text("- {dataset: {id: a/b}}")
+    with pytest.raises(ManifestError, match=r"hard\.yaml.*'task_id' is missing"):
+        exports.card(dataclasses.replace(full_analysis, ft=ft))
 
 
 def test_huggingface_hub_takes_the_card_as_its_own(full_analysis: Analysis):

@@ -140,9 +140,9 @@ def hub(entries: Sequence[Document], path: Path) -> Evaluation:
     metrics, dates = [], []
     for entry in entries:
         dataset = entry.inner("dataset")
-        metrics.append(
-            TaskMetric(dataset.text("id", None), dataset.text("task_id", None), "", entry.values.get("value"))
-        )
+        name, task = dataset.text("id", None), dataset.text("task_id", None)
+        # The tasks of one dataset lie in files of their own.
+        metrics.append(TaskMetric(name, task, "", entry.values.get("value"), unit=f"{name}:{task}"))
         dates.append(str(entry.values.get("date") or ""))
     return Evaluation(str(path), tuple(metrics), "", max(dates, default=""))
 

@@ -30,6 +30,7 @@ class TaskMetric:
         error: Its standard error; NaN where the evaluation gave none.
         lower_is_better: Whether it counts with the opposite sign.
         samples: The file with what each test item scored, if there is one.
+        unit: What is evaluated at once, so that a newer file replaces it: the task unless this says more.
     """
 
     task: str
@@ -39,6 +40,7 @@ class TaskMetric:
     error: float = math.nan
     lower_is_better: bool = False
     samples: Path | None = None
+    unit: str = ""
 
     @property
     def key(self) -> str:

@@ -106,16 +106,16 @@ def _newest(folder: Path, found: list[Evaluation]) -> Evaluation:
         raise ManifestError(f"{folder}: evaluations of {len(models)} models ({names}); name the directory of one")
     metrics: dict[str, tuple[Evaluation, list[TaskMetric]]] = {}
     for evaluation in sorted(found, key=lambda e: e.created):
-        tasks: dict[str, list[TaskMetric]] = {}
+        units: dict[str, list[TaskMetric]] = {}
         for metric in evaluation.metrics:
-            tasks.setdefault(metric.task, []).append(metric)
-        for task, of_task in tasks.items():
-            known = metrics.get(task)
-            if known is not None and known[0].created == evaluation.created and not _same(known[1], of_task):
+            units.setdefault(metric.unit or metric.task, []).append(metric)
+        for unit, of_unit in units.items():
+            known = metrics.get(unit)
+            if known is not None and known[0].created == evaluation.created and not _same(known[1], of_unit):
                 files = " and ".join(str(Path(e.source).relative_to(folder)) for e in (known[0], evaluation))
-                raise ManifestError(f"{folder}: {task!r} is in {files}, and neither says when; name one file")
-            metrics[task] = (evaluation, of_task)
-    merged = tuple(m for _, of_task in metrics.values() for m in of_task)
+                raise ManifestError(f"{folder}: {unit!r} is in {files}, and neither says when; name one file")
+            metrics[unit] = (evaluation, of_unit)
+    merged = tuple(m for _, of_unit in metrics.values() for m in of_unit)
     return Evaluation(str(folder), merged, models[0] if models else "", max(e.created for e in found))
 
 
