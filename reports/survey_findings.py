@@ -63,7 +63,7 @@ def _groups(survey: Survey, frame: pd.DataFrame) -> Finding | None:
     else:
         largest = listed([f"{whole(n)}" for n in groups.head(3)], 3)
         word = plural(len(groups), "cluster")
-        alone = f", and {strong(whole(single))} that are like no other" if single else ""
+        alone = f", and {strong(whole(single))} that {'is' if single == 1 else 'are'} like no other" if single else ""
         text = f"They fall into {strong(word)} of two or more (the largest: {largest}){alone}."
     why = "a fixed one" if survey.about.cut_rule == "fixed" else "the 99 % quantile of independent updates"
     return Finding(text, f"Average linkage of 1 − cosine, cut at a cosine of {cut}, {why}.")

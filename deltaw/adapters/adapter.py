@@ -175,7 +175,7 @@ def expected_weights(config: Document, contents: Contents) -> dict[str, tuple[in
     out: dict[str, tuple[int, ...] | None] = {}
     for module in contents.modules:
         A, B = module.parts.get("lora_A"), module.parts.get("lora_B")
-        parameters = targets(config, module.path)
+        parameters = targets(config, module)
         if parameters:
             out |= dict.fromkeys([*parameters, *(n for p in parameters for n in leaves(p, 0))])
         else:
@@ -197,7 +197,7 @@ def _lora(context: Context, contents: Contents) -> list[Pair | Skipped]:
     kept = context.initial is not None and init != "loftq"
     wrapped: dict[str, list[LoraModule]] = {}
     for module in contents.modules:
-        parameters = targets(context.config, module.path)
+        parameters = targets(context.config, module)
         if init is not None and (parameters or not kept):
             out.append(Skipped(f"{module.path}.weight", Reason.BASE_CHANGED_AT_INIT, _why(init)))
         elif parameters:

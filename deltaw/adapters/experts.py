@@ -58,12 +58,19 @@ class Fit:
     inputs_first: bool
 
 
-def targets(config: Document, path: str) -> list[str]:
-    """The parameters of a module that the config targets, by full name; empty where LoRA is on the module itself."""
+def targets(config: Document, module: LoraModule) -> list[str]:
+    """The parameters of a module that the config targets, by full name; empty where LoRA is on the module itself.
+
+    A target without its module (`down_proj`) is that of every module, of which only those with stacked factors, of
+    more rows than the rank, have such a parameter.
+    """
     found = []
+    A = module.parts.get("lora_A")
+    stacked = A is not None and A.shape[:1] != (rank(config, module.path),)
     for target in sorted(set(config.texts("target_parameters"))):
-        full = f"{path}.{target.rpartition('.')[2]}"
-        if full == target or full.endswith(f".{target}"):
+        at, _, leaf = target.rpartition(".")
+        full = f"{module.path}.{leaf}"
+        if full == target or (full.endswith(f".{target}") and (at or stacked)):
             found.append(full)
     return found
 
@@ -74,7 +81,7 @@ def expert_pairs(context: Context, path: str, wrappings: Sequence[LoraModule]) -
     Raises:
         AdapterError: A factor is missing, or the tensors fit no parameter of the base, or more than one.
     """
-    names = targets(context.config, path)
+    names = targets(context.config, wrappings[0])
     if context.base is None:
         why = "which parameter of a module LoRA changes is known from the base's shapes only"
         return [Skipped(name, Reason.NEEDS_BASE, why) for name in names]

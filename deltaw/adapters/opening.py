@@ -33,6 +33,7 @@ WEIGHTS = (
 SINGLE = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".index.json"
+WRAPPED = "base_model.model."  # what PEFT puts before every name
 FULL = ("model", "pytorch_model", "diffusion_pytorch_model", "consolidated")  # how files of whole models begin
 WHOLE = "the state of a whole PEFT model is read as the adapter that it is, and its other weights against the base's"
 Open = Callable[[Path], Checkpoint]
@@ -261,6 +262,21 @@ def _initial(path: Path, config: Document, open_tensors: Open) -> tuple[Any, str
     return initial, note, files
 
 
+def _open_renamed(weights: Path, opened: Checkpoint, open_tensors: Open) -> Adapter:
+    """A file of PEFT's under another name: nothing in it says how it is scaled, its config does.
+
+    Raises:
+        AdapterError: There is none.
+    """
+    folder = weights.parent
+    if not (folder / CONFIG).is_file():
+        raise AdapterError(
+            f"{weights}: PEFT's LoRA factors, but no {CONFIG} beside them, which says how they are scaled; copy it "
+            "from the training run, or write one with lora_alpha equal to r if whoever loads them takes a scale of 1"
+        )
+    return replace(_peft(folder, _config(folder), opened, (), open_tensors), source=str(weights))
+
+
 def _open_mlx(path: Path, open_tensors: Open) -> Adapter:
     """An adapter of MLX: its factors in `adapters.safetensors`, its scale in `adapter_config.json`.
 
@@ -320,6 +336,8 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
         )
     from deltaw.adapters.singlefile import dialect, file_config
 
+    if any(n.startswith(WRAPPED) for n in opened.tensors) and not any(n.endswith(".alpha") for n in opened.tensors):
+        return _open_renamed(weights, opened, open_tensors)
     kind = dialect(opened.tensors)
     return Adapter(
         source=str(path),

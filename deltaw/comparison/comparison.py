@@ -20,7 +20,7 @@ from deltaw.comparison.fingerprint import fingerprints_frame
 from deltaw.comparison.fronts import FrontDifference, compare_fronts, fronts_frame
 from deltaw.comparison.loading import Results
 from deltaw.comparison.manifest import Manifest, read_manifest
-from deltaw.comparison.naming import aligned, unshared
+from deltaw.comparison.naming import aligned, partial, unshared
 from deltaw.comparison.predictors import predictors_frame
 from deltaw.comparison.roles import arenas
 from deltaw.comparison.runs import Run, Runs, runs_frame
@@ -308,7 +308,7 @@ def compare(
     every = aligned([loaded.get(s.name) or loading.scores_only(s) for s in manifest.runs])
     if needing:  # and against what was there already
         warnings = list(dict.fromkeys([*warnings, *same_base.check_bases(every)]))
-    warnings = [*manifest.warnings, *warnings, *unshared(every)]
+    warnings = [*manifest.warnings, *warnings, *unshared(every), *partial(every)]
     return Comparison(
         Runs(every, reference or _default_reference(every), seed),
         title=manifest.title,

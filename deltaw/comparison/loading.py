@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from deltaw.comparison.manifest.seeds import SEED
 from deltaw.comparison.mean_spectra import mean_spectra
 from deltaw.comparison.naming import own_keys
 from deltaw.comparison.runs import Analysed, Run
-from deltaw.documents import Document, read_object
+from deltaw.documents import Document, is_score, read_object
 from deltaw.errors import ManifestError, ResultsError
 from deltaw.results import about
 from deltaw.results.analysis import Analysis
@@ -87,7 +88,7 @@ def read_run(spec: RunSpec, source: Results) -> Run:
         ResultsError: The results cannot be read.
     """
     if isinstance(source, Analysis):
-        known = Analysed(source.base, source.ft, source.options)
+        known = Analysed(source.base, source.ft, source.options, source.summary.coverage.share)
         layers, spectra = source.to_pandas(), source.spectra
     else:
         folder = Path(source)
@@ -98,13 +99,15 @@ def read_run(spec: RunSpec, source: Results) -> Run:
 
 
 def analysed(stored: Document) -> Analysed:
-    """What a saved analysis was of, from its `base`, `ft` and `options`.
+    """What a saved analysis was of, from its `base`, `ft`, `options` and `summary.coverage`.
 
     Raises:
         ResultsError: A value is of another type.
     """
     base, ft = (about.source(stored.inner(side)) for side in ("base", "ft"))
-    return Analysed(base, ft, about.options(stored.inner("options")))
+    share = stored.inner("summary").inner("coverage").values.get("share")
+    compared = float(share) if is_score(share) else math.nan
+    return Analysed(base, ft, about.options(stored.inner("options")), compared)
 
 
 def indexed(layers: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -48,11 +48,17 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Analysed:
-    """What the analysis of a run was of: its two sides and its options; nothing of what is not known."""
+    """What the analysis of a run was of: its two sides and its options; nothing of what is not known.
+
+    Attributes:
+        compared: The share of the base that was compared; NaN where it is not known. A warning says it, where it is
+            small, so that it is not saved with a comparison.
+    """
 
     base: Source | None = None
     ft: Source | None = None
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+    compared: float = math.nan
 
     def to_dict(self) -> dict[str, JsonValue]:
         """As JSON values; a side that is not known is an empty object."""

@@ -303,7 +303,7 @@ def _units(adapter: Adapter, contents: Contents) -> list[Unit]:
     out: list[Unit] = []
     stacks: dict[str, list[LoraModule]] = {}
     for module in contents.modules:
-        if parameters_of(adapter.config, module.path):
+        if parameters_of(adapter.config, module):
             stacks.setdefault(module.path, []).append(module)
             continue
         found = module_pairs(context, module)
@@ -317,7 +317,7 @@ def _units(adapter: Adapter, contents: Contents) -> list[Unit]:
         form: Form = "embedding" if "lora_embedding_A" in module.parts else "conv" if kernel else "linear"
         out.append(Unit(f"{module.path}.weight", module.path, form, 0, kernel, (update,), update.shape))
     for path, modules in stacks.items():
-        names = sorted(parameters_of(adapter.config, path), key=lambda n: (not n.endswith("gate_up_proj"), n))
+        names = sorted(parameters_of(adapter.config, modules[0]), key=lambda n: (not n.endswith("gate_up_proj"), n))
         if len(names) != len(modules):
             raise EditError(f"{adapter.source}: {len(modules)} pairs for {len(names)} parameters of {path}")
         # PEFT wraps a module once per parameter, the first one innermost

@@ -71,6 +71,13 @@ def test_one_expert_is_no_stack(check):
     check(Net({"w": (1, 6, H)}), config("w"))
 
 
+def test_a_target_without_its_module_is_not_that_of_every_module(check, tmp_path):
+    """`target_parameters: ["down_proj"]`, which PEFT writes for a model of experts: LoRA on `head` stays its own."""
+    routes, _ = check(Net(OUTPUTS_FIRST), config(target_parameters=["down_proj"]))
+    assert set(routes) == {"head.weight", "experts.down_proj"}
+    assert {p.name for p in open_adapter(tmp_path / "adapter").updates(None).pairs} == {"head.weight"}
+
+
 def test_without_a_base_parameters_cannot_be_told_apart(check, tmp_path):
     check(Net(OUTPUTS_FIRST), config("gate_up_proj", "down_proj"))
     found = open_adapter(tmp_path / "adapter").updates(None)

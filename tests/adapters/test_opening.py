@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import deltaw
 from deltaw.adapters import is_adapter, open_adapter
 from deltaw.checkpoints import open_checkpoint
 from deltaw.errors import AdapterError, CheckpointError
@@ -271,3 +272,15 @@ def test_a_new_head_is_skipped_with_its_shape(tmp_path):
     assert [(s.name, s.reason, s.detail) for s in found.skipped] == [("score.weight", "only_in_ft", "2×8")]
     old = tensors() | {"base_model.model.score.modules_to_save.default.weight": torch.ones(2, 8)}
     assert [s.name for s in attempt(write(tmp_path / "b", old), BASE).skipped] == ["score.weight"]
+
+
+def test_a_file_of_peft_under_another_name(tmp_path):
+    """Its names are PEFT's, and nothing in it says its scale: that stands in the config beside it, or nobody knows."""
+    save_file(tensors(), tmp_path / "epoch3.safetensors")
+    base = {f"{Q}.weight": torch.randn(6, 8)}
+    with pytest.raises(AdapterError, match=r"PEFT's LoRA factors, but no adapter_config.json beside them"):
+        deltaw.analyze(base, tmp_path / "epoch3.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (row,) = deltaw.analyze(base, tmp_path / "epoch3.safetensors").rows
+    assert row["adapter_scaling"] == 3

@@ -159,6 +159,19 @@ def test_adapters_on_different_modules_of_one_base(tmp_path: Path, manifest: Wri
     deltaw.compare([tmp_path / "q", tmp_path / "w", tmp_path / "full"])  # which has a layer of each
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_of_which_only_a_part_was_compared_says_so(tmp_path: Path, saved: bool):
+    base, ft = pico_state(), changed(pico_state())
+    part = {n: t for n, t in ft.items() if "layers.0" in n}
+    results = {name: deltaw.analyze(base, state, jobs=1) for name, state in {"whole": ft, "part": part}.items()}
+    for name, result in results.items():
+        result.save(tmp_path / name)
+    c = deltaw.compare([tmp_path / n for n in results] if saved else results)
+    assert [w for w in c.warnings if "of its base" in w] == [
+        "Run 'part' compares only 38.6 % of its base: what is said of it is about that part."
+    ]
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda n: f"module.{n}", lambda n: f"_orig_mod.{n}", lambda n: n.removeprefix("model.")],
