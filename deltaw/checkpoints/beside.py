@@ -34,10 +34,10 @@ def beside(folder: Path, read: Collection[Path], names: Collection[str] = ()) ->
         read: The files that were.
         names: The names of the tensors that were read.
     """
-    own = {path.resolve() for path in read}
+    own = {_identity(path) for path in read}
     notes: list[str] = []
     for path in _files(folder):
-        if path.resolve() in own or NOT_WEIGHTS.search(path.name):
+        if NOT_WEIGHTS.search(path.name) or _identity(path) in own:
             continue
         kind = holds_tensors(path)
         if kind is not None:
@@ -46,6 +46,12 @@ def beside(folder: Path, read: Collection[Path], names: Collection[str] = ()) ->
             )
             notes.append(f"{path.relative_to(folder)} ({about}) lies beside what is read, and was ignored")
     return tuple(notes)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of the file that a path leads to, by whatever links."""
+    about = path.stat()
+    return about.st_dev, about.st_ino
 
 
 def _about(path: Path, names: Collection[str]) -> str:

@@ -11,6 +11,7 @@ MAX_NAME = 1024  # characters
 MAX_DIGITS = 18  # of a layer's number, which is a 64-bit column
 UNWRITABLE = re.compile("[\\0\ud800-\udfff]")
 NUMBER = re.compile(rf"(?:^|\.)\d{{{MAX_DIGITS + 1},}}(?:\.|$)")
+EITHER = re.compile(f"{UNWRITABLE.pattern}|{NUMBER.pattern}")
 RESERVED = "__metadata__"  # a safetensors file keeps something else under this name
 
 
@@ -32,8 +33,8 @@ def _problem(name: str) -> str:
         return f"has a name of {len(name):,} characters"
     if name == RESERVED:
         return "has a reserved name"
+    if not EITHER.search(name):
+        return ""
     if UNWRITABLE.search(name):
         return "has NUL or half a character in its name"
-    if NUMBER.search(name):
-        return f"has a number of more than {MAX_DIGITS} digits in its name"
-    return ""
+    return f"has a number of more than {MAX_DIGITS} digits in its name"

@@ -80,7 +80,7 @@ def refuse_unusable(tensors: Mapping[str, Handle], source: str, beside: Iterable
             f"{source}: {empty} weights have shape [0]: saved under DeepSpeed ZeRO-3 without gathering them{hint}; "
             f"consolidate the training checkpoint with {ZERO}"
         )
-    flat = [n for n in tensors if FLAT.search(n)]
+    flat = [n for n in tensors if "flat_param" in n and FLAT.search(n)]
     if flat:
         raise CheckpointError(
             f"{source}: FSDP's flat parameters ({flat[0]}), without names and shapes; save a full state dict, "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from deltaw.checkpoints.kinds import regular
 from deltaw.checkpoints.remote.file import RemoteFile
@@ -99,11 +100,14 @@ def read_metadata(path: Path | RemoteFile) -> Document:
     return Document(header, str(path)).inner("__metadata__")
 
 
-class HeaderEntry:
+class HeaderEntry(NamedTuple):
     """One tensor of a header: its name, dtype, shape, and where its bytes begin and end."""
 
-    def __init__(self, name: str, dtype: str, shape: tuple[int, ...], begin: int, end: int) -> None:
-        self.name, self.dtype, self.shape, self.begin, self.end = name, dtype, shape, begin, end
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
     def handle(self, path: Path | RemoteFile, start: int) -> Handle:
         """The handle of a tensor in a file whose bytes begin at `start`."""
@@ -188,5 +192,7 @@ def _entry(name: str, about: object) -> HeaderEntry:
 def _sizes(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list) or len(value) > 64:
         return None
-    sizes = tuple(n for n in value if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_SIZE)
-    return sizes if len(sizes) == len(value) else None
+    for n in value:
+        if type(n) is not int or not 0 <= n < MAX_SIZE:  # true and false are integers, too, for isinstance
+            return None
+    return tuple(value)

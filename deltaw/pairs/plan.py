@@ -171,7 +171,7 @@ def _pairs(
                 f"the first {view.crop:,} are compared"
             )
         turned += way == "turned"
-        pair = Pair(name, base, f.handle, replace(view, part=f.part))
+        pair = Pair(name, base, f.handle, replace(view, part=f.part) if f.part else view)
         pairs.extend(matrices(pair, right.layout, split=split))
     if turned:
         notes.append(f"{turned:,} matrices are stored the other way round by the base; they are compared as transposed")

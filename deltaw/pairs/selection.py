@@ -50,6 +50,8 @@ class Selection:
             [compile_pattern(text, option, error=OptionError) for text in given]
             for option, given in (("--include", self.include), ("--exclude", self.exclude))
         )
+        if not keep and not drop:
+            return lambda _: True
         return lambda name: (not keep or any(p.search(name) for p in keep)) and not any(p.search(name) for p in drop)
 
 

@@ -57,9 +57,10 @@ def matrices(pair: Pair, layout: Layout, *, split: bool) -> Iterable[Pair]:
         rows, cols = cols, rows
     slices = parts(pair.name, rows, cols, layout.config) if split and not piece else None
     for view in stack:
-        view = replace(view, transposed=transposed)
+        if transposed:
+            view = replace(view, transposed=True)
         if slices is None:
-            yield replace(pair, view=view)
+            yield pair if view is pair.view else replace(pair, view=view)
         else:
             for part, ranges in slices.items():
                 yield replace(pair, view=replace(view, rows=ranges, part=f"{view.part} {part}".strip()))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
+
+NAMES = (
+    1 << 14
+)  # whose place and kind are kept: each is asked for several times while a checkpoint is opened and paired
 
 # What DataParallel, torch.compile, FSDP, activation checkpointing, DeepSpeed and PEFT put into a name. `module` and
 # `base_model.model` are names of real modules as well, and are taken out at the start only.
@@ -50,6 +55,7 @@ def natural(name: str) -> tuple[tuple[int, str | int], ...]:
     )
 
 
+@lru_cache(maxsize=NAMES)
 def place(name: str) -> Place:
     """Stack, layer and module: `model.layers`, 3, `self_attn.q_proj` of `model.layers.3.self_attn.q_proj.weight`."""
     parts = unwrap(name).split(".")
@@ -61,6 +67,7 @@ def place(name: str) -> Place:
     return Place("", None, ".".join(parts))
 
 
+@lru_cache(maxsize=NAMES)
 def kind(name: str, ndim: int) -> str:
     """`attention`, `mlp`, `embedding`, `head`, `norm`, `conv` or `other`, by the names that are in use."""
     name = unwrap(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -142,6 +143,7 @@ class Beside:
         return self.of.variance(rows) if self.what == "variance" else self.of.ends(rows)
 
 
+@lru_cache
 def numeric(dtype: str) -> str:
     """The dtype that a tensor is read as, by torch's name: float32 for a format of codes."""
     return "float32" if FORMAT.match(dtype) else dtype
