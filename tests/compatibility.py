@@ -112,7 +112,9 @@ def table() -> str:
     rows = [f"| {c.library} | {c.what} | {c.becomes} | {c.how} | `{c.test.split('::')[1]}` |" for c in CASES]
     families = []
     for name, family in FAMILIES.items():
-        modules = [*family.lora["target_modules"], *family.lora.get("target_parameters", ())]
+        targets = family.lora["target_modules"]
+        named = [targets] if isinstance(targets, str) else targets
+        modules = [*named, *family.lora.get("target_parameters", ())]
         head = "with and without" if family.bare else "with"
         families.append(f"| `{name}` | `{family.model}` | {head} | {', '.join(f'`{m}`' for m in modules)} |")
     return "\n".join([

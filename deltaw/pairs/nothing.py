@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from deltaw.checkpoints import Checkpoint
 from deltaw.pairs.matching import agree
-from deltaw.pairs.renames import suggestion
+from deltaw.pairs.renames import HUGGING_FACE, META, suggestion
 from deltaw.pairs.views import is_floating
 from deltaw.tensors.names import unwrap
 from deltaw.types import Handle, Reason, Skipped, times
 
-# The queries of Meta's and Mistral's own files and of transformers': the same numbers in another order of rows.
-META, HUGGING_FACE = re.compile(r"\.attention\.w[qk]\."), re.compile(r"\.self_attn\.[qk]_proj\.")
 CANDIDATES = 500  # names that are searched for a near one: a message need not look at all of a large model
 
 

@@ -48,6 +48,10 @@ class Rename:
         return name
 
 
+# The queries of Meta's and Mistral's own files and of transformers': the same numbers in another order of rows.
+META, HUGGING_FACE = re.compile(r"(^|\.)attention\.w[qk]\."), re.compile(r"\.self_attn\.[qk]_proj\.")
+
+
 def renamed(names: Iterable[str], rules: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """What each name of the fine-tuned side is called after `--rename`, and a note on each rule.
 
@@ -62,6 +66,12 @@ def renamed(names: Iterable[str], rules: Sequence[str]) -> tuple[dict[str, str],
         count = sum(after[name] != at for name, at in new.items())
         notes.append(f"--rename {given}: {count:,} names of the fine-tuned side")
         new = after
+    native = next((n for n, at in new.items() if META.search(n) and HUGGING_FACE.search(at)), None)
+    if native is not None:
+        notes.append(
+            f"--rename compares {native} with {new[native]}: Meta's and Mistral's own files have the rows of queries "
+            "and keys in another order than transformers', and a difference in that order is no update"
+        )
     taken: dict[str, str] = {}
     for name, at in new.items() if rules else ():
         if (other := taken.setdefault(at, name)) != name:

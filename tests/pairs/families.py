@@ -27,6 +27,9 @@ SEEN = {
     "patch_size": 14,
 }
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+MOE = TEXT | {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 12, "num_local_experts": 3}
+LINEAR = {"target_modules": "all-linear"}
+MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,7 @@ FAMILIES = {
     "qwen2_5_vl": Family(
         "Qwen2_5_VLForConditionalGeneration",
         {
-            "text_config": {k: v for k, v in TEXT.items() if k != "head_dim"}
-            | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}},
+            "text_config": {k: v for k, v in TEXT.items() if k != "head_dim"} | MROPE,
             "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
             | {"out_hidden_size": 16, "fullatt_block_indexes": [0]},
         },
@@ -144,6 +146,72 @@ FAMILIES = {
         "MambaForCausalLM",
         {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 40, "pad_token_id": 0},
         {"target_modules": ["in_proj", "x_proj"]},
+    ),
+    "granitemoe": Family("GraniteMoeForCausalLM", MOE, LINEAR),
+    "minimax": Family("MiniMaxForCausalLM", MOE, LINEAR),
+    "qwen3_next": Family(
+        "Qwen3NextForCausalLM",
+        MOE
+        | {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+        | {"linear_value_head_dim": 8, "shared_expert_intermediate_size": 12, "num_hidden_layers": 4},
+        LINEAR,
+    ),
+    "qwen3_vl_moe": Family(
+        "Qwen3VLMoeForConditionalGeneration",
+        {
+            "text_config": MOE | MROPE,
+            "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
+            | {"out_hidden_size": 16, "deepstack_visual_indexes": [0]},
+        },
+        {"target_modules": ["q_proj"], "target_parameters": EXPERTS},
+    ),
+    "jamba": Family(
+        "JambaForCausalLM",
+        MOE
+        | {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2}
+        | {"expert_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+        {"target_modules": ["q_proj", "in_proj"]},
+    ),
+    "codegen": Family(
+        "CodeGenForCausalLM",
+        {"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 40, "rotary_dim": 4, "n_positions": 32},
+        {"target_modules": ["qkv_proj"]},
+    ),
+    "gpt_bigcode": Family(
+        "GPTBigCodeForCausalLM",
+        {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32},
+        {"target_modules": ["c_attn", "c_proj"]},
+    ),
+    "modernbert": Family("ModernBertForMaskedLM", BERT, {"target_modules": ["Wqkv"]}),
+    "xlnet": Family(
+        "XLNetLMHeadModel",
+        {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24, "vocab_size": 40},
+        {"target_modules": ["layer_1"]},
+    ),
+    "siglip": Family(
+        "SiglipModel",
+        {"text_config": BERT | {"projection_size": 16}, "vision_config": SEEN},
+        {"target_modules": ["q_proj"]},
+        bare=False,
+    ),
+    "internvl": Family(
+        "InternVLForConditionalGeneration",
+        {
+            "text_config": TEXT | {"model_type": "qwen2"},
+            "vision_config": SEEN | {"image_size": [28, 28], "patch_size": [14, 14]},
+        },
+    ),
+    "resnet": Family(
+        "ResNetForImageClassification",
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        {"target_modules": ["convolution"]},
+    ),
+    "wav2vec2": Family(
+        "Wav2Vec2ForCTC",
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
+        | {"conv_dim": [8, 8], "conv_stride": [2, 2], "conv_kernel": [3, 3], "num_feat_extract_layers": 2}
+        | {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2},
+        {"target_modules": ["q_proj"]},
     ),
     "gpt_oss": Family(
         "GptOssForCausalLM",

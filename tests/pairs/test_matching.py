@@ -279,6 +279,10 @@ def test_the_names_of_meta_are_not_called_a_rename_away():
     with pytest.raises(PairingError, match=r"names of Meta's.*rows in another order.*convert_llama") as caught:
         deltaw.analyze(base, native)
     assert "--rename" not in str(caught.value)
+    rules = [r"^layers=model.layers", r"attention\.w([qk])\.=self_attn.\1_proj."]
+    assert any(
+        "rows of queries and keys in another order" in n for n in deltaw.analyze(base, native, rename=rules).notes
+    )
 
 
 def test_no_rename_is_offered_between_tensors_of_other_sizes():
