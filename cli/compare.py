@@ -13,6 +13,7 @@ from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import FilePath, Size, matching, verbosity
 from deltaw.cli.printable import say
 from deltaw.errors import ManifestError
+from deltaw.types import counted
 
 if TYPE_CHECKING:
     from deltaw.cli.progress import Reporter
@@ -165,7 +166,7 @@ def _show(comparison: Comparison, where: Path) -> None:
         screen.print(escape(f"{row['verdict']}: {row['text']}{about}"), soft_wrap=True)
     if len(told) < len(claims):
         screen.print(f"{len(claims) - len(told)} claims could not be checked with these runs; claims.csv says why.")
-    screen.print(f"\n{len(comparison.runs_.items)} runs: {escape(str(where))}", soft_wrap=True)
+    screen.print(f"\n{counted(len(comparison.runs_.items), 'run')}: {escape(str(where))}", soft_wrap=True)
 
 
 def _number(value: float) -> str:

@@ -13,6 +13,7 @@ from deltaw.cli.failures import SOME_FAILED
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import FilePath, Size, verbosity
 from deltaw.cli.printable import say
+from deltaw.types import counted
 
 if TYPE_CHECKING:
     from deltaw.surveys import Survey
@@ -139,5 +140,5 @@ def _show(found: Survey, where: Path) -> None:
         screen.print(f"  and {len(flagged) - MOST:,} more flagged ones in adapters.csv")
     for note in found.about.notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)
-    took = f"\n{len(frame):,} adapters in {found.about.seconds:.1f} s: "
+    took = f"\n{counted(len(frame), 'adapter')} in {found.about.seconds:.1f} s: "
     screen.print(Text.assemble(took, file_link(where)), soft_wrap=True)

@@ -93,7 +93,7 @@ CASES = (
     Case("bitsandbytes", "NF4, FP4, LLM.int8", "read", "dequantised", f"{Q}::test_bitsandbytes_four_bits"),
     Case("compressed-tensors", "FP8, int4, int8, NVFP4, MXFP4", "read", "dequantised", f"{Q}::test_compressed_tensors_reads_the_same"),
     Case("MLX", "`weight`, `scales`, `biases`", "read", "dequantised", f"{Q}::test_mlx"),
-    Case("SmoothQuant, EETQ, Marlin, SqueezeLLM", "codes in the order of a kernel, scales of any name", "skipped", "`quantised: FORMAT`", "checkpoints/quantised/test_detection::test_a_row_of_the_table"),
+    Case("SmoothQuant, EETQ, Marlin, SqueezeLLM, SVDQuant", "codes in the order of a kernel, scales of any name", "skipped", "`quantised: FORMAT`", "checkpoints/quantised/test_detection::test_a_row_of_the_table"),
     Case("ModelOpt, torch.ao", "ranges and scales of fake quantisation", "skipped", "`not_a_weight`; the weights are read", "checkpoints/quantised/test_detection::test_what_a_quantiser_measured_is_no_weight"),
     Case("any", "codes of a format that is not known", "skipped", "`quantised: FORMAT`", "checkpoints/quantised/test_detection::test_codes_are_read_or_skipped_and_companions_are_no_rows"),
 )  # fmt: skip

@@ -23,6 +23,7 @@ MARKS = (
     ("marlin", ("B", "s")),
     ("marlin_24", ("B_24", "s")),
     ("qqq", ("B", "s_channel")),
+    ("svdquant", ("qweight", "proj_down")),
 )
 # What is called so beside codes belongs to them.
 COMPANION = re.compile(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Every spelling of the scale of `{0}`, the most particular first.
 SCALES = ("{0}_scale_inv", "{0}_scale", "scale_{0}", "{0}_scales")
+OFFSETS = ("{0}_offset", "{0}_zero", "{0}_zeros", "{0}_shift")  # of which nobody says how they are added
 FP8_METHODS = frozenset({"fp8", "fbgemm-fp8", "modelopt", "compressed-tensors"})
 
 
@@ -56,9 +58,16 @@ def claims(module: ModuleTensors) -> Iterator[Codes]:
             )
         elif scale is not None:
             parts = {"codes": handle, "scale": scale, **module.parts(zero=f"{stem}_zero_point")}
-            yield _scaled(module, name, handle, scale, parts)
+            found = _scaled(module, name, handle, scale, parts)
+            offset = module.get(*(o.format(stem) for o in OFFSETS))
+            yield found if offset is None else _with_offset(found, offset)
         elif handle.dtype in FLOAT8 and module.config.method in FP8_METHODS and len(handle.shape) >= 2:
             yield Codes(name, "fp8", handle.shape, {"codes": handle}, "its scale is missing")
+
+
+def _with_offset(codes: Codes, offset: Handle) -> Codes:
+    parts = {**codes.parts, "offset": offset}
+    return replace(codes, parts=parts, problem=codes.problem or f"how {offset.name} is added is not known")
 
 
 def _scale(module: ModuleTensors, leaf: str) -> Handle | None:

@@ -241,6 +241,26 @@ TABLE: list[tuple[str, Mapping[str, object], dict[str, torch.Tensor], str, tuple
         (4, 64),
     ),
     (
+        "SVDQuant, which keeps a part of the weight in a product",
+        {},
+        {
+            "qweight": empty(i8, 32, 32),
+            "wscales": empty(torch.bfloat16, 1, 32),
+            "proj_down": empty(torch.bfloat16, 64, 4),
+            "proj_up": empty(torch.bfloat16, 32, 4),
+            "smooth_factor": empty(torch.bfloat16, 64),
+        },
+        "svdquant",
+        (32, 32),
+    ),
+    (
+        "an offset of unknown meaning",
+        {},
+        {"weight": empty(i8, 32, 64), "weight_scale": empty(f32, 32, 1), "weight_offset": empty(f32, 32, 1)},
+        "int8_row",
+        (32, 64),
+    ),
+    (
         "SqueezeLLM",
         {},
         {
@@ -288,7 +308,7 @@ def test_codes_are_read_or_skipped_and_companions_are_no_rows(label, said, leave
     stored = {**{f"{M}.{leaf}": t for leaf, t in leaves.items()}, "model.embed.weight": torch.zeros(6, 4)}
     ft = opened(stored, config)
     read = isinstance(ft.tensors[f"{M}.weight"], QuantisedHandle)
-    unread = {"hqq", "next-year", "integer codes", "eetq", "marlin", "gptq"}
+    unread = {"hqq", "next-year", "integer codes", "eetq", "marlin", "gptq", "svdquant"}
     assert read == (form not in unread and "unknown" not in label)
     planned = plan(base, ft)
     assert [p.name for p in planned.pairs] == ["model.embed.weight", *[f"{M}.weight"] * read]
