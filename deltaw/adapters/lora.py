@@ -122,7 +122,7 @@ def _weight(
     """The update of a module's weight and the base's handle.
 
     Raises:
-        AdapterError: DoRA without its magnitudes.
+        AdapterError: DoRA without its magnitudes, or magnitudes without DoRA.
     """
     r, s = _adalora(context, module, A, B) if context.adalora else _lora(context, module, A, B)
     low_rank = LowRank(
@@ -139,6 +139,11 @@ def _weight(
     if context.config.says("kasa_config"):
         return Kasa(replace(low_rank, adapter_type="kasa")), base
     if magnitude := module.parts.get("lora_magnitude_vector"):
+        if "use_dora" in context.config and not context.config.says("use_dora"):
+            raise AdapterError(
+                f"{context.source}: {module.path} has a lora_magnitude_vector, but use_dora is off in "
+                "adapter_config.json, so that PEFT would leave it out; set use_dora, or take the magnitudes out"
+            )
         return Dora(replace(low_rank, adapter_type="dora"), magnitude, columns=embedding), base
     if context.config.says("use_dora"):
         raise AdapterError(

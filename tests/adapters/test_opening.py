@@ -168,6 +168,10 @@ def test_half_a_pair_of_factors(tmp_path, keep, lack):
 
 def test_incomplete_variants(tmp_path):
     assert "no lora_magnitude_vector" in error(write(tmp_path / "a", use_dora=True))
+    magnitudes = tensors() | {f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(6)}
+    assert "has a lora_magnitude_vector, but use_dora is off" in error(
+        write(tmp_path / "d", magnitudes, use_dora=False)
+    )
     assert "no lora_E" in error(write(tmp_path / "b", peft_type="ADALORA", init_r=2))
     weights = tensors() | {f"base_model.model.{Q}.lora_magnitude_vector": torch.ones(5)}
     folder = write(tmp_path / "c", weights, use_dora=True)
