@@ -18,8 +18,8 @@ Shapes = Iterable[tuple[str, tuple[int, ...]]]
 Ranges = tuple[tuple[int, int], ...]
 CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-# The module that holds a stack; below `experts.0` lies one expert.
-EXPERTS = re.compile(r"(^|[._])(experts?|moe)(?=\.(?!\d))", re.IGNORECASE)
+# The module that holds a stack; below `experts.0` lies one expert, and `action_expert` is the name of a whole model.
+EXPERTS = re.compile(r"(^|[._])(experts|moe)(?=\.(?!\d))", re.IGNORECASE)
 WEIGHT = re.compile(r"(^|\.)\w*weight(\.|_|$)")
 ROUTER = re.compile(r"(^|\.)(gate|router)\.weight$")
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

@@ -118,6 +118,7 @@ def test_a_stack_of_experts_is_told_by_name_config_or_router(name, shape, config
         ("layers.1.conv.weight", (4, 64, 64), {"num_experts": 4}, {}),
         ("mixture.experts.0.conv1.weight", (8, 4, 3), {}, {}),  # the convolution of one expert
         ("mixture.experts.0.stem.weight", (8, 4, 3), {}, {}),
+        ("gemma_expert.stem.weight", (8, 4, 3), {}, {}),  # one model among others
         ("moe_frontend.filters.weight", (8, 1, 25), {}, {}),
         ("decoder.final.weight", (1, 64, 7), {}, {}),  # one output
         ("decoder.final.parametrizations.weight.original1", (1, 64, 7), {}, {}),
