@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import regex
+from typing import TYPE_CHECKING
 
 from deltaw.documents.objects import shown
 from deltaw.errors import CheckpointError, DeltaWError
+
+if TYPE_CHECKING:
+    import regex
 
 MATCHING = 1.0  # seconds that a foreign regular expression may take for one name
 
@@ -43,6 +45,8 @@ class Pattern:
         Raises:
             DeltaWError: It takes too long, or `text` names a group that there is not.
         """
+        import regex
+
         try:
             return self.compiled.sub(text, name, timeout=MATCHING)
         except TimeoutError as e:
@@ -69,6 +73,8 @@ def compile_pattern(text: str, where: str, *, error: type[DeltaWError] = Checkpo
     Raises:
         DeltaWError: It is malformed.
     """
+    import regex
+
     try:
         return Pattern(regex.compile(text), where, error)
     except (regex.error, OverflowError, RecursionError) as e:

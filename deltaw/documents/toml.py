@@ -7,7 +7,6 @@ at the beginning of a line. What is written inline (`runs = [{name = "a"}]`) has
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,6 +51,8 @@ def parse_toml(text: str, where: str, *, error: type[DeltaWError]) -> Toml:
     Raises:
         DeltaWError: It is not TOML, nested too deeply, or a whole number has more than the 64 bits that TOML allows.
     """
+    import tomllib
+
     try:
         found = tomllib.loads(text)
     except RecursionError as e:

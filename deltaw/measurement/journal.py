@@ -18,10 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeGuard
+from typing import IO, TYPE_CHECKING, Any, Self, TypeGuard
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from deltaw.documents import Document, parse_object
 from deltaw.errors import ResultsError
@@ -30,6 +29,9 @@ from deltaw.measurement.measured import Measured
 from deltaw.results import about
 from deltaw.results.spectra_file import described, spectrum
 from deltaw.types import Cell, JsonValue, Row
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 NAME = ".deltaw-journal.jsonl"
 LOCK = ".deltaw-lock"
@@ -184,6 +186,8 @@ def lock(out: Path) -> FileLock:
     Raises:
         ResultsError: Another run holds it, or it cannot be written.
     """
+    from filelock import FileLock, Timeout
+
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = FileLock(out / LOCK, timeout=0)
