@@ -1,6 +1,6 @@
 """Do two revisions of the code give the same numbers, byte for byte?
 
-    python benchmarks/same_numbers.py BEFORE [AFTER] [--no-demo] [--renamed forgetting=retention …]
+    python -m benchmarks.same_numbers BEFORE [AFTER] [--no-demo] [--renamed forgetting=retention …]
 
 Both are git revisions; AFTER defaults to HEAD. Each is checked out in a temporary directory and measures the same
 inputs in a process of its own, with one thread: pico checkpoints in every format, pico adapters of every method of peft
@@ -20,16 +20,14 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.revisions import IMPORT, package_of
+
 TABLES = ("layers.csv", "claims.csv", "contrasts.csv")
 IGNORED = frozenset({"seconds"})
 SHOWN = 10  # differences of a table
 
-# Run by either revision: the package is put together as it installs, and nothing else is called deltaw.
+# Run by either revision.
 MEASURE = """
-import sys
-sys.meta_path[:] = [f for f in sys.meta_path if str(getattr(f, "__module__", "")).startswith("_frozen_importlib")]
-sys.path.insert(0, {package!r})
 from pathlib import Path
 
 import torch
@@ -183,22 +181,14 @@ def write_inputs(folder: Path, demo: bool) -> None:
     write_comparison(folder)
 
 
-def measure(revision: str, inputs: Path, work: Path) -> Path:
+def measure(revision: str, inputs: Path, out: Path) -> Path:
     """The tables of one revision."""
-    name = revision.replace("/", "-").replace("^", "-parent").replace("~", "-back")
-    tree, package, out = work / f"{name}-tree", work / f"{name}-package", work / f"{name}-out"
-    subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", str(tree), revision], check=True)
-    try:
-        (package / "deltaw").mkdir(parents=True)
-        out.mkdir()
-        for path in [*(tree / "deltaw").iterdir(), tree / "cli", tree / "reports"]:
-            (package / "deltaw" / path.name).symlink_to(path)
-        code = MEASURE.format(package=str(package), inputs=str(inputs), out=str(out))
+    out.mkdir()
+    with package_of(revision, out.parent) as package:
+        code = (IMPORT + MEASURE).format(package=str(package), inputs=str(inputs), out=str(out))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         cache = {"DELTAW_CACHE": "off"}
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env={**os.environ, **threads, **cache})
-    finally:
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=True)
     return out
 
 
@@ -240,7 +230,9 @@ def main() -> None:
         inputs = work / "inputs"
         inputs.mkdir()
         write_inputs(inputs, demo=not given.no_demo)
-        before, after = (measure(revision, inputs, work) for revision in (given.before, given.after))
+        before, after = (
+            measure(r, inputs, work / side) for side, r in (("before", given.before), ("after", given.after))
+        )
         for place in sorted({p.name for p in (*before.iterdir(), *after.iterdir())}):
             for table in (*TABLES, "refused.txt"):
                 a, b = before / place / table, after / place / table

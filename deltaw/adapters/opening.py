@@ -18,7 +18,6 @@ from deltaw.adapters.translated import MLX_FILE, Translated, gguf_lora, is_gguf_
 from deltaw.adapters.wrapped import as_checkpoint, has_factors, is_wrapped
 from deltaw.checkpoints import Checkpoint, locate, open_checkpoint
 from deltaw.checkpoints.beside import beside
-from deltaw.checkpoints.gguf import open_gguf
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.results.sources import FileStamp
@@ -328,6 +327,8 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
     if isinstance(whole, Adapter):
         return whole
     if is_gguf_lora(opened.tensors):
+        from deltaw.checkpoints.gguf import open_gguf
+
         return _translated(gguf_lora(path, open_gguf(weights)), str(path), opened.notes, opened.files)
     if not looks_like_lora(opened.tensors):
         first = next(iter(opened.tensors), "no tensor")

@@ -11,15 +11,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltaw.checkpoints import Checkpoint
-from deltaw.checkpoints.gguf import ARCHITECTURES, GgufContents, renamed, unpermuted
 from deltaw.documents import Document
 from deltaw.errors import AdapterError
 from deltaw.tensors.layout import text_config
 from deltaw.tensors.names import EMBEDDINGS
 from deltaw.tensors.slices import Slice
 from deltaw.types import Handle, JsonValue
+
+if TYPE_CHECKING:
+    from deltaw.checkpoints.gguf import GgufContents
 
 MLX_FILE = "adapters.safetensors"
 MLX = re.compile(r"^(?P<module>.+)\.(?P<leaf>lora_a|lora_b|m)$")
@@ -117,6 +120,8 @@ def gguf_lora(path: Path, opened: GgufContents) -> Translated:
     Raises:
         AdapterError: It is of an architecture whose names are not known, or a factor is missing.
     """
+    from deltaw.checkpoints.gguf import ARCHITECTURES, renamed
+
     header = opened.header
     architecture = header.text("general.architecture")
     if header.text("adapter.type") not in {"", "lora"}:
@@ -211,6 +216,8 @@ def arranged(
     """
     if base is None or not permuted:
         return tensors
+    from deltaw.checkpoints.gguf import unpermuted
+
     config = text_config(base.config)
     heads = config.whole("num_attention_heads", 0)
     keys = config.whole("num_key_value_heads", 0) or heads

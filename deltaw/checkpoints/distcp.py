@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltaw.checkpoints.kinds import DISTCP_SUFFIX
 from deltaw.checkpoints.parts import inside
 from deltaw.checkpoints.pickles import read_piece
 from deltaw.checkpoints.pickles.archive import MAX_PICKLE
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 METADATA = ".metadata"
-SUFFIX = ".distcp"
 MOST_PIECES = 4096  # of one tensor: more ranks than any job has had for one
 DEEPEST = 32  # parts of a tensor's path
 LARGEST = 2**62
@@ -109,7 +109,9 @@ def read_distcp(folder: Path, wanted: str = "") -> tuple[dict[str, Handle], tupl
     """
     path = folder / METADATA
     if not path.is_file():
-        raise CheckpointError(f"{folder}: {SUFFIX} files without {METADATA}, which says what they hold; copy it, too")
+        raise CheckpointError(
+            f"{folder}: {DISTCP_SUFFIX} files without {METADATA}, which says what they hold; copy it, too"
+        )
     try:
         state = _state(_loaded(path), "Metadata")
         tensors = _tensors(state, folder)

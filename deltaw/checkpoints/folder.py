@@ -9,9 +9,7 @@ from pathlib import Path
 from deltaw.checkpoints import parts
 from deltaw.checkpoints.beside import NOT_WEIGHTS, beside
 from deltaw.checkpoints.checkpoint import Checkpoint
-from deltaw.checkpoints.distcp import SUFFIX, read_distcp
-from deltaw.checkpoints.gguf import open_gguf
-from deltaw.checkpoints.kinds import PICKLE_SUFFIXES, Foreign, holds_tensors
+from deltaw.checkpoints.kinds import DISTCP_SUFFIX, PICKLE_SUFFIXES, Foreign, holds_tensors
 from deltaw.checkpoints.pipeline import INDEX, open_pipeline
 from deltaw.checkpoints.reading import Tensors, read_file, read_files
 from deltaw.documents import Document, read_object
@@ -90,9 +88,9 @@ def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
         files = [p for p in entries if _kind(p) == kind]
         if files:
             return _open_files(files, path, config, wanted)
-    if any(p.suffix == SUFFIX for p in entries):
+    if any(p.suffix == DISTCP_SUFFIX for p in entries):
         return _open_distcp(path, path, config, wanted)
-    inner = [p for p in entries if p.is_dir() and not OPTIMIZER.match(p.name) and any(p.glob(f"*{SUFFIX}"))]
+    inner = [p for p in entries if p.is_dir() and not OPTIMIZER.match(p.name) and any(p.glob(f"*{DISTCP_SUFFIX}"))]
     if inner:
         return _open_distcp(_one(inner, DISTCP_FIRST, path), path, config, wanted)
     files = [p for p in entries[:SNIFFED] if _may_hold(p)]
@@ -100,6 +98,8 @@ def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
     known = [p for p, what in found.items() if what is not None and not isinstance(what, Foreign)]
     models = [p for p in known if p.suffix.lower() == ".gguf"]
     if models and len(models) == len(known):
+        from deltaw.checkpoints.gguf import open_gguf
+
         firsts = [p for p in models if (m := parts.NUMBERED.search(p.name)) is None or int(m[1]) == 1]
         file = _one(firsts or models, (), path)
         return _gguf(file, path, config, beside(path, open_gguf(file).files))
@@ -180,6 +180,8 @@ def _open_files(files: list[Path], folder: Path, config: Document, wanted: str) 
 
 def _gguf(file: Path, source: Path, config: Document, others: tuple[str, ...]) -> Checkpoint:
     """A GGUF file with its shards; its metadata say what config.json would, where there is none."""
+    from deltaw.checkpoints.gguf import open_gguf
+
     opened = open_gguf(file)
     return Checkpoint(
         str(source),
@@ -208,6 +210,8 @@ def _checkpoint(
 
 def _open_distcp(place: Path, folder: Path, config: Document, wanted: str) -> Checkpoint:
     """A directory of torch.distributed.checkpoint, or one with such a directory in it."""
+    from deltaw.checkpoints.distcp import read_distcp
+
     tensors, notes, read = read_distcp(place, wanted)
     parts.refuse_unusable(tensors, str(place))
     files = tuple(map(FileStamp.of, read))

@@ -13,6 +13,7 @@ from deltaw.errors import CheckpointError
 Kind = Literal["safetensors", "pytorch", "gguf"]
 HEAD = 512
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+DISTCP_SUFFIX = ".distcp"
 CONVERT = "load it with its own library and save it as safetensors"
 
 

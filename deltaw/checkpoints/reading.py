@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deltaw.checkpoints import kinds, pickles, safetensors
-from deltaw.checkpoints.gguf import open_gguf
+from deltaw.checkpoints import kinds, safetensors
 from deltaw.checkpoints.remote import PARALLEL, remote_at
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
@@ -50,10 +49,14 @@ def read_file(path: Path, wanted: str = "") -> Read:
     try:
         kind = kinds.kind_of(path)
         if kind == "pytorch":
-            return *pickles.read_pickle(path, wanted), kind
+            from deltaw.checkpoints.pickles import read_pickle  # the rarer formats are loaded where they are met
+
+            return *read_pickle(path, wanted), kind
         if wanted:
             raise CheckpointError(f"{path}: ::{wanted[:80]}: a {kind} file has no mappings to choose from")
         if kind == "gguf":
+            from deltaw.checkpoints.gguf import open_gguf
+
             opened = open_gguf(path)
             return dict(opened.tensors), opened.notes, kind
         return *safetensors.read_header(path), kind

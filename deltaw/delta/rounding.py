@@ -110,7 +110,7 @@ def rounding(
         return _entry_by_entry(base, ft, now, cast, touched)
     if sample.frozen.any():
         row, col = _without_frozen(base, ft, now, np.flatnonzero(sample.frozen), row, col)
-    kinds, counts = histogram(steps)
+    kinds, counts = _octaves(steps)
     region = np.count_nonzero(row) * np.count_nonzero(col)
     equal = math.nan if finer else 1 - region / (len(row) * len(col)) * (1 - touched.equal)
     return Rounding(row, col, kinds, counts * (region / steps.size) if steps.size else counts, equal)
@@ -317,6 +317,18 @@ def _code_cells(groups: Tensor) -> Tensor:
     up, down = torch.where(up.isnan(), 2 * down, up), torch.where(down.isnan(), 2 * up, down)  # may have been clipped
     cells = ((up * up - up * down + down * down) / 12).nan_to_num_(0.0)
     return torch.empty_like(groups).scatter_(1, order, cells.gather(1, code))
+
+
+def _octaves(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:
+    """`histogram` of steps that are powers of two, as those of floats are: it needs no logarithms."""
+    if not steps.size:
+        return np.zeros(0), np.zeros(0)
+    where = np.frexp(steps)[1]
+    first = int(where.min())
+    counts = np.bincount((where - first).ravel())
+    there = np.flatnonzero(counts)
+    kinds: Vector = 2.0 ** (there + first - 1.0)
+    return kinds, counts[there].astype(np.float64)
 
 
 def histogram(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:

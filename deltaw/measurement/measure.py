@@ -114,8 +114,9 @@ def _row(pair: Pair, delta: Delta, found: Spectrum | None, options: Options, dev
     estimates |= found.estimates
     quantities = delta.sums.quantities() | _factors(pair, delta)
     energy, shrunk = None if found.complete else found.energy, shrinks(delta)
-    quantities = replace(quantities, s=found.values, s_residual=residual, energy=energy)
-    quantities = replace(quantities, shrink_marks=shrunk.whole, row_marks=shrunk.rows)
+    quantities |= Quantities(
+        s=found.values, s_residual=residual, energy=energy, shrink_marks=shrunk.whole, row_marks=shrunk.rows
+    )
     still = not delta.sums.delta_row_sq.any()  # ΔW = 0, if only by value (−0.0): nothing for the precision to resolve
     if still:
         quantities = quantities.without_noise()

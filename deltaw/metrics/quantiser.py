@@ -111,7 +111,8 @@ def _table() -> tuple[Vector, Vector, Vector, Vector]:
     logs = np.linspace(math.log(FINE), math.log(COARSE), POINTS)
     q = np.exp(logs)
     odd = np.arange(TERMS)[:, None] + 0.5
-    tails = np.vectorize(math.erfc, otypes=[np.float64])(odd * q / math.sqrt(2)) / 2
+    at = odd * q / math.sqrt(2)
+    tails = np.fromiter(map(math.erfc, at.ravel().tolist()), np.float64, at.size).reshape(at.shape) / 2
     energies = 2 * (2 * odd * tails).sum(0)
     gains = 2 * q * (np.exp(-((odd * q) ** 2) / 2)).sum(0) / math.sqrt(2 * math.pi)
     return logs, energies, gains, 1 - 2 * tails[0]

@@ -98,6 +98,9 @@ def pieces(
         cuts = cut_fused(sides[own], layouts[own].config, {n: h.shape for n, h in sides[other].items()}) | _cut(
             stacks[own], stacks[other], sides[other]
         )
+        if not cuts:
+            out.append(whole[own])
+            continue
         found: dict[str, Piece] = {}
         for name, piece in whole[own].items():
             found |= cuts.get(name) or {name: piece}

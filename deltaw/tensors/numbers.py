@@ -166,7 +166,9 @@ def _grid(x: Tensor) -> tuple[str, Grid | None]:
         return "", None
     every = max(1, rows // ROWS)
     sample = x[::every][:ROWS].double().numpy()
-    for size in (*reversed(GROUPS), *([cols] if cols > GROUPS[-1] else [])):
+    first = sample[0, : 2 * FEW]  # of every group that begins there: native numbers need no further look at groups
+    sizes = () if _more_than(FEW, first[first != 0]) else (*reversed(GROUPS), *([cols] if cols > GROUPS[-1] else []))
+    for size in sizes:
         if cols % size == 0 and (found := _few_codes(sample, size)):
             return found
     for size in (cols, GROUPS[-1]):
