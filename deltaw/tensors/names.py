@@ -6,9 +6,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-NAMES = (
-    1 << 14
-)  # whose place and kind are kept: each is asked for several times while a checkpoint is opened and paired
+# Names whose place and kind are kept: each is asked for several times while two checkpoints are opened and paired.
+NAMES = 1 << 14
 
 # What DataParallel, torch.compile, FSDP, activation checkpointing, DeepSpeed and PEFT put into a name. `module` and
 # `base_model.model` are names of real modules as well, and are taken out at the start only.
