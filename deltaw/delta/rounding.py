@@ -327,8 +327,7 @@ def _octaves(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:
     first = int(where.min())
     counts = np.bincount((where - first).ravel())
     there = np.flatnonzero(counts)
-    kinds: Vector = 2.0 ** (there + first - 1.0)
-    return kinds, counts[there].astype(np.float64)
+    return np.ldexp(1.0, there + first - 1).astype(np.float64), counts[there].astype(np.float64)
 
 
 def histogram(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:
