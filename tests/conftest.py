@@ -15,6 +15,12 @@ from safetensors.torch import save_file
 
 from tests.browser import chromium, visit  # noqa: F401  (fixtures)
 
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("without a clock", deadline=None)  # a first example may load a library
+    settings.load_profile("without a clock")
+
 State = dict[str, torch.Tensor]
 HIDDEN, INTER, VOCAB = 16, 24, 40
 

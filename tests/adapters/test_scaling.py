@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
@@ -18,7 +18,6 @@ PATHS = st.lists(PARTS, min_size=1, max_size=5).map(".".join)
 PATTERNS = st.one_of(PATHS, PATHS.map(lambda p: "^" + p), PARTS.map(lambda p: f".*{p}"), st.just(r"layers\.(0|1)\..+"))
 
 
-@settings(deadline=None)  # the first example loads `regex`
 @given(st.dictionaries(PATTERNS, st.integers(1, 64), max_size=4), PATHS)
 def test_lookup_is_pefts(pattern, path):
     assert rank(Document({"rank_pattern": pattern}), path) == pattern.get(get_pattern_key(pattern.keys(), path), 8)
