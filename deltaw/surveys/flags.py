@@ -45,7 +45,7 @@ def flags(
         all_: The adapters.
         columns: `relative_change`, `fro_norm`, `effective_rank` and `energy_at_1` of each; NaN where not known.
         copies: What an adapter is a copy of, by its number.
-        base_name: What the base is called.
+        base_name: What the base is called; empty without one, where most of the adapters decide alone.
     """
     usual = _usual(all_)
     far = _far(columns)
@@ -67,7 +67,7 @@ def flags(
             found["unscaled"] = "no α is stated"
         if looked.other_base:
             found["other_base"] = "it does not fit the base"
-        elif not same_base(looked.base_name, base_name) and not same_base(looked.base_name, usual):
+        elif not (base_name and same_base(looked.base_name, base_name)) and not same_base(looked.base_name, usual):
             found["other_base"] = f"it names {looked.base_name}"
         if far[i]:
             found["outlier"] = far[i]

@@ -109,3 +109,15 @@ def test_an_outlier_needs_enough_others_and_five_deviations():
 def test_diverged_is_above_the_size_of_the_weights():
     assert list(rows([1.01])[0]) == ["diverged"]
     assert rows([1.0]) == [{}]
+
+
+def test_without_a_base_the_others_decide_which_one_is_meant():
+    def of(names: list[str], base: str) -> list[list[str]]:
+        looked = [Looked(keys=("a",), shapes=((4, 4),), ranks=(1,), norms=np.ones(1), base_name=n) for n in names]
+        unknown = np.full(len(names), np.nan)
+        columns = dict.fromkeys(("relative_change", "fro_norm", "effective_rank", "energy_at_1"), unknown)
+        return [list(found) for found in flags(looked, columns, {}, base)]
+
+    assert of(["gpt2", "org/gpt2", "distilbert", ""], "") == [[], [], ["other_base"], []]
+    assert of(["gpt2", "distilbert"], "") == [[], []], "no most"
+    assert of(["gpt2", "org/gpt2", "distilbert"], "distilbert") == [[], [], []]
