@@ -91,7 +91,7 @@ def html(survey: Survey, mark: str = "") -> str:
     """The report as a text."""
     frame = survey.adapters()
     context = {
-        "title": visible(f"{whole(len(frame))} adapters of {short(_base(survey), 60)}"),
+        "title": visible(_title(survey)),
         "contents": [c for c in CONTENTS if c[0] != "merge" or survey.merge is not None],
         "base": visible(_base(survey)),
         "answer": findings.answer(survey),
@@ -114,6 +114,12 @@ def html(survey: Survey, mark: str = "") -> str:
     }
     scripts = ("shell.js", "survey_map.js", "survey.js")
     return page.render("survey.html", context, embedded(survey, frame, mark), scripts=scripts)
+
+
+def _title(survey: Survey) -> str:
+    of = f" of {short(survey.about.base, 60)}" if survey.about.base else ", without their base"
+    count = len(survey.adapters())
+    return f"{whole(count)} adapter{'s' * (count != 1)}{of}"
 
 
 def _base(survey: Survey) -> str:

@@ -39,11 +39,12 @@ deltaw.atlas = (() => {
     );
     const common = [...counts].sort((a, b) => b[1] - a[1]).filter(([, n]) => n > 1 || counts.size <= GROUPS.length);
     const shown = new Map(common.slice(0, GROUPS.length).map(([value], i) => [value, group(i)]));
+    const grey = !counts.size ? "none" : shown.size ? "others" : "all different";
     return {
       of: (row) => shown.get(row[column]) ?? rest,
       legend: [
         ...[...shown].map(([value, c]) => [c, `${value} (${counts.get(value)})`]),
-        ...(shown.size < counts.size || rows.some((r) => !r[column]) ? [[rest, "others"]] : []),
+        ...(shown.size < counts.size || rows.some((r) => !r[column]) ? [[rest, grey]] : []),
       ],
     };
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,25 @@ def test_the_map_colours_zooms_and_turns(folder: Path, visit: Any):
     assert page.evaluate(AT) != pytest.approx(before)
     page.locator("#theme").click()
     page.wait_for_timeout(50)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("cluster", "legend"),
+    [([1, 1, 2, 2], "1 (2)\n2 (2)"), ([*[1] * 2, *range(2, 12)], "1 (2)\nothers"), (range(1, 13), "all different")],
+)
+def test_the_legend_says_what_is_grey(cluster: Any, legend: str, visit: Any, tmp_path: Path):
+    survey = made_up(len(cluster))
+    survey.tables.adapters["cluster"] = [float(c) for c in cluster]
+    page = visit(survey.report(tmp_path / "report.html")).ready()
+    assert re.sub(r"\s*\n\s*", "\n", page.locator("#map-legend").inner_text().strip()) == legend
+
+
+def test_the_title_says_whether_there_is_a_base():
+    survey = made_up(3)
+    assert "<h1><bdi>3 adapters of org/base</bdi></h1>" in html(survey)
+    survey.about = replace(survey.about, base="")
+    assert "<h1><bdi>3 adapters, without their base</bdi></h1>" in html(survey)
 
 
 @pytest.mark.browser
