@@ -13,7 +13,6 @@ from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import FilePath, Size, matching, verbosity
 from deltaw.cli.printable import say
 from deltaw.errors import ManifestError
-from deltaw.types import counted
 
 if TYPE_CHECKING:
     from deltaw.cli.progress import Reporter
@@ -148,6 +147,7 @@ def _show(comparison: Comparison, where: Path) -> None:
     from rich.table import Table
 
     from deltaw.cli.screen import console
+    from deltaw.types import counted
 
     screen = console()
     for warning in comparison.warnings:

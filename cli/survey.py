@@ -13,7 +13,6 @@ from deltaw.cli.failures import SOME_FAILED
 from deltaw.cli.interrupt import keeps
 from deltaw.cli.options import FilePath, Size, verbosity
 from deltaw.cli.printable import say
-from deltaw.types import counted
 
 if TYPE_CHECKING:
     from deltaw.surveys import Survey
@@ -128,6 +127,7 @@ def _show(found: Survey, where: Path) -> None:
     from deltaw.cli.screen import console, file_link
     from deltaw.reports.survey_findings import answer, merge_sentences
     from deltaw.reports.text import unmarked
+    from deltaw.types import counted
 
     screen = console()
     for finding in [*answer(found), *merge_sentences(found.merge)]:
