@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -78,7 +77,9 @@ def coverage_line(c: Coverage) -> str:
     """How much of the base is compared, in tensors and in numbers; empty where there is no base."""
     if not c.tensors:
         return "coverage: not known without a base"
-    share = f"{100 * c.share:.3g} %" if c.compared_numbers == c.numbers else f"{math.floor(1000 * c.share) / 10:.3g} %"
+    from deltaw.types import floored_percent
+
+    share = f"{100 * c.share:.3g} %" if c.compared_numbers == c.numbers else floored_percent(c.share)
     return (
         f"coverage: {share} of the base, {c.compared_numbers:,} of {c.numbers:,} numbers in {c.compared_tensors:,} of "
         f"{c.tensors:,} tensors"

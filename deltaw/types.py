@@ -45,6 +45,11 @@ def times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
+def floored_percent(share: float) -> str:
+    """`38.6 %`: a share below all, never rounded up to more than it is."""
+    return f"{math.floor(1000 * share) / 10:.3g} %"
+
+
 def counted(count: int, one: str, many: str = "") -> str:
     """`1 tensor`, `1,024 tensors`; `many` where the plural takes more than an s."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -5,12 +5,10 @@ Each sentence is its text and its rule.
 
 from __future__ import annotations
 
-import math
-
 from deltaw.reports.reasons import words
 from deltaw.reports.text import plural, strong, whole
 from deltaw.results.summary import Summary
-from deltaw.types import ENOUGH, Reason
+from deltaw.types import ENOUGH, Reason, floored_percent
 
 # Reasons that take nothing from what was compared: buffers, copies, what nobody asked for.
 KNOWN_WITHOUT_A_ROW = frozenset({"not_floating", "tied_to", "excluded", "not_a_weight"})
@@ -34,7 +32,7 @@ def only_a_part(s: Summary) -> tuple[str, str] | None:
             "Not one of the base's floating numbers was compared or is known to be unchanged.",
         )
     return (
-        f"{strong(f'Only {share(c.share)} of the base was compared')}: {whole(c.compared_numbers)} of "
+        f"{strong(f'Only {floored_percent(c.share)} of the base was compared')}: {whole(c.compared_numbers)} of "
         f"{whole(c.numbers)} numbers, in {whole(c.compared_tensors)} of {plural(c.tensors, 'tensor')}{why}. "
         "What follows is about that part.",
         f"Less than {ENOUGH:.0%} of the base's floating numbers were compared or are known to be unchanged.",
@@ -53,8 +51,3 @@ def more_than_the_base(s: Summary) -> tuple[str, str] | None:
         f"Less than {ENOUGH:.0%} of the fine-tuned side's floating numbers were compared, although nearly all of the "
         "base's were.",
     )
-
-
-def share(x: float) -> str:
-    """A share below all, never rounded to all of it."""
-    return f"{math.floor(1000 * x) / 10:.3g} %"

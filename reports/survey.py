@@ -15,7 +15,7 @@ from deltaw.reports import survey_findings as findings
 from deltaw.reports.exports import BIBTEX
 from deltaw.reports.page import Picture, TableColumn
 from deltaw.reports.survey_plots import DRAWN, SurveyPlots
-from deltaw.reports.text import EMPTY, duration, missing, number, percent, short, visible, whole
+from deltaw.reports.text import EMPTY, duration, missing, number, percent, plural, short, visible, whole
 from deltaw.types import JsonValue
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def html(survey: Survey, mark: str = "") -> str:
 
 def _title(survey: Survey) -> str:
     of = f" of {short(survey.about.base, 60)}" if survey.about.base else ", without their base"
-    count = len(survey.adapters())
-    return f"{whole(count)} adapter{'s' * (count != 1)}{of}"
+    return plural(len(survey.adapters()), "adapter") + of
 
 
 def _base(survey: Survey) -> str:

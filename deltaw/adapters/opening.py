@@ -21,6 +21,7 @@ from deltaw.checkpoints.beside import beside
 from deltaw.documents import Document, read_object
 from deltaw.errors import AdapterError, CheckpointError
 from deltaw.results.sources import FileStamp
+from deltaw.tensors.names import PEFT_PREFIX
 
 WEIGHTS = (
     "adapter_model.safetensors",
@@ -32,7 +33,6 @@ WEIGHTS = (
 SINGLE = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".index.json"
-WRAPPED = "base_model.model."  # what PEFT puts before every name
 FULL = ("model", "pytorch_model", "diffusion_pytorch_model", "consolidated")  # how files of whole models begin
 WHOLE = "the state of a whole PEFT model is read as the adapter that it is, and its other weights against the base's"
 Open = Callable[[Path], Checkpoint]
@@ -337,7 +337,7 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
         )
     from deltaw.adapters.singlefile import dialect, file_config
 
-    if any(n.startswith(WRAPPED) for n in opened.tensors) and not any(n.endswith(".alpha") for n in opened.tensors):
+    if any(n.startswith(PEFT_PREFIX) for n in opened.tensors) and not any(n.endswith(".alpha") for n in opened.tensors):
         return _open_renamed(weights, opened, open_tensors)
     kind = dialect(opened.tensors)
     return Adapter(

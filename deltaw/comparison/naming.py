@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from deltaw.comparison.runs import Run
 from deltaw.pairs.matching import join
 from deltaw.tensors.names import unwrap
-from deltaw.types import ENOUGH, matrix_key, matrix_label
+from deltaw.types import ENOUGH, floored_percent, matrix_key, matrix_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +47,7 @@ def partial(runs: Sequence[Run]) -> list[str]:
     """A warning on each run of which only a part of the base was compared: its numbers are of that part."""
     shares = {run.spec.name: run.analysed.compared for run in runs if run.analysed.compared < ENOUGH}
     return [
-        f"Run {name!r} compares only {math.floor(1000 * share) / 10:.3g} % of its base: what is said of it is about "
-        "that part."
+        f"Run {name!r} compares only {floored_percent(share)} of its base: what is said of it is about that part."
         for name, share in shares.items()
     ]
 

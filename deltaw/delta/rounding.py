@@ -321,21 +321,21 @@ def _code_cells(groups: Tensor) -> Tensor:
 
 def _octaves(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:
     """`histogram` of steps that are powers of two, as those of floats are: it needs no logarithms."""
-    if not steps.size:
-        return np.zeros(0), np.zeros(0)
-    where = np.frexp(steps)[1]
-    first = int(where.min())
-    counts = np.bincount((where - first).ravel())
-    there = np.flatnonzero(counts)
-    return np.ldexp(1.0, there + first - 1).astype(np.float64), counts[there].astype(np.float64)
+    bins, counts = _filled(np.frexp(steps)[1])
+    return np.ldexp(1.0, bins - 1).astype(np.float64), counts
 
 
 def histogram(steps: NDArray[np.float64]) -> tuple[Vector, Vector]:
     """The steps of many entries, in bins, and how many are in each."""
-    if not steps.size:
-        return np.zeros(0), np.zeros(0)
-    where = np.rint(np.log2(steps) * PER_OCTAVE).astype(np.int64)
-    first = int(where.min())
-    counts = np.bincount((where - first).ravel())
+    bins, counts = _filled(np.rint(np.log2(steps) * PER_OCTAVE).astype(np.int64))
+    return 2.0 ** (bins / PER_OCTAVE), counts
+
+
+def _filled(bins: NDArray[np.signedinteger]) -> tuple[NDArray[np.int64], Vector]:
+    """The bins that something lies in, ascending, and how much lies in each."""
+    if not bins.size:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    first = int(bins.min())
+    counts = np.bincount((bins - first).ravel())
     there = np.flatnonzero(counts)
-    return 2.0 ** ((there + first) / PER_OCTAVE), counts[there].astype(np.float64)
+    return there + first, counts[there].astype(np.float64)

@@ -73,6 +73,7 @@ class Extraction:
         command: The command that makes it again; empty where a side was in memory.
         activations: The file of the data set that the pairs were made for; empty without one.
         relative_error_on_data: √(Σ‖(ΔW − BA)·C^½‖²/Σ‖ΔW·C^½‖²) over the compared matrices whose inputs it has.
+        sketched: Whether that is a bound, as the file holds sketches.
     """
 
     out: str
@@ -90,6 +91,7 @@ class Extraction:
     command: str = ""
     activations: str = ""
     relative_error_on_data: float | None = None
+    sketched: bool = False
 
     @property
     def parameters(self) -> int:
@@ -115,8 +117,8 @@ class Extraction:
         ]
         if self.relative_error_on_data is not None:
             out.append(
-                f"They are the best for the inputs in {Path(self.activations).name}: there the relative error is "
-                f"{self.relative_error_on_data:.2g}."
+                f"They were made for the inputs in {Path(self.activations).name}: on those the relative error is "
+                f"{'at most ' if self.sketched else ''}{self.relative_error_on_data:.2g}."
             )
         if self.saved:
             whole = sum(s.parameters for s in self.saved)

@@ -100,12 +100,7 @@ def extract(
         opened.model,
         save_modules=save_modules == "auto",
     )
-    data = DataSet.of(
-        activations,
-        [p for t in placed.targets for p in t.pairs],
-        opened.sides.configs,
-        one_budget=parameters is not None,
-    )
+    data = DataSet.of(activations, placed.pairs, opened.sides.configs, one_budget=parameters is not None)
     parts = EditFolder(folder, _identity(opened, policy, dtype, selection, data), resume=resume)
     try:
         made = Maker(parts, policy, dtype, workers, progress, data.inputs).make(placed)
@@ -156,7 +151,7 @@ def _written(
         policy=policy,
         dtype=dtype,
         notes=(*opened.plan.notes, *data.notes),
-        activations=data.path,
+        data=data,
         command=command("extract", (base, ft), policy, dtype, out, options),
     )
     return write_adapter(out, made, about, told, partial(_read_back, opened, out))

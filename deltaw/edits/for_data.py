@@ -190,6 +190,11 @@ class DataSet:
         return "" if self.inputs is None else self.inputs.activations.hash
 
     @property
+    def sketched(self) -> bool:
+        """Whether some inputs are known by a sketch only, so that errors on them are bounds."""
+        return self.inputs is not None and any(m.form == "sketch" for m in self.inputs.activations.matrices.values())
+
+    @property
     def flags(self) -> list[str]:
         """As the command line has it."""
         return ["--activations", self.path] if self.path else []

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from deltaw.checkpoints import numeric
 from deltaw.edits.placement import PairTarget, Whole
+from deltaw.tensors.names import PEFT_PREFIX
 from deltaw.tensors.tensorfile import OutputTensor
 from deltaw.types import Handle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFIX = "base_model.model."
 Read = Callable[[str], "tuple[Tensor, Tensor]"]  # B (m, r) and A (r, n) of a pair, by its key
 
 
@@ -32,7 +32,7 @@ def factor_entries(target: PairTarget, rank: int, dtype: str, read: Read) -> Ite
     if target.flipped:
         m, n = n, m
     count = len(target.pairs)
-    at = PREFIX + target.module + ".base_layer" * target.depth
+    at = PEFT_PREFIX + target.module + ".base_layer" * target.depth
 
     def oriented(key: str) -> tuple[Tensor, Tensor]:
         B, A = read(key)
@@ -70,7 +70,9 @@ def whole_entries(whole: Sequence[Whole], targets: Sequence[PairTarget]) -> Iter
             module, _, leaf = name.rpartition(".")
             below = ".base_layer" * wrappings.get(module, 0) if stored.is_bias else ""
             dtype = numeric(handle.dtype)
-            yield OutputTensor(f"{PREFIX}{module}{below}.{leaf}", dtype, handle.shape, partial(_read, handle, dtype))
+            yield OutputTensor(
+                f"{PEFT_PREFIX}{module}{below}.{leaf}", dtype, handle.shape, partial(_read, handle, dtype)
+            )
 
 
 def _read(handle: Handle, dtype: str) -> Tensor:

@@ -70,7 +70,7 @@ class Maker:
         """
         policy = self.policy
         alone = {t.pairs[0].key: t for t in placed.targets if len(t.pairs) == 1}
-        pairs = [p for t in placed.targets for p in t.pairs]
+        pairs = placed.pairs
         at_once = policy.parameters is None
         first = partial(self._first, alone=alone if at_once else {})
         found = self._each(pairs, first)
@@ -121,7 +121,7 @@ class Maker:
             return self._put(pair, FinishedMatrix(known), {})
         rank = self.policy.wanted([known.above])
         if not rank:
-            return self._put(pair, FinishedMatrix(known, _nothing_kept(delta, known, data)), {})
+            return self._put(pair, FinishedMatrix(known, _nothing_kept(known, delta, data)), {})
         keep = min(rank, k) if self.policy.keeps_noise else min(rank, len(known.above))
         top = found if found is not None else triplets(delta, keep)
         kept, factors = _pair(delta, top, keep, rank, self.dtype, data)
@@ -137,9 +137,12 @@ class Maker:
         if done is not None and done.kept is not None and done.kept.rank == rank:
             return done
         keep = min(rank, len(known.spread.above))
-        delta, data = difference(pair, device), self._data(pair, device)
+        data = self._data(pair, device)
+        if not keep and data is None:
+            return self._put(pair, FinishedMatrix(known.spread, _nothing_kept(known.spread)), {})
+        delta = difference(pair, device)
         if not keep:
-            return self._put(pair, FinishedMatrix(known.spread, _nothing_kept(delta, known.spread, data)), {})
+            return self._put(pair, FinishedMatrix(known.spread, _nothing_kept(known.spread, delta, data)), {})
         top = triplets(delta, keep) if data is None else data.best(delta, len(known.spread.above))
         kept, factors = _pair(delta, top, keep, rank, self.dtype, data)
         return self._put(pair, FinishedMatrix(known.spread, replace(kept, signal=known.spread.signal)), factors)
@@ -209,8 +212,9 @@ def _nothing_changed() -> KnownSpectrum:
     return KnownSpectrum(np.zeros(0), 0.0, 0.0, 0)
 
 
-def _nothing_kept(delta: Delta, known: KnownSpectrum, data: MatrixData | None) -> MatrixKept:
-    size = None if data is None or delta.value is None else data.within(delta.value, math.sqrt(known.energy))[0]
+def _nothing_kept(known: KnownSpectrum, delta: Delta | None = None, data: MatrixData | None = None) -> MatrixKept:
+    value = None if delta is None else delta.value
+    size = None if data is None or value is None else data.within(value, math.sqrt(known.energy))[0]
     return MatrixKept(0, known.energy, 0.0, math.sqrt(known.energy), known.signal, size, size)
 
 

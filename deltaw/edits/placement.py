@@ -87,6 +87,11 @@ class Placement:
     whole: tuple[Whole, ...]
     left_out: tuple[Skipped, ...]
 
+    @property
+    def pairs(self) -> list[Pair]:
+        """The matrices of all targets."""
+        return [pair for target in self.targets for pair in target.pairs]
+
 
 def place(
     pairs: Sequence[Pair],

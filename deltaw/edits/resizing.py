@@ -156,15 +156,14 @@ def resize(
     refuse_inputs(folder, sources)
     placed = _placed(opened, share, selection, save_modules=save_modules == "auto")
     files = [[str(f) for f in s.files] for s in sources]
-    pairs = [p for t in placed.targets for p in t.pairs]
-    data = DataSet.of(activations, pairs, (), one_budget=parameters is not None)
+    data = DataSet.of(activations, placed.pairs, (), one_budget=parameters is not None)
     options = [share, selection.include, selection.exclude, save_modules, dtype, policy.to_dict(), data.hash]
     parts = EditFolder(folder, digest(version("deltaw"), "resize", files, options), resume=resume)
     try:
         made = Maker(parts, policy, dtype, workers, progress, data.inputs).make(placed)
         flags = [*([] if weights is None else ["--weights", ",".join(f"{w:g}" for w in share)]), *data.flags]
         line = command("resize", sources, policy, dtype, folder, flags)
-        told = Told(None, sources, policy, dtype, data.notes, line, data.path)
+        told = Told(None, sources, policy, dtype, data.notes, line, data)
         about = adapter_config(
             made.placed.targets,
             made.ranks,

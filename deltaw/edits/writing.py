@@ -13,6 +13,7 @@ import torch
 
 from deltaw.edits.card import card
 from deltaw.edits.extracted import ExtractedRow, Extraction, SavedModule, write_table
+from deltaw.edits.for_data import DataSet
 from deltaw.edits.layout import factor_entries, whole_entries
 from deltaw.edits.making import Made
 from deltaw.edits.parts import MatrixKept
@@ -37,7 +38,7 @@ class Told:
     dtype: str
     notes: tuple[str, ...]
     command: str
-    activations: str = ""
+    data: DataSet
 
 
 def write_adapter(out: Path, made: Made, about: Mapping[str, JsonValue], told: Told, read: ReadBack) -> Extraction:
@@ -120,7 +121,8 @@ def _certificate(made: Made, out: Path, told: Told) -> Extraction:
         gap=made.gap,
         notes=told.notes,
         command=told.command,
-        activations=told.activations,
+        activations=told.data.path,
+        sketched=told.data.sketched,
         relative_error_on_data=_on_data([p.kept for p in made.found.values() if p.kept is not None]),
     )
 

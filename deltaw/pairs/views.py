@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from math import prod
 
 from deltaw.checkpoints import numeric
@@ -15,12 +14,7 @@ from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View, times
 
 def is_floating(handle: Handle) -> bool:
     """Whether a tensor holds real floating-point numbers; bare exponents, the scales of MXFP8 blocks, are not."""
-    return _is_floating(handle.dtype)
-
-
-@lru_cache
-def _is_floating(dtype: str) -> bool:
-    return numeric(dtype).startswith(("float", "bfloat")) and dtype != "float8_e8m0fnu"
+    return numeric(handle.dtype).startswith(("float", "bfloat")) and handle.dtype != "float8_e8m0fnu"
 
 
 def view_of(b: Handle, f: Handle) -> View | Skipped:

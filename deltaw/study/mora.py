@@ -18,9 +18,9 @@ from torch import nn
 
 from deltaw.adapters.mora import width
 from deltaw.errors import OptionError
+from deltaw.tensors.names import PEFT_PREFIX
 
 TYPES = (1, 6)
-PREFIX = "base_model.model."
 
 
 class MoRALinear(nn.Module):
@@ -135,6 +135,6 @@ def save(model: nn.Module, out: Path, rank: int, base: str) -> None:
     tensors = {}
     for name, module in found.items():
         M = module.M.detach().cpu().contiguous()
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = M
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = M.clone()  # safetensors stores no shared memory
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = M
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = M.clone()  # safetensors stores no shared memory
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})

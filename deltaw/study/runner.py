@@ -212,7 +212,7 @@ def _finished(jobs: Sequence[Job], processes: int) -> Iterator[str]:
     """The names of jobs as they finish; the first error ends it, and what is finished stays.
 
     Raises:
-        ResultsError: A process was killed.
+        ResultsError: A process was killed, or the GPU's memory is full.
     """
     if processes <= 1:
         try:

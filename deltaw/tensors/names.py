@@ -11,7 +11,8 @@ NAMES = 1 << 14
 
 # What DataParallel, torch.compile, FSDP, activation checkpointing, DeepSpeed and PEFT put into a name. `module` and
 # `base_model.model` are names of real modules as well, and are taken out at the start only.
-WRAPPERS = ("module.", "base_model.model.")
+PEFT_PREFIX = "base_model.model."
+WRAPPERS = ("module.", PEFT_PREFIX)
 ANYWHERE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 
 TOKEN_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|predictions\.decoder)\.|^output\.weight$")

@@ -256,7 +256,7 @@ def test_types_that_no_one_reads_are_skipped_with_their_reason(tmp_path: Path):
     assert opened.tensors["b.weight"].reason == "quantised: q4_0"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_damage_is_an_error_or_a_reading(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     folder = tmp_path_factory.mktemp("damaged")

@@ -93,7 +93,7 @@ def test_a_header_that_is_no_json_object(tmp_path: Path):
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_bytes_are_an_error_of_ours(tmp_path_factory: pytest.TempPathFactory, data: bytes):
     folder = tmp_path_factory.mktemp("fuzz")
     for name in ("x.safetensors", "x.bin"):

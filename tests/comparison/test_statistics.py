@@ -165,7 +165,7 @@ def test_cliffs_delta_is_the_double_loop(x: list[int], y: list[int]) -> None:
     assert cliffs_delta(a, b) == pytest.approx(naive)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(3, 80), st.integers(0, 10))
 def test_wilcoxon_in_one_call_is_scipys(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

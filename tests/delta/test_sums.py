@@ -103,7 +103,7 @@ def test_ulp_of_hard_entries(dtype):
             np.testing.assert_allclose(sums.noise_col, rounded_variance(zeros, x).sum(0), rtol=1e-14)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**16 - 1), st.sampled_from([torch.bfloat16, torch.float16]))
 def test_ulp_is_the_distance_to_the_next_number(bits, dtype):
     w = torch.tensor([bits], dtype=torch.int32).to(torch.int16).view(dtype)

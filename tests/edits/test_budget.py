@@ -34,7 +34,7 @@ def cases(draw: st.DrawFn) -> tuple[list[Menu], int]:
 
 
 @given(cases())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_it_is_the_best_of_all_choices(case: tuple[list[Menu], int]):
     offers, room = case
     found = spend(offers, room)
@@ -45,7 +45,7 @@ def test_it_is_the_best_of_all_choices(case: tuple[list[Menu], int]):
 
 
 @given(cases())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_without_room_for_the_table_the_bound_holds_and_the_budget_is_kept(case: tuple[list[Menu], int]):
     offers, room = case
     with pytest.MonkeyPatch.context() as patch:

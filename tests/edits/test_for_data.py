@@ -172,7 +172,9 @@ def test_the_error_on_a_sketch_is_the_most_that_it_may_be(tmp_path: Path):
     assert file.moments("weight").error > 0
     write_activations(tmp_path / "b.safetensors", {"b.weight": file.moments("weight")})
     options = {"rank": 6, "activations": tmp_path / "b.safetensors", "include": "b"}
-    (row,) = deltaw.extract(base, ft, tmp_path / "out", **options).layers
+    found = deltaw.extract(base, ft, tmp_path / "out", **options)
+    assert "on those the relative error is at most 0." in " ".join(found.sentences())
+    (row,) = found.layers
     D = delta["b.weight"]
     true = norm(on(x, D - product(tmp_path / "out", "b.weight"))) / norm(on(x, D))
     assert best(x, D, 6) <= true <= row.relative_error_on_data < 3 * true
@@ -198,7 +200,7 @@ def test_the_command_says_both_errors_and_what_has_no_inputs(tmp_path: Path):
     args = ["extract", str(base), str(ft), "--rank", "4", "--activations", str(file), "--out", str(out)]
     told = CliRunner().invoke(main, args)
     assert told.exit_code == 0, told.output
-    assert "They are the best for the inputs in x.safetensors: there the relative error is" in told.output
+    assert "They were made for the inputs in x.safetensors: on those the relative error is 0." in told.output
     card = (out / "README.md").read_text()
     assert (
         "on data: x.safetensors has the inputs of 1 of 2 matrices, and none of b.weight; of these the largest" in card

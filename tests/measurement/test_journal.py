@@ -68,7 +68,7 @@ def test_a_damaged_first_line_is_of_nobody(tmp_path: Path):
         assert read(path, "id") == {}, header
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**9), st.integers(1, 255))
 def test_a_byte_that_changed_costs_its_line(tmp_path_factory: pytest.TempPathFactory, at: int, by: int):
     path = filled(tmp_path_factory.mktemp("j"))
@@ -81,7 +81,7 @@ def test_a_byte_that_changed_costs_its_line(tmp_path_factory: pytest.TempPathFac
     assert len(done) >= 3 or (not done and at < whole.index(b"\n") + 1)  # a newline in its middle makes two of a line
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0, 1))
 def test_cut_off_anywhere_keeps_whole_lines(tmp_path_factory: pytest.TempPathFactory, share: float):
     folder = tmp_path_factory.mktemp("j")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -33,7 +33,6 @@ def test_zero_has_no_energy_to_keep(r):
     assert math.isnan(getattr(metrics, f"energy_at_{r}")(np.zeros(5)))
 
 
-@settings(deadline=None)
 @given(spectra)
 def test_it_grows_with_the_rank(s):
     kept = [getattr(metrics, f"energy_at_{r}")(s) for r in RANKS]
@@ -41,7 +40,6 @@ def test_it_grows_with_the_rank(s):
     assert 0 < kept[0] <= kept[-1] <= 1
 
 
-@settings(deadline=None)
 @given(spectra, st.floats(0.01, 1))
 def test_energy_at_the_rank_reaches_the_share(s, q):
     assert metrics.energy_at(s, int(metrics.rank_at(s, q))) >= q * (1 - 1e-10)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -72,7 +72,6 @@ def test_numerical_rank_is_strict_and_relative():
     assert metrics.numerical_rank([], 0, 3) == 0
 
 
-@settings(deadline=None)
 @given(spectra, st.floats(1e-6, 1e6))
 def test_ranks_do_not_depend_on_scale_or_order(s, scale):
     for name in RANKS:
@@ -80,7 +79,6 @@ def test_ranks_do_not_depend_on_scale_or_order(s, scale):
         assert getattr(metrics, name)(scale * s[::-1]) == pytest.approx(value, rel=1e-9)
 
 
-@settings(deadline=None)
 @given(spectra)
 def test_padding_with_zeros_changes_no_rank(s):
     for name in RANKS + COUNTS:
@@ -88,7 +86,6 @@ def test_padding_with_zeros_changes_no_rank(s):
         assert f(np.append(s, np.zeros(5))) == pytest.approx(f(s), rel=1e-9)
 
 
-@settings(deadline=None)
 @given(spectra)
 def test_order_of_the_ranks(s):
     """The Rényi ranks of one p fall with their order: energy entropy ≥ participation ≥ stable rank."""
@@ -100,7 +97,6 @@ def test_order_of_the_ranks(s):
     assert counts == sorted(counts)
 
 
-@settings(deadline=None)
 @given(spectra.filter(np.any), st.floats(0.01, 1))
 def test_rank_at_is_the_smallest(s, q):
     s = np.sort(s)[::-1] / s.max()

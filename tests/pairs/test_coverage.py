@@ -36,7 +36,7 @@ def said(result) -> list[str]:
     st.sets(st.sampled_from(NAMES)),
     st.sampled_from(["changed", "equal", "vectors", "unrelated"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_sentence_about_the_model_where_less_than_nine_tenths_were_compared(deleted, renamed, how):
     ft = {
         "changed": FT,

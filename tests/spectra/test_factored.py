@@ -19,7 +19,7 @@ def oracle(f):
     return np.linalg.svd((f.B.double() @ f.A.double()).numpy(), compute_uv=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(m=st.integers(1, 30), n=st.integers(1, 30), r=st.integers(1, 35), seed=st.integers(0, 10_000))
 def test_equals_the_product(m, n, r, seed):
     f = Factors(random(m, r, seed), random(r, n, seed + 1))

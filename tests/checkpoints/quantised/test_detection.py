@@ -440,7 +440,7 @@ SCALES = [
     st.lists(st.integers(1, 9), max_size=3),
     st.sampled_from(["", "fp8", "gptq", "awq", "bitsandbytes", "x"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_codes_with_companions_have_no_row(dtype, leaf, scales, shape, scale_shape, method):
     raw = torch.zeros((shape[0], shape[1] * dtype.itemsize), dtype=u8).view(dtype)
     stored = {
@@ -469,7 +469,7 @@ def test_codes_with_companions_have_no_row(dtype, leaf, scales, shape, scale_sha
         ),
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_config_is_too_strange(said):
     for _, _, leaves, _, _ in TABLE[::3]:
         found = detected(
