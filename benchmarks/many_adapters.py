@@ -8,9 +8,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,16 @@ def task_factors(
         A = alike * torch.randn(rank, n, generator=common) + rest * torch.randn(rank, n, generator=own)
         out[module] = (size * 0.01 * B, 0.01 * A)
     return out
+
+
+def adjusted_rand(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    """How alike two groupings are, by numbers of groups (N,): 1 the same, 0 as by chance (Hubert & Arabie 1985)."""
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1)
+
+    def two(x: NDArray[np.float64]) -> float:
+        return float((x * (x - 1) / 2).sum())
+
+    both, rows, cols = two(table), two(table.sum(1)), two(table.sum(0))
+    expected = rows * cols / two(np.array([len(a)]))
+    return (both - expected) / ((rows + cols) / 2 - expected)

@@ -35,21 +35,25 @@ def measure(folder: Path, count: int) -> dict[str, object]:
     """Survey the first adapters of a folder, in this process."""
     import deltaw
 
-    stages: dict[str, list[float]] = {}
+    ends: dict[str, tuple[float, float]] = {}  # of each stage, on the wall and of processors
 
     def progress(stage: str, done: int, total: int) -> None:
-        now = [time.perf_counter(), time.process_time()]
-        stages[stage] = [*stages.get(stage, now)[:2], *now]
+        ends[stage] = time.perf_counter(), time.process_time()
 
-    started = time.perf_counter()
+    progress("start", 0, 0)
     adapters = sorted((folder / "adapters").iterdir())[:count]
     survey = deltaw.survey(folder / "base", adapters, out=folder / f"out-{count}", resume=False, progress=progress)
+    progress("tables", 0, 0)
     report = survey.report(folder / f"out-{count}" / "report.html")
+    progress("report", 0, 0)
     return {
         "adapters": count,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(ends["report"][0] - ends["start"][0], 1),
         "processor": round(time.process_time(), 1),
-        "stages": {name: [round(b - a, 1), round(d - c, 1)] for name, (a, c, b, d) in stages.items()},
+        "stages": {
+            name: [round(now - before, 1) for before, now in zip(last, end, strict=True)]
+            for (name, end), last in zip(list(ends.items())[1:], ends.values(), strict=False)
+        },
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "report_mb": round(report.stat().st_size / 1e6, 1),
     }

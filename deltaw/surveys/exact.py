@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 16  # adapters that are multiplied with all others at once, where all pairs are wanted
+TOGETHER = 64  # pairs that are multiplied at once, where some are wanted
 FLOAT = 8  # bytes
 PRODUCTS = 16  # arrays as large as the products of a block that are alive at a time
 
@@ -164,24 +165,33 @@ def _tile(
 ) -> None:
     """Add what the pairs of one tile have in some matrices."""
     a, b = np.searchsorted(tile, pairs[chosen]).T  # a tile is sorted
-    complete = len(chosen) >= len(tile) * (len(tile) - 1) // 4
     k, N, r = loaded.s.shape
-    block = min(BLOCK, max(1, memory // (PRODUCTS * FLOAT * k * N * r * r))) if complete else 1
 
-    def add(start: int) -> None:  # pairs of its own: no two threads write to one place
-        mine = np.flatnonzero((a >= start) & (a < start + block))
-        if not mine.size:
-            return
-        others, back = np.unique(b[mine], return_inverse=True)
-        rows = np.arange(start, min(start + block, len(tile)))
-        inner, left, right, null, both = _products(loaded, rows, others)
-        at = a[mine] - start, back
-        for j, kind in enumerate(of_kind):
-            for into, values in ((sums.inner, inner), (sums.left, left), (sums.right, right), (sums.null, null)):
+    def into_sums(mine: NDArray[np.int64], found: Sequence[Array], at: tuple[NDArray[np.int64], ...]) -> None:
+        # Pairs of its own: no two threads write to one place.
+        for into, values in zip((sums.inner, sums.left, sums.right, sums.null, sums.count), found, strict=True):
+            for j, kind in enumerate(of_kind):
                 into[chosen[mine], kind] += values[j][at]
-            sums.count[chosen[mine], kind] += both[j][at]
 
-    list(pool.map(add, range(0, len(tile), block)))
+    def block_of_all(start: int) -> None:
+        mine = np.flatnonzero((a >= start) & (a < start + block))
+        if mine.size:
+            others, back = np.unique(b[mine], return_inverse=True)
+            rows = np.arange(start, min(start + block, len(tile)))
+            left, right = (_cross(x, rows, others) for x in (loaded.U, loaded.V))
+            into_sums(mine, _products(loaded, left, right, rows[:, None], others[None]), (a[mine] - start, back))
+
+    def some_pairs(start: int) -> None:
+        mine = np.arange(start, min(start + batch, len(chosen)))
+        left, right = (x[:, a[mine]] @ x[:, b[mine]].mT for x in (loaded.U, loaded.V))
+        into_sums(mine, _products(loaded, left, right, a[mine], b[mine]), (np.arange(len(mine)),))
+
+    if len(chosen) >= len(tile) * (len(tile) - 1) // 4:
+        block = min(BLOCK, max(1, memory // (PRODUCTS * FLOAT * k * N * r * r)))
+        list(pool.map(block_of_all, range(0, len(tile), block)))
+    else:
+        batch = max(1, min(TOGETHER, memory // (PRODUCTS * FLOAT * k * r * (loaded.U.shape[-1] + loaded.V.shape[-1]))))
+        list(pool.map(some_pairs, range(0, len(chosen), batch)))
 
 
 @dataclass(frozen=True)
@@ -226,35 +236,38 @@ def _load(
 
 
 def _products(
-    of: PaddedVectors, rows: NDArray[np.int64], others: NDArray[np.int64]
+    of: PaddedVectors, left: Tensor, right: Tensor, a: NDArray[np.int64], b: NDArray[np.int64]
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Inner products, φ left and right, their null, and whether both have the matrix: each (k, rows, others)."""
+    """Inner products, φ left and right, their null, and whether both have the matrix: each (k, *pairs).
+
+    Args:
+        of: Vectors of the adapters.
+        left, right: UᵀU' and VᵀV' of the pairs, (k, *pairs, r, r).
+        a, b: The numbers of both adapters; together of the shape of the pairs.
+    """
     import torch
 
     m, n = of.U.shape[-1], of.V.shape[-1]
-    left, right = (_cross(x, rows, others) for x in (of.U, of.V))  # (k, a, r, b, r)
-    weights = of.s[:, rows][:, :, :, None, None] * of.s[:, others][:, None, None]
-    ra, rb = of.ranks[:, rows], of.ranks[:, others]
-    both = (ra[:, :, None] > 0) & (rb[:, None] > 0)
-    exact = of.exact[:, rows][:, :, None] & of.exact[:, others][:, None]
-    inner = (left * right * weights).sum((2, 4)).numpy() * exact
-    leading = np.minimum(np.minimum(ra[:, :, None], rb[:, None]), TOP)
+    weights = of.s[:, a][..., :, None] * of.s[:, b][..., None, :]
+    ra, rb = of.ranks[:, a], of.ranks[:, b]
+    both = (ra > 0) & (rb > 0)
+    inner = (left * right * weights).sum((-2, -1)).numpy() * (of.exact[:, a] & of.exact[:, b])
+    leading = np.minimum(np.minimum(ra, rb), TOP)
     at = torch.from_numpy(np.maximum(leading - 1, 0))
     overlaps = []
     for x in (left, right):
-        top = x[:, :, :TOP, :, :TOP].square().cumsum(2).cumsum(4).permute(0, 1, 3, 2, 4)  # (k, a, b, i, j)
+        top = x[..., :TOP, :TOP].square().cumsum(-2).cumsum(-1)
         width = top.shape[-1]
-        found = top.reshape(*top.shape[:3], -1).gather(3, (at * (width + 1))[..., None])[..., 0]
+        found = top.reshape(*top.shape[:-2], -1).gather(-1, (at * (width + 1))[..., None])[..., 0]
         overlaps.append(np.minimum(found.numpy() / np.maximum(leading, 1), 1.0) * both)
     null = leading * (1 / m + 1 / n) / 2 * both
-
     return inner, overlaps[0], overlaps[1], null, both.astype(np.float64)
 
 
 def _cross(x: Tensor, rows: NDArray[np.int64], others: NDArray[np.int64]) -> Tensor:
-    """The products of vectors: (k, N, r, d) → (k, rows, r, others, r)."""
+    """The products of vectors: (k, N, r, d) → (k, rows, others, r, r)."""
     k, _, r, d = x.shape
     a = x[:, int(rows[0]) : int(rows[-1]) + 1].reshape(k, -1, d)
     whole = len(others) == int(others[-1]) + 1 - int(others[0])  # a range of them is not copied
     b = (x[:, int(others[0]) : int(others[-1]) + 1] if whole else x[:, others]).reshape(k, -1, d)
-    return (a @ b.mT).reshape(k, len(rows), r, len(others), r)
+    return (a @ b.mT).reshape(k, len(rows), r, len(others), r).transpose(2, 3)

@@ -165,13 +165,22 @@ class SurveyFolder:
             with replacing(self.path(identity), one_of_many=True) as temporary:
                 save_file({**arrays, **tensors}, temporary, {ABOUT: json.dumps(about)})
         except OSError as e:
-            raise ResultsError(
-                f"{self.root.parent}: cannot be written ({e.strerror or e}); free some space and run again, what is "
-                "finished is kept"
-            ) from e
+            raise self.unwritable(e) from e
 
-    def tensor(self, identity: str, name: str, rows: slice | None = None) -> NDArray[np.generic]:
-        """One of the tensors that were kept, or some of its rows.
+    def unwritable(self, error: OSError) -> ResultsError:
+        """What is said where the disk is full, or may not be written to."""
+        return ResultsError(
+            f"{self.root.parent}: cannot be written ({error.strerror or error}); free some space and run again, what "
+            "is finished is kept"
+        )
+
+    @property
+    def scratch(self) -> Path:
+        """A file for what is needed while the survey runs and no longer."""
+        return self.folder / "scratch"
+
+    def tensor(self, identity: str, name: str) -> NDArray[np.generic]:
+        """One of the tensors that were kept.
 
         Raises:
             ResultsError: It is gone.
@@ -180,7 +189,7 @@ class SurveyFolder:
 
         try:
             with safe_open(self.path(identity), "np") as file:
-                found = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+                found = file.get_tensor(name)
         except (SafetensorError, OSError) as e:
             raise ResultsError(f"{self.folder}: what was kept of an adapter is gone ({e}); run again") from e
         return np.asarray(found)

@@ -279,12 +279,16 @@ class Setup:
             cosine, half = np.eye(N), np.zeros((N, N))
         else:
             compared = "sketched"
-            cosine, half = sketched_cosines(
-                table,
-                lambda i, part: self.parts.tensor(own[i], "sketch", part),
-                memory=self.memory,
-                done=lambda d, t: self.show("sketches", d, t),
-            )
+            try:
+                cosine, half = sketched_cosines(
+                    table,
+                    lambda i: tensors(i, "sketch"),
+                    self.parts.scratch,
+                    memory=self.memory,
+                    done=lambda d, t: self.show("sketches", d, t),
+                )
+            except OSError as e:
+                raise self.parts.unwritable(e) from e
             pairs = candidates(cosine, half)
         sources = [self.members[i].source for i in usable]
         read = Factored(self.base, sources, self.selection, table, self.parts, own)

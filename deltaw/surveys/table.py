@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +61,7 @@ class UpdateTable:
     ranks: NDArray[np.int64]
     dense: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def has(self) -> NDArray[np.bool_]:
         """Which adapter has which, (N, K)."""
         return self.index >= 0

@@ -1,6 +1,8 @@
 """Sketches: right in the mean, within their intervals, blind to how an update is factored, exact for a copy."""
 
 import zlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -45,7 +47,10 @@ def test_a_sketch_sees_the_product_and_neither_its_factors_nor_its_form():
 
 
 def estimated(table: UpdateTable, kept: list[np.ndarray], memory: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
-    return sketched_cosines(table, lambda i, part: kept[i][part], memory=memory, done=lambda d, t: None)
+    with TemporaryDirectory() as folder:
+        return sketched_cosines(
+            table, kept.__getitem__, Path(folder) / "scratch", memory=memory, done=lambda d, t: None
+        )
 
 
 def population(matrices: int, alike: float, count: int, seed: int) -> tuple[UpdateTable, list[np.ndarray], np.ndarray]:
@@ -93,12 +98,12 @@ def test_intervals_hold_what_is_true(matrices: int, alike: float):
     assert np.mean(np.abs(np.concatenate(errors))) > 0.1 * np.mean(np.concatenate(widths)), "intervals say nothing"
 
 
-def test_blocks_give_the_numbers_of_one_product():
+def test_blocks_give_the_numbers_of_one_product(tmp_path: Path):
     table, kept, _ = population(7, 0.5, 20, 0)
     for_all, half = estimated(table, kept)
     steps: list[tuple[int, int]] = []
     small, half_ = sketched_cosines(
-        table, lambda i, part: kept[i][part], memory=40_000, done=lambda d, t: steps.append((d, t))
+        table, kept.__getitem__, tmp_path / "scratch", memory=40_000, done=lambda d, t: steps.append((d, t))
     )
     assert len(steps) > 10
     assert steps[-1][0] == steps[-1][1]

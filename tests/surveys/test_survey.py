@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import deltaw
-from benchmarks.many_adapters import task_factors, write_adapter
+from benchmarks.many_adapters import adjusted_rand, task_factors, write_adapter
 from deltaw.cli import main
 from deltaw.errors import CheckpointError, OptionError, ResultsError, UnknownNameError
 from deltaw.surveys import run
@@ -25,19 +25,6 @@ from tests.surveys.conftest import SMALL, TINY, cosine, dense
 CONTRACT = ["name", "rank", "matrices", "fro_norm", "relative_change", "effective_rank", "energy_at_1",
             "factor_balance", "cluster", "nearest", "nearest_cosine", "flags"]  # fmt: skip
 PAIRS = ["a", "b", "cosine", "cosine_low", "cosine_high", "overlap", "sign_disagreement", "energy_ratio"]
-
-
-def adjusted_rand(a: np.ndarray, b: np.ndarray) -> float:
-    """Hubert & Arabie 1985."""
-    table = np.zeros((a.max() + 1, b.max() + 1))
-    np.add.at(table, (a, b), 1)
-
-    def two(x: np.ndarray) -> float:
-        return float((x * (x - 1) / 2).sum())
-
-    both, rows, cols = two(table), two(table.sum(1)), two(table.sum(0))
-    expected = rows * cols / two(np.array([len(a)]))
-    return (both - expected) / ((rows + cols) / 2 - expected)
 
 
 def refactored(folder: Path, to: Path, scale: float = 1.0) -> Path:
