@@ -62,18 +62,19 @@ def fsdp2(model: Any, world: int) -> None:
 
 
 def zero3(model: Any) -> Any:
-    """DeepSpeed's engine; no parameter is small enough to stay whole."""
+    """DeepSpeed's engine; no parameter is small enough to stay whole, those that are frozen neither."""
     import deepspeed
 
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False)  # takes the group that is there
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=model.parameters(),
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
         config={
             "train_micro_batch_size_per_gpu": 32,
             "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0,  # by default it clips, which the other trainings do not
             "optimizer": {"type": "SGD", "params": {"lr": RATE}},
         },
     )
@@ -84,8 +85,9 @@ def zero3(model: Any) -> Any:
 def main(how: str, rank: int, world: int, meet: str, out: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
-    if how == "ZeRO-3":
-        engine = zero3(make_model())
+    model = make_adapter() if how.endswith("peft") else make_model()
+    if how.startswith("ZeRO-3"):
+        engine = zero3(model)
 
         def update(loss: torch.Tensor) -> None:
             engine.backward(loss)
@@ -93,7 +95,6 @@ def main(how: str, rank: int, world: int, meet: str, out: Path) -> None:
 
         logged = train(engine, out / f"rank{rank}", update)
     else:
-        model = make_adapter() if how == "FSDP2, peft" else make_model()
         fsdp2(model, world)
         logged = train(model, out / f"rank{rank}")
     (out / f"logged{rank}.json").write_text(json.dumps(logged))

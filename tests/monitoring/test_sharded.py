@@ -27,9 +27,9 @@ WORKER = Path(__file__).with_name("shards.py")
 
 
 def needs(how: str) -> None:
-    if how == "FSDP2, peft":
+    if how.endswith("peft"):
         pytest.importorskip("peft")
-    if how == "ZeRO-3":
+    if how.startswith("ZeRO-3"):
         if importlib.util.find_spec("deepspeed") is None:
             pytest.skip("DeepSpeed is not in `dev`: it compiles C++ when it is first used")
         if shutil.which("c++") is None:
@@ -37,7 +37,7 @@ def needs(how: str) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize("how", ["FSDP2", "FSDP2, peft", "ZeRO-3"])
+@pytest.mark.parametrize("how", ["FSDP2", "FSDP2, peft", "ZeRO-3", "ZeRO-3, peft"])
 def test_two_processes_equal_one(tmp_path: Path, how: str) -> None:
     needs(how)
     place = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}  # what DeepSpeed asks for
@@ -54,7 +54,7 @@ def test_two_processes_equal_one(tmp_path: Path, how: str) -> None:
     ]
     ends = [worker.communicate(timeout=240)[1] for worker in workers]
     assert [w.returncode for w in workers] == [0, 0], "\n".join(ends)
-    alone = train(make_adapter() if how == "FSDP2, peft" else make_model(), tmp_path / "alone")
+    alone = train(make_adapter() if how.endswith("peft") else make_model(), tmp_path / "alone")
     first, second = (json.loads((tmp_path / f"logged{rank}.json").read_text()) for rank in (0, 1))
     assert second == [], "process 1 serves, and logs nothing"
     assert not (tmp_path / "rank1").exists()
@@ -66,7 +66,7 @@ def test_two_processes_equal_one(tmp_path: Path, how: str) -> None:
         for side in ("rank0", "alone")
     ]
     pd.testing.assert_frame_equal(*tables, rtol=1e-4)
-    assert set(tables[0]["route"]) == ({"factored"} if how == "FSDP2, peft" else {"dense", "vector"})
+    assert set(tables[0]["route"]) == ({"factored"} if how.endswith("peft") else {"dense", "vector"})
 
 
 @pytest.fixture

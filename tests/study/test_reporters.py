@@ -119,6 +119,43 @@ def test_wandb_offline(base: Path, tmp_path: Path) -> None:
         assert table["fro_norm"].tolist() == rows["fro_norm"].tolist()
 
 
+def test_trackio(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    fit(base, tmp_path, "trackio")
+    (project,) = SQLiteStorage.get_projects()
+    (run,) = SQLiteStorage.get_runs(project)
+    logged = SQLiteStorage.get_logs(project, run)
+    numbers = {h["train/global_step"]: h for h in logged if any("deltaw/all/" in key for key in h)}
+    tables = {h["train/global_step"]: h["deltaw/layers"]["_value"] for h in logged if "deltaw/layers" in h}
+    assert tuple(numbers) == tuple(tables) == STEPS
+    for step in STEPS:
+        expected = measured(base, tmp_path, step)
+        found = {key.removeprefix("train/"): v for key, v in numbers[step].items() if key.startswith("train/deltaw/")}
+        assert found == scalars(expected)
+        assert [row["name"] for row in tables[step]] == expected.to_pandas()["name"].tolist()
+        assert [row["fro_norm"] for row in tables[step]] == expected.to_pandas()["fro_norm"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of what it keeps its runs with
+def test_mlflow(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)  # where it keeps files
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'runs.db'}")
+    fit(base, tmp_path, "mlflow")
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(["0"])
+    names = [name for name in run.data.metrics if name.startswith("deltaw/")]
+    for step in STEPS:
+        expected = measured(base, tmp_path, step)
+        values = {n: v.value for n in names for v in client.get_metric_history(run.info.run_id, n) if v.step == step}
+        assert values == scalars(expected)
+        file = client.download_artifacts(run.info.run_id, f"deltaw/layers/step-{step:08d}.csv", str(tmp_path))
+        pd.testing.assert_series_equal(pd.read_csv(file)["fro_norm"], expected.to_pandas()["fro_norm"], rtol=0, atol=0)
+
+
 def without_times(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if not re.search(r"runtime|per_second", k)}
 
