@@ -74,7 +74,9 @@ class StoredHandle:
     def _bytes(self, offset: int, count: int) -> torch.Tensor:
         import torch
 
-        out = torch.empty(count, dtype=torch.uint8)
+        from deltaw.tensors.memory import empty
+
+        out = empty((count,), torch.uint8)
         view = out.numpy().data
         if isinstance(self.path, RemoteFile):
             self.path.fill(offset, view)

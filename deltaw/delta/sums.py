@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from deltaw.delta.largest_entry import largest_product
 from deltaw.delta.rounding import Rounding, rounding
 from deltaw.errors import TensorError
 from deltaw.tensors.bits import STORED, Precision, count_equal, ufp, within_ulp
+from deltaw.tensors.memory import empty
 from deltaw.tensors.numbers import StoredNumbers, finest, numbers
 from deltaw.types import Factors, Vector
 
@@ -72,7 +72,7 @@ def sweep(
     w0, w = _matrix(base), _matrix(ft)
     where = _sums_device(device)
     dtype = compute_dtype(base.dtype, ft.dtype)
-    delta = _empty(w.shape, dtype, where) if keep else None
+    delta = empty(w.shape, dtype, where) if keep else None
     was, now = known[0] or numbers(base), known[1] or numbers(ft)
     sums = _Accumulator(w.shape, where, precision=now.precision)
     sums.within_ulp = True
@@ -268,7 +268,7 @@ class _Accumulator:
         there = [part for part in parts if part is not None]
         shape = (len(there[0]), len(there), self.shape[1])
         if self._buffer.numel() < prod(shape):
-            self._buffer = self._buffer.new_empty(prod(shape))
+            self._buffer = empty((prod(shape),), torch.float64, self._buffer.device)
         out = self._buffer[: prod(shape)].view(shape)
         for i, part in enumerate(there):
             out[:, i].copy_(part)
@@ -313,13 +313,6 @@ def _add_base(
         else:
             sums.base_row_sq[part] = _row_squares(stored_rows)
             sums.delta_base_row[part] = torch.linalg.vecdot(B[part], w0 @ A.T)
-
-
-def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu" or shape.numel() < COMPILED_FROM:
-        return torch.empty(shape, dtype=dtype, device=device)
-    # NumPy asks the system for large pages, torch does not: half of the sweep would go into the others' first touch
-    return torch.from_numpy(np.empty(shape, dtype=str(dtype).removeprefix("torch.")))
 
 
 def _row_squares(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from deltaw.pairs.views import identity
 from deltaw.results.rows import number
 from deltaw.spectra import Noise, seeded, singular_values_batched, spectrum, stored_again
 from deltaw.tensors.matrix import matrix
+from deltaw.tensors.memory import empty
 from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Reason, Skipped, Spectrum, Vector, is_update
 
 log = logging.getLogger("deltaw")
@@ -203,8 +204,9 @@ def _residual(
             return None, {}  # factored: ΔW + c·W0 would be the m×n matrix that this route never forms
         # ΔW was subtracted in float64 already; what is added to it here is about as large, and float32 holds the sum.
         dtype = torch.float64 if delta.base.dtype == torch.float64 else torch.float32
+        left = empty(delta.value.shape, dtype, delta.value.device).copy_(delta.value)
         rest = spectrum(
-            torch.add(delta.value.to(dtype), delta.base.to(delta.value.device, dtype), alpha=c),
+            left.add_(delta.base.to(left.device, dtype), alpha=c),
             mode=options.mode,
             energy=totals.delta_sq + 2 * c * totals.delta_base + c**2 * totals.base_sq,
             tolerance=options.tolerance,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaw.tensors.memory import empty
 from deltaw.types import Vector
 
 # The eigenvalues alone, by torch's LAPACK (MKL) and by NumPy's (OpenBLAS), with one thread and with two:
@@ -53,12 +55,23 @@ def gram(x: Tensor, scale: float = 1.0) -> Tensor:
     if x.is_cuda:
         return _gram_on_gpu(x, scale)
     product = _product if torch.get_num_threads() > 1 else _product_numpy
-    blocks = (x[i : i + ROW_BLOCK].double() for i in range(0, max(1, len(x)), ROW_BLOCK))
-    parts = (product(block if scale == 1.0 else block / scale) for block in blocks)
+    parts = (product(block) for block in _doubled(x, scale))
     out = next(parts)
     for part in parts:
         out += part
     return out
+
+
+def _doubled(x: Tensor, scale: float) -> Iterator[Tensor]:
+    """Blocks of rows of x/scale in float64, one after the other in the same memory."""
+    kept = None
+    for i in range(0, max(1, len(x)), ROW_BLOCK):
+        block = x[i : i + ROW_BLOCK]
+        if block.dtype != torch.float64 or scale != 1.0:
+            kept = empty(block.shape, torch.float64) if kept is None else kept
+            block = kept[: len(block)].copy_(block)
+            block = block if scale == 1.0 else block.div_(scale)
+        yield block
 
 
 def _gram_on_gpu(x: Tensor, scale: float) -> Tensor:

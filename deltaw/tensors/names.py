@@ -28,6 +28,7 @@ MLP = re.compile(
 )
 BERT_OUTPUT = re.compile(r"\.layer\.\d+\.output\.dense(\.|$)")
 CONV = re.compile(r"conv", re.IGNORECASE)
+NUMBERS = re.compile(r"([0-9]+)")
 
 
 class Place(NamedTuple):
@@ -50,9 +51,8 @@ def unwrap(name: str) -> str:
 
 def natural(name: str) -> tuple[tuple[int, str | int], ...]:
     """A sort key by which `layers.2` comes before `layers.10`."""
-    return tuple(
-        (0, int(p)) if p.isdecimal() and p.isascii() else (1, p) for p in re.split(r"(\d+)", unwrap(name)) if p
-    )
+    parts = NUMBERS.split(unwrap(name))  # text and numbers in turn
+    return tuple([(0, int(p)) if i % 2 else (1, p) for i, p in enumerate(parts) if p])
 
 
 @lru_cache(maxsize=NAMES)

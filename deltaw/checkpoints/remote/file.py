@@ -1,13 +1,19 @@
-"""A file that lies elsewhere, as it was when it was opened; its bytes come by ranges, several at a time."""
+"""A file that lies elsewhere, as it was when it was opened; its bytes come by ranges, several at a time.
+
+HTTP is loaded when something is asked for: opening a local file takes 20 ms, and loading HTTP as long.
+"""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.remote import buckets, http
-from deltaw.checkpoints.remote.http import Target
+from deltaw.checkpoints.remote import buckets
+
+if TYPE_CHECKING:
+    from deltaw.checkpoints.remote.http import Target
 
 CHUNK = 16 << 20  # bytes of a request: a failure costs no more, and a signed address serves many
 PARALLEL = 16  # requests at a time, of all threads together
@@ -66,10 +72,14 @@ class RemoteFile:
         Raises:
             CheckpointError: It cannot be read, or is not small.
         """
+        from deltaw.checkpoints.remote import http
+
         scheme = self.address.partition(":")[0]
         return buckets.read_small(self.address) if scheme in buckets.SCHEMES else http.read_small(target(self.address))
 
     def _range(self, offset: int, into: memoryview) -> None:
+        from deltaw.checkpoints.remote import http
+
         if self.address.partition(":")[0] in buckets.SCHEMES:
             buckets.read_range(self.address, offset, into, self.etag)
         else:
@@ -83,6 +93,8 @@ def named(address: str) -> str:
 
 def target(address: str) -> Target:
     """Where a file of the Hub, or of a web server, is asked for."""
+    from deltaw.checkpoints.remote.http import Target
+
     if not address.startswith(f"{HUB}://"):
         return Target(named(address), address)
     from huggingface_hub import constants, hf_hub_url

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from urllib.parse import urljoin, urlsplit
 
 from deltaw.checkpoints import hub
-from deltaw.checkpoints.remote import buckets, http
+from deltaw.checkpoints.remote import buckets
 from deltaw.checkpoints.remote.file import HUB, PARALLEL, RemoteFile, hub_parts, named, target
 from deltaw.documents import Document, parse_object
 from deltaw.errors import CheckpointError
@@ -140,6 +140,8 @@ def _on_web(source: str) -> Listing:
     Raises:
         CheckpointError: There is nothing of it, or the server cannot be reached or sends no ranges.
     """
+    from deltaw.checkpoints.remote import http
+
     file = source.partition("?")[0]
     if "@" in urlsplit(source).netloc:
         raise CheckpointError(
@@ -197,6 +199,8 @@ def _stats(folder: str, inner: str, names: Iterable[str]) -> dict[str, RemoteFil
 
 
 def _there(url: str) -> RemoteFile | None:
+    from deltaw.checkpoints.remote import http
+
     try:
         return RemoteFile(url, *http.stat(target(url)))
     except (http.MissingError, http.DeniedError):  # buckets without a list deny what is not there
