@@ -52,9 +52,9 @@ def test_what_the_harness_writes() -> None:
 def test_a_group_without_a_number_is_there(tmp_path: Path) -> None:
     results = {"flan": {"alias": "flan", "sample_len": 3}, "arc": {"acc,none": 0.5}}
     (tmp_path / "results.json").write_text(json.dumps({"results": results}))
-    found = read_evaluation(tmp_path / "results.json")
-    with pytest.raises(ManifestError, match="task 'flan' has no number there; name the tasks of this group"):
-        mean_score(found, ["flan:acc"], "results.json")
+    for found in (read_evaluation(tmp_path / "results.json"), read_evaluation(tmp_path)):
+        with pytest.raises(ManifestError, match="task 'flan' has no number there; name the tasks of this group"):
+            mean_score(found, ["flan:acc"], "results.json")
 
 
 def test_the_items_of_the_harness() -> None:
@@ -74,6 +74,21 @@ def test_what_inspect_writes() -> None:
         score(INSPECT, "letters:accuracy")
 
 
+def test_scorers_of_several_values_and_several_reducers() -> None:
+    """Each value by its name, each reducer's items: grades count as inspect-ai counts them."""
+    folder = LAYOUTS / "inspect" / "several"
+    parts = [score(folder, f"letters:mean,two/{part}") for part in ("a", "b")]
+    assert [p.value for p in parts] == [0.4, 0.5]
+    assert [sum(p.items[0].values) for p in parts] == [4, 5]
+    for reducer in ("match", "match/max", "match/pass_at_2"):
+        found = score(folder, f"epochs:accuracy,{reducer}")
+        assert found.value == 0.4
+        assert sorted(found.items[0].values) == [0.0] * 6 + [1.0] * 4, reducer
+    assert score(folder, "letters:t1").value == score(folder, "letters:accuracy").value == 0.7
+    with pytest.raises(ManifestError, match=r"no metric 'mean,two'. Did you mean 'mean,two/b' or 'mean,two/a'\?"):
+        score(folder, "letters:mean,two")
+
+
 def test_an_evaluation_that_did_not_finish(tmp_path: Path) -> None:
     log = next(INSPECT.glob("*.json"))
     shutil.copy(log, tmp_path / log.name)
@@ -83,8 +98,12 @@ def test_an_evaluation_that_did_not_finish(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="ended with 'error'; expected 'success'"):
         read_evaluation(tmp_path / "later.json")
     (tmp_path / "log.eval").write_bytes(b"PK")
-    with pytest.raises(ManifestError, match="inspect log convert --to json"):
+    with pytest.raises(
+        ManifestError, match=rf"inspect log convert {tmp_path}/log.eval --to json --output-dir {tmp_path}$"
+    ):
         read_evaluation(tmp_path)
+    shutil.copy(log, tmp_path / "log.json")
+    assert score(tmp_path, "letters:accuracy,match").value == 0.5, "it was converted"
 
 
 def test_the_hub_s_files(tmp_path: Path) -> None:
@@ -151,6 +170,14 @@ def test_every_eval_ever(tmp_path: Path) -> None:
     assert (found.value, found.error) == (0.7, 0.01)
     assert score(tmp_path, "loss:score").value == -2.5
     assert read_evaluation(tmp_path).created.startswith("2026-01-01T00")
+
+
+def test_every_eval_ever_of_several_scorers() -> None:
+    folder = LAYOUTS / "every_eval_ever"
+    found = score(folder, "letters:accuracy,match:accuracy")
+    assert (found.value, found.error) == (0.4, pytest.approx(0.1633, abs=1e-4))
+    with pytest.raises(ManifestError, match=r"several filters \(accuracy,includes:accuracy, accuracy,match:accuracy\)"):
+        score(folder, "letters:accuracy")
 
 
 def test_tasks_of_several_files_and_the_newest_of_each(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
   .52, "acc_stderr,none": .01}`: a metric's name is followed by its filter; a standard error may be the text "N/A".
   Groups have their own entry in `groups` and mostly in `results`. `higher_is_better`: task → metric → true, false or
   null.
-* inspect-ai (UK AI Security Institute), a log in JSON: `results.scores`: one entry for each scorer and reducer.
+* inspect-ai (UK AI Security Institute), a log in JSON: `results.scores`: one entry for each scorer and reducer, and for
+  each part of a scorer that gives several values.
 * Every Eval Ever (EvalEval Coalition): `evaluation_results`: a list with a name, `score_details`, `metric_config`.
 * The Hub's `.eval_results/*.yaml`: a list of `{dataset: {id, task_id}, value}`; the reference is `dataset:task_id`.
 """
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deltaw.comparison.evaluations.items import reduction_key
+from deltaw.comparison.evaluations.items import scorer_key
 from deltaw.comparison.evaluations.metrics import Evaluation, TaskMetric
 from deltaw.documents import Document, is_score
 from deltaw.errors import ManifestError
@@ -104,12 +105,12 @@ def inspect(found: Document, path: Path) -> Evaluation:
     for scorer in found.inner("results").inners("scores"):
         table = scorer.inner("metrics")
         for name in table:
-            if name != "stderr":
+            if not name.endswith("stderr"):
                 error = table.inner("stderr").values.get("value") if name in MEANS else None
                 known = float(error) if is_score(error) else math.nan
                 value = table.inner(name).values.get("value")
                 samples = path if name in MEANS and found.inners("reductions") else None
-                metrics.append(TaskMetric(task, name, reduction_key(scorer), value, known, samples=samples))
+                metrics.append(TaskMetric(task, name, scorer_key(scorer), value, known, samples=samples))
     return Evaluation(str(path), tuple(metrics), model, about.text("created"))
 
 
@@ -124,7 +125,7 @@ def every_eval(found: Document, path: Path) -> Evaluation:
             TaskMetric(
                 entry.text("evaluation_name", None),
                 name,
-                "",
+                entry.text("evaluation_result_id"),  # several scorers may give the same metric
                 details.values.get("score"),
                 float(error) if is_score(error) else math.nan,
                 config.flag("lower_is_better"),

@@ -2,7 +2,7 @@
 
 lm-evaluation-harness writes them with `--log_samples`: one JSON object in each line of `samples_TASK_TIME.jsonl`, with
 the item's number and hash (`doc_id`, `doc_hash`), the filter, and each metric by its name. inspect-ai keeps them in the
-log: `reductions` has one value for each sample of each scorer.
+log: `reductions` has the value of each sample for each scorer, or its values by name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from deltaw.errors import ManifestError
 
 SAME = 1e-6  # relative: by so much the mean of the items may differ from the metric that was reported
 LONGEST_LINE = 64 << 20  # characters of one item
+GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # inspect-ai's correct, partial, incorrect and no answer
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,26 @@ def _harness(path: Path, name: str, chosen: str) -> Iterator[tuple[str, float]]:
 
 def _inspect(path: Path, chosen: str) -> Iterator[tuple[str, float]]:
     for reduction in read_object(path, error=ManifestError).inners("reductions"):
-        if reduction_key(reduction) == chosen:
-            for sample in reduction.inners("samples"):
-                value = sample.values.get("value")
-                if is_score(value):
-                    yield str(sample.values.get("sample_id")), float(value)
+        for sample in reduction.inners("samples"):
+            value = sample.values.get("value")
+            parts = value if isinstance(value, dict) else {"": value}
+            for part, found in parts.items():
+                found = GRADES.get(found, found) if isinstance(found, str) else found
+                if scorer_key(reduction, part) == chosen and is_score(found):
+                    yield str(sample.values.get("sample_id")), float(found)
 
 
-def reduction_key(scorer: Document) -> str:
-    """What tells a scorer of an inspect-ai log from others: `match`; with a reducer other than the mean `match/max`."""
+def scorer_key(scorer: Document, part: str = "") -> str:
+    """What tells a score of an inspect-ai log from others of its metric: `match`; of several values of one scorer each.
+
+    Args:
+        scorer: An entry of `scores`, or of `reductions`.
+        part: The name of one of the scorer's values, where the entry does not have it.
+
+    Returns:
+        `match`; `graded/clarity` for one value of several; with a reducer other than the mean `match/max`.
+    """
     reducer = scorer.text("reducer")
-    name = scorer.text("scorer") or scorer.text("name")
-    return f"{name}/{reducer}" if reducer not in {"", "mean"} else name
+    name, own = scorer.text("scorer"), part or scorer.text("name")
+    words = [name, own if own != name else "", reducer if reducer != "mean" else ""]
+    return "/".join(word for word in words if word)

@@ -25,7 +25,8 @@ class TaskMetric:
     Attributes:
         task: What was evaluated: a task, a group of tasks, a benchmark.
         name: The metric's: `acc_norm`, `accuracy`.
-        filter: What tells it from others of this name: lm-evaluation-harness's filter, inspect-ai's scorer.
+        filter: What tells it from others of this name: lm-evaluation-harness's filter, inspect-ai's scorer, an
+            Every Eval Ever result's id.
         value: As the file has it; whether it is a finite number is asked when it is used.
         error: Its standard error; NaN where the evaluation gave none.
         lower_is_better: Whether it counts with the opposite sign.
@@ -144,5 +145,5 @@ def _find(evaluation: Evaluation, reference: str, source: str) -> TaskMetric:
             f"{source}: {task}:{name} is there with several filters ({', '.join(keys)}); name one of them, "
             f'like "{task}:{keys[0]}"'
         )
-    known = sorted({m.name for m in of_task})
+    known = sorted({m.key if "," in name else m.name for m in of_task})
     raise ManifestError(f"{source}: task {task!r} has no metric {name!r}.{near(name, known, listed=LISTED)}")

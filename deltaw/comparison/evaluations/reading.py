@@ -55,7 +55,8 @@ def read_file(path: Path) -> Evaluation:
         return formats.hub(parse_yaml_list(text, str(path), error=ManifestError), path)
     if path.suffix == ".eval":
         raise ManifestError(
-            f"{path}: a log in inspect-ai's binary form; write it as JSON: inspect log convert --to json"
+            f"{path}: a log in inspect-ai's binary form; write it as JSON: "
+            f"inspect log convert {path} --to json --output-dir {path.parent}"
         )
     try:
         found = read_object(path, error=ManifestError)
@@ -74,7 +75,7 @@ def evaluation_files(folder: Path) -> list[Path]:
 
 def _candidates(folder: Path) -> Iterator[Path]:
     yield from folder.rglob("*.json")
-    yield from folder.rglob("*.eval")
+    yield from (p for p in folder.rglob("*.eval") if not p.with_suffix(".json").exists())  # it was converted
     yield from (p for p in folder.rglob("*.y*ml") if p.parent.name == ".eval_results")
 
 
@@ -116,7 +117,8 @@ def _newest(folder: Path, found: list[Evaluation]) -> Evaluation:
                 raise ManifestError(f"{folder}: {unit!r} is in {files}, and neither says when; name one file")
             metrics[unit] = (evaluation, of_unit)
     merged = tuple(m for _, of_unit in metrics.values() for m in of_unit)
-    return Evaluation(str(folder), merged, models[0] if models else "", max(e.created for e in found))
+    empty = sorted({task for e in found for task in e.empty} - {m.task for m in merged})
+    return Evaluation(str(folder), merged, models[0] if models else "", max(e.created for e in found), tuple(empty))
 
 
 def _same(a: list[TaskMetric], b: list[TaskMetric]) -> bool:
