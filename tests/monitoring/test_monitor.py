@@ -196,6 +196,52 @@ def test_a_direction_leaves_the_bulk_at_its_edge() -> None:
     assert "one matrix has a direction" in found.text
 
 
+def directions(values: list[float]) -> torch.Tensor:
+    """A matrix with these singular values."""
+    Q = torch.linalg.qr(noise(4))[0]
+    return Q[:, : len(values)] * torch.tensor(values) @ Q[:, : len(values)].T
+
+
+@pytest.mark.parametrize(("second", "holds"), [([1.0] * 10 + [0.05], False), ([1.0] * 9 + [0.9], True)])
+def test_a_rank_collapses_below_half_of_the_largest_before(second: list[float], holds: bool) -> None:
+    """20 equal directions have an effective rank of 20; then a little more than ten, or less."""
+    found = alerts_of(lambda W, i: W + 1e-2 * directions([1.0] * 20 if i == 1 else second), records=2)
+    assert (set(found) == {"rank_collapse"}) is holds
+    if holds:
+        alert = found["rank_collapse"]
+        assert alert.limit == pytest.approx(10, rel=1e-3)  # the weights are float32
+        assert alert.value == pytest.approx(deltaw.metrics.effective_rank(second), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.49, 0.51])
+def test_decay_exceeds_learning_at_half_of_the_energy(share: float) -> None:
+    def change(W: torch.Tensor, _: int) -> torch.Tensor:
+        other = noise() - (noise() * W).sum() / W.square().sum() * W  # orthogonal to W
+        return W - 1e-2 * (share**0.5 * W / W.norm() + (1 - share) ** 0.5 * other / other.norm())
+
+    found = alerts_of(change)
+    assert set(found) == ({"decay_exceeds_learning"} if share > 0.5 else set())
+    if found:
+        assert found["decay_exceeds_learning"].value == pytest.approx(share, rel=1e-3)
+
+
+@pytest.mark.parametrize("below", [2, 3])
+def test_updates_below_precision_in_more_than_half_of_the_matrices(below: int) -> None:
+    """Of four: half of them is no warning, and it is told again when it holds again."""
+    model = torch.nn.ModuleList(torch.nn.Linear(32, 32, bias=False, dtype=torch.bfloat16) for _ in range(4))
+    found: list[deltaw.Alert] = []
+    monitor = deltaw.Monitor(model, every=1, on_alert=found.append, device="cpu")
+    start = [layer.weight.detach().float() for layer in model]
+    for i, tiny in enumerate((below, 0, below), 1):
+        with torch.no_grad():
+            for j, layer in enumerate(model):
+                layer.weight.copy_(start[j] + (1e-5 if j < tiny else 1e-1) * noise(j))
+        monitor.step(i)
+    assert [r.scalars["deltaw/all/below_precision"] for r in monitor.records] == [below / 4, 0, below / 4]
+    told = [(a.step, a.value) for a in found if a.rule == "below_precision"]
+    assert told == ([(1, 0.75), (3, 0.75)] if below == 3 else [])
+
+
 def alerts_of_base() -> torch.Tensor:
     return torch.nn.init.normal_(torch.empty(32, 32), generator=torch.Generator().manual_seed(0))
 
