@@ -33,7 +33,10 @@ def command(results: Path, out: Path | None, figures: bool, quiet: bool, **forms
     form = asked[0] if asked else ""
     printed, report, write = _read(results, form)
     if form:
-        say(printed(), end="")
+        text = printed()
+        say(text, end="")
+        if form == "card" and not quiet:
+            _say_of_its_figure(text, results)
         return
     path = report(out or results / "report.html")
     if figures:
@@ -42,6 +45,15 @@ def command(results: Path, out: Path | None, figures: bool, quiet: bool, **forms
         from deltaw.cli.screen import console, file_link
 
         console().print(file_link(path), soft_wrap=True)
+
+
+def _say_of_its_figure(card: str, results: Path) -> None:
+    from deltaw.reports.exports import FIGURE
+
+    if FIGURE in card and not (results / FIGURE).exists():
+        say(
+            f"note: the card shows {FIGURE}, which {results} does not have: deltaw report {results} writes it", err=True
+        )
 
 
 def _read(results: Path, form: str) -> Actions:

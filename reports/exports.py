@@ -28,6 +28,7 @@ BIBTEX = """@software{deltaw,
   author = {{The deltaw developers}},
   license = {Apache-2.0}
 }"""
+FIGURE = "figures/relative_change.png"  # of a card: beside it, as it lies beside the analysis
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LATEX = {
     **{c: rf"\{c}" for c in "&%$#_{}"},
@@ -79,7 +80,7 @@ def latex_table(columns: Sequence[TableColumn], rows: Sequence[Mapping[str, str]
 def card(analysis: Analysis) -> str:
     """A model card: front matter that the Hub reads, the sentences, the table, a figure and the scores.
 
-    The figure is `figures/relative_change.png`, which `analyze` writes. The scores are those of `.eval_results`, where
+    The figure is `FIGURE`, which `analyze` writes. The scores are those of `.eval_results`, where
     a directory that was compared has them.
 
     Raises:
@@ -88,7 +89,7 @@ def card(analysis: Analysis) -> str:
     layers = Layers(analysis)
     body = [*_sentences(layers), *_markdown_table(layers)]
     if layers.changed["relative_change"].notna().any():
-        body.append("![Relative change by layer and module](figures/relative_change.png)")
+        body.append(f"![Relative change by layer and module]({FIGURE})")
     front = "\n".join(["---", *_front_matter(analysis), "---"])
     heading = f"# {markdown_text(name_of(analysis.ft))}\n\n## What fine-tuning changed"
     return "\n\n".join([front, heading, *body, _footer(analysis), *_scores(analysis)]) + "\n"

@@ -40,7 +40,8 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         base: What updates are measured from: anything that `deltaw.analyze` takes. By default the weights when the
-            training begins: a copy of them for full fine-tuning, the frozen weights themselves for an adapter.
+            training begins: a copy of them for full fine-tuning, the frozen weights themselves for an adapter. Where
+            full fine-tuning goes on from a checkpoint, that is where it begins: give the model that it is made from.
         every: Steps between records.
         at: More steps to record.
         out: A directory; each record is saved there as `step-00000100`, as `deltaw analyze --out` does.

@@ -126,6 +126,10 @@ def test_the_command_prints_and_writes_nothing(full_analysis: Analysis, tmp_path
         assert result.exit_code == 0, result.output
         assert result.stdout == form(full_analysis)
     assert sorted((tmp_path / "out").iterdir()) == before
+    assert result.stderr.endswith(f"does not have: deltaw report {tmp_path / 'out'} writes it\n")
+    (tmp_path / "out" / "figures").mkdir()
+    (tmp_path / "out" / exports.FIGURE).touch()
+    assert CliRunner().invoke(main, ["report", str(tmp_path / "out"), "--card"]).stderr == ""
     both = CliRunner().invoke(main, ["report", str(tmp_path / "out"), "--latex", "--card"])
     assert both.exit_code == 2
     assert "--latex and --card: give one of them" in both.stderr
