@@ -44,8 +44,9 @@ class MonitorPlots:
                     values = frame[f"deltaw/{kind}/{metric}"]
                     colour = "#1c2128" if kind == "all" else style.kind_colour(kind)
                     ax.plot(frame["step"], values, color=colour, marker="o", markersize=2.2, label=kind)
-                for step in self._began():
-                    ax.axvline(step, color="#8b949e", linestyle=":", linewidth=0.8)
+                for step in (began := self._began()):
+                    label = "a warning" if step == began[0] else None  # once in the legend
+                    ax.axvline(step, color="#8b949e", linestyle=":", linewidth=0.8, label=label)
                 ax.set(title=TITLES[metric], xlabel="step")
                 ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
                 style.ticks(ax.yaxis, metric == "relative_change")

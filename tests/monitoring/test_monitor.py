@@ -261,3 +261,19 @@ def test_files_plots_and_options(tmp_path: Path) -> None:
     for options, words in (({"every": 0}, "every = 0"), ({"save": lambda *_: None}, "needs `base`")):
         with pytest.raises(OptionError, match=words):
             deltaw.Monitor(model, **options)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_plot_marks_where_a_warning_began(sign: int) -> None:
+    """A base that shrinks is warned of, one that grows is not."""
+    model = torch.nn.Linear(16, 16, bias=False)
+    monitor = deltaw.Monitor(model, every=1, device="cpu")
+    for i in (1, 2, 3):
+        with torch.no_grad():
+            model.weight.mul_(1 - sign * 0.01)
+        monitor.step(i)
+    axes = monitor.plot.scalars()
+    (legend,) = axes[0].figure.legends
+    assert [t.get_text() for t in legend.get_texts()].count("a warning") == (sign > 0)
+    marks = [[line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == ":"] for ax in axes]
+    assert marks == [[1] if sign > 0 else []] * len(axes)
