@@ -159,8 +159,8 @@ def figure(height: float, columns: int = 2, rows: int = 1, cols: int = 1, **subp
 
 def settle(fig: Figure) -> None:
     """Lay a figure out once and keep it so: matplotlib would do it twice for every file that it writes."""
-    if fig.get_layout_engine() is not None:
-        fig.draw_without_rendering()
+    if (engine := fig.get_layout_engine()) is not None:
+        engine.execute(fig)
         fig.set_layout_engine("none")
 
 
@@ -184,11 +184,12 @@ def ticks(axis: Axis, share: bool = False) -> None:
 
         def write(value: float, position: int | None) -> str:
             scale = 100 if share else 1
-            places = _places(scale * np.asarray(axis.get_majorticklocs()))
+            places = _places(scale * np.asarray(formatter.locs))
             text = f"{scale * value + 0.0:,.{places}f}" if places <= MOST_PLACES else number(scale * value, 3)
             return text.replace("-", MINUS).replace(",", NARROW) + unit
 
-        axis.set_major_formatter(FuncFormatter(write))
+        formatter = FuncFormatter(write)
+        axis.set_major_formatter(formatter)
         return
     low, high = sorted(axis.get_view_interval())
     narrow = high / max(low, 1e-300) < 300
