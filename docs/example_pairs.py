@@ -1,4 +1,4 @@
-"""The kinds of pairs and comparisons that the reports are looked at with: small, made from a seed, like real ones.
+"""The pairs, comparisons and surveys that the reports are looked at with: small, made from a seed, like real ones.
 
 Each kind is a function of a folder that returns the result. `docs/make_screenshots.py` renders them.
 """
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import deltaw
-from deltaw import Analysis, Comparison
+from deltaw import Analysis, Comparison, Survey
 
 State = dict[str, Tensor]
 HIDDEN, INNER, VOCABULARY = 96, 256, 800
@@ -78,8 +78,8 @@ def low_rank(base: State, rank: int = 8, size: float = 0.02, seed: int = 0) -> S
     return out
 
 
-def adapter(folder: Path, base: State, dora: bool = False, rank: int = 8) -> Path:
-    """A PEFT adapter of all projections."""
+def adapter(folder: Path, base: State, dora: bool = False, rank: int = 8, task: int = 0, seed: int = 0) -> Path:
+    """A PEFT adapter of all projections; those of one task share most of their directions."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": names, "use_dora": dora}
@@ -89,8 +89,12 @@ def adapter(folder: Path, base: State, dora: bool = False, rank: int = 8) -> Pat
     for i, (name, w) in enumerate(base.items()):
         if "_proj" in name:
             module = f"base_model.model.{name.removesuffix('.weight')}"
-            tensors[f"{module}.lora_A.weight"] = normal(9000 + i, rank, w.shape[1])
-            tensors[f"{module}.lora_B.weight"] = normal(9500 + i, w.shape[0], rank, scale=0.01)
+            at, own = i + 100_000 * task, i + 1_000_000 * seed
+            tensors[f"{module}.lora_A.weight"] = normal(9000 + at, rank, w.shape[1])
+            tensors[f"{module}.lora_B.weight"] = normal(9500 + at, w.shape[0], rank, scale=0.01)
+            if seed:
+                tensors[f"{module}.lora_A.weight"] += normal(9000 + own, rank, w.shape[1], scale=0.012)
+                tensors[f"{module}.lora_B.weight"] += normal(9500 + own, w.shape[0], rank, scale=0.006)
             if dora:
                 tensors[f"{module}.lora_magnitude_vector"] = w.norm(dim=1) * 1.01
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -289,3 +293,32 @@ def forty_runs(folder: Path) -> Comparison:
 
 
 COMPARISONS: dict[str, Callable[[Path], Comparison]] = {f.__name__: f for f in (two_runs, eight_runs, forty_runs)}
+
+
+def surveyed(folder: Path, tasks: int, seeds: int) -> Survey:
+    """Adapters of some tasks, with one that is like no other, one that is a copy, and one that cannot be read."""
+    base = llama(4, 48, 96)
+    path = saved(folder, base, base)[0]
+    adapters = folder / "adapters"
+    for task in range(tasks):
+        for seed in range(1, seeds + 1):
+            adapter(adapters / f"team-{task % 3}" / f"task-{task}-seed-{seed}", base, rank=4, task=task, seed=seed)
+    adapter(adapters / "alone", base, rank=8, task=tasks)
+    adapter(adapters / "copied", base, rank=4, task=0, seed=1)
+    (adapters / "unfinished").mkdir()
+    (adapters / "unfinished" / "adapter_config.json").write_text("{}")
+    merge = ["task-0-seed-1", "task-1-seed-1", "alone"]
+    return deltaw.survey(path, [adapters], merge_check=merge)
+
+
+def small_survey(folder: Path) -> Survey:
+    """Twelve adapters of three tasks, and three others."""
+    return surveyed(folder, 3, 4)
+
+
+def large_survey(folder: Path) -> Survey:
+    """240 adapters of twenty tasks, which are compared by sketches, and three others."""
+    return surveyed(folder, 20, 12)
+
+
+SURVEYS: dict[str, Callable[[Path], Survey]] = {f.__name__: f for f in (small_survey, large_survey)}

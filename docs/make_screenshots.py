@@ -1,4 +1,4 @@
-"""Look at the reports: render every kind of pair and comparison, on a light, a dark, a small and a printed page.
+"""Look at the reports: every kind of pair, comparison and survey, on a light, a dark, a small and a printed page.
 
 `python docs/make_screenshots.py OUT` writes OUT/KIND/report.html and OUT/KIND-{light,dark,phone,print}.png;
 `--only KIND` takes some of them. `python docs/make_screenshots.py --readme docs/report.png` takes the README's picture:
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from example_pairs import ANALYSES, COMPARISONS
+from example_pairs import ANALYSES, COMPARISONS, SURVEYS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+KINDS = {**ANALYSES, **COMPARISONS, **SURVEYS}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -66,7 +67,7 @@ def render(kinds: list[str], out: Path) -> list[Path]:
         folder = out / kind
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as inputs:
-            result = {**ANALYSES, **COMPARISONS}[kind](Path(inputs))
+            result = KINDS[kind](Path(inputs))
             reports.append(result.report(folder / "report.html"))
         sys.stdout.write(f"{reports[-1]}\n")
     return reports
@@ -74,17 +75,16 @@ def render(kinds: list[str], out: Path) -> list[Path]:
 
 def main() -> None:
     """Parse the arguments and take the pictures."""
-    kinds = [*ANALYSES, *COMPARISONS]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, nargs="?", default=Path("screenshots"))
-    parser.add_argument("--only", action="append", choices=kinds, default=[])
+    parser.add_argument("--only", action="append", choices=list(KINDS), default=[])
     parser.add_argument("--screen", action="append", choices=[*SCREENS], default=[])
     parser.add_argument("--readme", type=Path, metavar="PNG", help="only this picture")
     arguments = parser.parse_args()
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         sys.exit(f"No browser found: put one of {', '.join(BROWSERS)} on the PATH.")
-    reports = render(["demo"] if arguments.readme else arguments.only or kinds, arguments.out)
+    reports = render(["demo"] if arguments.readme else arguments.only or list(KINDS), arguments.out)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

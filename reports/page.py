@@ -56,6 +56,7 @@ class Picture:
         reading: One line: what this figure says here.
         how: How to read it.
         rows: The rows of the table that its cells lead to; a script attaches to them.
+        narrow: Whether it can be read on a phone as it is; others scroll there.
     """
 
     identifier: str
@@ -65,6 +66,7 @@ class Picture:
     how: str = ""
     reason: str = ""
     rows: tuple[int, ...] = ()
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,30 @@ class TableColumn:
     title: str
     metric: str = ""
     numeric: bool = True
+
+
+# Points of a printed line, of one of its figures and of what stands between two columns: `report.css` has the sizes.
+LINE, CHARACTER, BETWEEN, HEAD = 515.0, 4.2, 11.0, (85.0, 170.0)
+
+
+def strips(columns: Sequence[TableColumn], rows: Sequence[Mapping[str, str]], keys: int = 1) -> list[list[TableColumn]]:
+    """The columns of a table in groups that fit across a sheet of paper, the first `keys` at the head of each."""
+
+    def wide(column: TableColumn) -> float:
+        return BETWEEN + CHARACTER * max(
+            map(len, (*re.split("[ _]", column.title), *(row[column.key] for row in rows))), default=0
+        )
+
+    head, others = list(columns[:keys]), columns[keys:]
+    start = min(max(wide(head[0]), HEAD[0]), HEAD[1]) + sum(map(wide, head[1:]))
+    out, used = [list(head)], start
+    for column in others:
+        if used + wide(column) > LINE and len(out[-1]) > keys:
+            out.append(list(head))
+            used = start
+        out[-1].append(column)
+        used += wide(column)
+    return out
 
 
 def render(  # context: whatever a template shows
@@ -209,6 +235,7 @@ def environment() -> Environment:
         prose,
         breakable,
         text.glued,
+        strips,
     ):
         env.filters[function.__name__] = function
     env.globals["find_metric"] = find_metric

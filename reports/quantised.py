@@ -11,6 +11,7 @@ from deltaw.results.rows import Spread
 from deltaw.results.summary import Summary
 
 LIKE_NOISE = 0.9  # rank_90 over that of noise
+ALIKE = 1.03  # the largest over the least, up to which layers are said to be alike
 WORTH = 0.25  # of the error's energy in 16 directions
 
 
@@ -80,10 +81,8 @@ def _of(q: QuantisedMatrices) -> list[Finding]:
         out = [Finding(f"{said}: it does not matter here.", rule)]
     if q.noisiest is not None and q.quietest is not None:
         (most, high), (least, low) = q.noisiest, q.quietest
-        text = (
-            f"It is largest in layer {most} ({percent(high, 2)} of the weights) and least in layer {least} "
-            f"({percent(low, 2)})."
-        )
+        where = f"largest in layer {most} ({percent(high, 2)} of ‖W0‖) and least in layer {least} ({percent(low, 2)})"
+        text = f"It is {f'about {percent(q.noise.median, 2)} of ‖W0‖ in every layer' if high < ALIKE * low else where}."
         out.append(Finding(text, "Medians of rounding_noise over ‖W0‖ by layer."))
     return out
 

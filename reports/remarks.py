@@ -52,8 +52,8 @@ def _numbers(s: Summary) -> list[tuple[object, str, str, str]]:
     return [
         (
             s.resolution.below_precision,
-            f"In {plural(s.resolution.below_precision, 'matrix', 'matrices')} rounding is more than half of what "
-            f"is stored: {_below(s)}.",
+            f"In {plural(s.resolution.below_precision, 'matrix', 'matrices')} rounding is more than half of the "
+            f"change: {_below(s)}.",
             "resolution = below_precision.",
             "warn",
         ),
@@ -146,6 +146,6 @@ def _exempt(d: Decay) -> str:
 def _below(s: Summary) -> str:
     return (
         f"{percent(s.precision.unchanged_fraction.median)} of entries hold the same bits in the typical matrix"
-        if s.precision.unchanged_fraction.n
+        if s.precision.unchanged_fraction.median > 0
         else "their numbers describe the storage"
     )

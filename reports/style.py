@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deltaw.reports import ramp
-from deltaw.reports.text import MINUS
+from deltaw.reports.text import NARROW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +39,6 @@ KINDS: dict[str, str] = {
 GROUPS = ("#1c2128", "#0072b2", "#d55e00", "#00865f", "#b4568c", "#9a7500", "#3a8fbf", "#7a52a3", "#6e7781")
 RESOLUTION = {"resolved": "#0072b2", "noisy": "#9a7500", "below_precision": "#d55e00"}
 SEQUENTIAL = "crest"
-MOST_PLACES = 6  # decimals of a tick; beyond, it is written with a power of ten
 
 # What the same colour is on a dark page; `deltaw.reports.svg` writes both as one CSS variable.
 DARK: dict[str, str] = {
@@ -171,41 +169,20 @@ def log_scale(axis: Axis, share: bool = False) -> None:
 
 
 def ticks(axis: Axis, share: bool = False) -> None:
-    """Ticks as plain text: 0.01, 10, 10⁻⁷, or 1 %; matplotlib's own logarithmic ones are formulas, which are off.
+    """Ticks as plain text: 0.01, 10, 10⁻⁷, or 1 %; matplotlib's own logarithmic ones are formulas, which are off."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    On a linear axis all ticks have as many decimals as their step needs, so that no two read alike.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from deltaw.reports.tick_labels import TickLabels, linear, logarithmic
 
-    from deltaw.reports.text import NARROW, number
-
-    unit = f"{NARROW}%" if share else ""
+    scale, unit = (100, f"{NARROW}%") if share else (1, "")
     if axis.get_scale() == "linear":
-
-        def write(value: float, position: int | None) -> str:
-            scale = 100 if share else 1
-            places = _places(scale * np.asarray(formatter.locs))
-            text = f"{scale * value + 0.0:,.{places}f}" if places <= MOST_PLACES else number(scale * value, 3)
-            return text.replace("-", MINUS).replace(",", NARROW) + unit
-
-        formatter = FuncFormatter(write)
-        axis.set_major_formatter(formatter)
+        axis.set_major_formatter(TickLabels(linear, scale, unit))
         return
     low, high = sorted(axis.get_view_interval())
     narrow = high / max(low, 1e-300) < 300
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if narrow else (1,), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: number((100 if share else 1) * v, 1) + unit))
+    axis.set_major_formatter(TickLabels(logarithmic, scale, unit))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _places(at: NDArray[np.float64]) -> int:
-    """The decimals that write every tick exactly: those of their step."""
-    steps = np.diff(np.unique(at))
-    if not steps.size or not steps.min() > 0:
-        return 0
-    least = float(steps.min())
-    exact = (d for d in range(MOST_PLACES + 1) if abs(round(least, d) - least) < 1e-3 * least)
-    return next(exact, MOST_PLACES + 1)
 
 
 def limits(axis: Axis, values: Iterable[float]) -> None:

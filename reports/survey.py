@@ -97,6 +97,7 @@ def html(survey: Survey, mark: str = "") -> str:
         "answer": findings.answer(survey),
         "merge_answer": findings.merge_sentences(survey.merge),
         "five": findings.five(survey),
+        "map_sentence": findings.map_sentence(survey),
         "flagged": flagged(frame),
         "rules": [(word, visible(rule)) for word, rule in survey.about.rules.items()],
         "pictures": pictures(survey, mark),
@@ -139,17 +140,20 @@ def _provenance(survey: Survey) -> list[tuple[str, str]]:
 def pictures(survey: Survey, mark: str = "") -> dict[str, Picture]:
     """The figures for paper and for browsers without JavaScript; those that do not apply say why."""
     plots = SurveyPlots(survey, mark)
-    return {name: _picture(name, getattr(plots, name)) for name in READINGS}
+    said = {"map": findings.map_sentence(survey)}
+    return {name: _picture(name, getattr(plots, name), said.get(name, "")) for name in READINGS}
 
 
-def _picture(name: str, draw: Callable[[], Any]) -> Picture:
+def _picture(name: str, draw: Callable[[], Any], reading: str) -> Picture:
     title, how = READINGS[name]
     try:
         axes = draw()
     except OptionError as e:
         reason = str(e).removesuffix(".")
         return Picture(f"f-{name}", title, None, reason=reason)
-    return Picture(f"f-{name}", title, svg.inline(figures.of(axes), name, title, how), how=how)
+    return Picture(
+        f"f-{name}", title, svg.inline(figures.of(axes), name, title, how), reading, how, narrow=name == "similarity"
+    )
 
 
 def flagged(frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, str]], int]:
@@ -230,6 +234,7 @@ def _adapters(frame: pd.DataFrame) -> tuple[list[TableColumn], list[dict[str, st
     """The table on paper and without JavaScript."""
     shown = ("name", "cluster", "nearest", "nearest_cosine", "relative_change", "rank", "effective_rank", "flags")
     columns = [TableColumn(c, c, numeric=c not in {"name", "nearest", "flags"}) for c in shown]
+    frame = frame.assign(cluster=findings.clustered(frame))
     rows = [{c: _cell(c, r[c]) for c in shown} for _, r in frame.head(PRINTED).iterrows()]
     return columns, rows
 
@@ -247,6 +252,7 @@ def _cell(column: str, value: Any) -> str:
 def embedded(survey: Survey, frame: pd.DataFrame, mark: str) -> dict[str, JsonValue]:
     """What the scripts need: every adapter, its nearest, its spectra by block; floats to few digits."""
     place = {name: i for i, name in enumerate(frame["name"])}
+    frame = frame.assign(cluster=findings.clustered(frame))
     rows: list[JsonValue] = [[_compact(v) for v in row] for row in frame[list(SHOWN)].itertuples(index=False)]
     at: list[JsonValue] = [
         None if missing(row[0]) else [_compact(float(v), 4) for v in row]
@@ -270,6 +276,7 @@ def embedded(survey: Survey, frame: pd.DataFrame, mark: str) -> dict[str, JsonVa
         "rules": dict(survey.about.rules),
         "mark": place.get(mark, -1) if mark else -1,
         "cut": _compact(survey.about.cut, 4),
+        "axes": [_compact(share, 4) for share in survey.about.axes],
     }
 
 

@@ -35,6 +35,20 @@ def sizes_of_clusters(frame: pd.DataFrame) -> pd.Series[int]:
     return frame["cluster"].dropna().astype(int).value_counts(sort=False).sort_index()
 
 
+def clustered(frame: pd.DataFrame) -> pd.Series[float]:
+    """The number of each adapter's cluster; NaN where it is like no other: one alone is no cluster."""
+    return frame["cluster"].where(frame["cluster"].duplicated(keep=False))
+
+
+def map_sentence(survey: Survey, axes: tuple[int, int] = (1, 2)) -> str:
+    """How much of what parts the adapters two axes of the map show; empty where that is not known."""
+    known = survey.about.axes
+    if len(known) < max(axes):
+        return ""
+    share = percent(min(sum(known[a - 1] for a in axes), 1.0), 2)
+    return f"Axes {axes[0]} and {axes[1]} hold {share} of the squared distances between the adapters."
+
+
 def _many(survey: Survey, frame: pd.DataFrame) -> Finding:
     usable = int(frame["cluster"].notna().sum())
     base = f" of {code(survey.about.base)}" if survey.about.base else ""
@@ -78,8 +92,10 @@ def _sizes(frame: pd.DataFrame) -> Finding | None:
     write = percent if column == "relative_change" else number
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     what = "Relative change" if column == "relative_change" else "‖ΔW‖F"
-    ends = f"{write(float(low))} to {write(float(high))} in four of five"
-    text = f"{what}: {strong(write(float(middle)))} in the median, {ends}."
+    text = (
+        f"{what}: {strong(write(float(middle)))} in the median; the middle 80 % lie between {write(float(low))} and "
+        f"{write(float(high))}."
+    )
     return Finding(text, f"Median, and 10 % and 90 % quantiles, of {column} over the adapters that change something.")
 
 
@@ -88,7 +104,7 @@ def _flagged(survey: Survey, frame: pd.DataFrame) -> Finding | None:
     told = {word: n for word, n in counts.items() if n and word != "failed"}
     if not told:
         return Finding("Nothing stands out: no copy, none that is zero or diverged.", "No flag holds; see the rules.")
-    words = listed([f"{whole(n)} {code(word)}" for word, n in told.items()], len(told))
+    words = listed([f"{code(word)} ({whole(n)})" for word, n in told.items()], len(told))
     return Finding(f"Look at these first: {words}.", "How many adapters bear each flag; see the rules.", "warn")
 
 

@@ -39,7 +39,8 @@ deltaw.atlas = (() => {
     );
     const common = [...counts].sort((a, b) => b[1] - a[1]).filter(([, n]) => n > 1 || counts.size <= GROUPS.length);
     const shown = new Map(common.slice(0, GROUPS.length).map(([value], i) => [value, group(i)]));
-    const grey = !counts.size ? "none" : shown.size ? "others" : "all different";
+    const without = column === "cluster" ? "in no cluster" : "none";
+    const grey = shown.size === counts.size ? without : shown.size ? "others" : "all different";
     return {
       of: (row) => shown.get(row[column]) ?? rest,
       legend: [
@@ -201,7 +202,10 @@ deltaw.atlas = (() => {
         redraw();
       },
     });
-    axes.append(...AXES.map(([a, b], i) => make("option", { value: String(i) }, `${a + 1} and ${b + 1}`)));
+    const share = (a, b) => (data.axes.length ? ` (${number(100 * (data.axes[a] + data.axes[b]), 2)} %)` : "");
+    axes.append(
+      ...AXES.map(([a, b], i) => make("option", { value: String(i) }, `${a + 1} and ${b + 1}${share(a, b)}`)),
+    );
     byId("map-tools").append(
       make("label", {}, "Colour ", chooser),
       make("label", {}, "Axes ", axes),

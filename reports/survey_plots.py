@@ -8,7 +8,7 @@ import numpy as np
 
 from deltaw.errors import OptionError, near
 from deltaw.reports import style
-from deltaw.reports.text import number
+from deltaw.reports.text import number, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,9 @@ DRAWN: dict[str, tuple[str, bool]] = {
 COLOURS = 8  # clusters that have a colour of their own
 MOST_POINTS = 600  # of a map whose points are vectors; beyond, they are an image
 BINS = 24
+SPAN = 5  # from which factor between the ends a histogram is logarithmic
+NAMED = 40  # adapters whose names stand beside the matrix of cosines
+LINE, LETTER, BAR = 0.115, 0.055, 0.85  # inches: a row with a name, one of its letters, the bar of colours
 
 
 class SurveyPlots:
@@ -39,7 +42,7 @@ class SurveyPlots:
     def __init__(self, survey: Survey, mark: str = "") -> None:
         self._frame = survey.adapters()
         self._pairs = survey.pairs()
-        self._cut = survey.about.cut
+        self._shares = survey.about.axes
         self._mark = mark
 
     def map(self, axes: tuple[int, int] = (1, 2), columns: int = 2) -> Axes:
@@ -64,13 +67,24 @@ class SurveyPlots:
             sizes = frame["cluster"].value_counts()
             for number_, part in _by_cluster(frame, sizes):
                 colour = style.GROUPS[number_ % len(style.GROUPS)] if number_ else style.LINE
-                label = f"cluster {number_} ({len(part)})" if number_ else f"others ({len(part)})"
+                label = (
+                    f"cluster {number_}" if number_ else "others" if (sizes > 1).sum() > COLOURS else "in no cluster"
+                )
                 many = len(frame) > MOST_POINTS
-                ax.scatter(part[x], part[y], s=10, color=colour, alpha=0.75, lw=0, label=label, rasterized=many)
+                ax.scatter(
+                    part[x],
+                    part[y],
+                    s=10,
+                    color=colour,
+                    alpha=0.75,
+                    lw=0,
+                    label=f"{label} ({len(part)})",
+                    rasterized=many,
+                )
             mine = frame[frame["name"] == self._mark]
             if len(mine):
                 ax.scatter(mine[x], mine[y], s=70, facecolors="none", edgecolors=style.INK, lw=1.2, label=self._mark)
-            ax.set(xlabel=f"axis {axes[0]}", ylabel=f"axis {axes[1]}")
+            ax.set(xlabel=self._axis(axes[0]), ylabel=self._axis(axes[1]))
             ax.set_aspect("equal", adjustable="datalim")
             for axis in (ax.xaxis, ax.yaxis):
                 style.ticks(axis)
@@ -131,24 +145,35 @@ class SurveyPlots:
         C = np.eye(n)
         a, b = (self._pairs[side].map(place).to_numpy() for side in ("a", "b"))
         C[a, b] = C[b, a] = self._pairs["cosine"].to_numpy(dtype=np.float64)
+        few = n <= NAMED
+        names = [style.label(str(name), 24) for name in frame["name"]] if few else []
+        side = max(1.6, LINE * n) if few else 3.2  # inches
+        room = max((LETTER * len(name) for name in names), default=0.2) + BAR
         with style.settings():
-            figure, grid = style.figure(4.2, columns)
+            figure, grid = style.figure(side + 0.4, columns)
+            figure.set_figwidth(min(side + room, style.COLUMN[columns]))
+            figure.set_layout_engine("compressed", w_pad=0.08)  # squares; letters of a page are wider than matplotlib's
             ax: Axes = grid[0, 0]
             drawn = ax.imshow(C, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
             bar = figure.colorbar(drawn, ax=ax, shrink=0.6, label="cosine")
             bar.outline.set_visible(False)
             ax.grid(visible=False)
-            few = n <= 40
-            names = [style.label(str(name), 24) for name in frame["name"]] if few else []
-            ax.set_xticks(range(n) if few else [], names, rotation=90)
+            ax.set_xticks([])
             ax.set_yticks(range(n) if few else [], names)
-            if not few:
-                ax.set(xlabel=f"{n} adapters by cluster", ylabel="the same")
+            ax.set(
+                xlabel="the same, from left to right" if few else "the same",
+                ylabel="" if few else f"{n} adapters, by cluster",
+            )
             edges = np.flatnonzero(np.diff(frame["cluster"].to_numpy())) + 0.5
             for edge in edges if len(edges) < 40 else []:
                 ax.axhline(edge, color=style.INK, lw=0.3)
                 ax.axvline(edge, color=style.INK, lw=0.3)
         return ax
+
+    def _axis(self, axis: int) -> str:
+        """An axis of the map, with the share of the squared distances that it holds."""
+        known = self._shares[axis - 1 : axis]
+        return f"axis {axis}" + "".join(f" ({percent(share, 2)})" for share in known)
 
     def _values(self, column: str) -> NDArray[np.float64]:
         values = self._frame[column].to_numpy(dtype=np.float64)
@@ -163,6 +188,7 @@ class SurveyPlots:
         low, high = float(values.min()), float(values.max())
         if high - low <= 1e-9 * abs(high):
             low, high = (low / 1.1, high * 1.1) if log else (low - 0.5, high + 0.5)
+        log = log and high > SPAN * low
         whole = column in {"rank", "matrices"} and high - low < BINS
         edges = np.geomspace(low, high, BINS + 1) if log else np.linspace(low, high, BINS + 1)
         if whole:
@@ -171,7 +197,11 @@ class SurveyPlots:
         if log:
             style.log_scale(ax.xaxis, share=column == "relative_change")
         else:
-            style.ticks(ax.xaxis, share=column == "energy_at_1")
+            ax.xaxis.get_major_locator().set_params(nbins=4)  # three of them share a line
+            style.ticks(ax.xaxis, share=column in {"energy_at_1", "relative_change"})
+        ax.yaxis.get_major_locator().set_params(integer=True)
+        if whole:
+            ax.xaxis.get_major_locator().set_params(integer=True)
         style.ticks(ax.yaxis)
         ax.set(xlabel=label)
         mine = self._frame.loc[self._frame["name"] == self._mark, column]

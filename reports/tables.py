@@ -68,7 +68,8 @@ def needs(layers: Layers) -> tuple[list[TableColumn], Rows]:
         }
         for q in adapter_ranks.SHARES:
             median, most = need.median[q], need.most[q]
-            row[str(q)] = whole(median) if median == most else f"{whole(median)} (≤ {whole(most)})"
+            one = missing(median) or median == most
+            row[str(q)] = whole(median) if one else f"{whole(median)} (≤ {whole(most)})"
         rows.append(row)
     return columns, rows
 

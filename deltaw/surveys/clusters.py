@@ -87,3 +87,22 @@ def coordinates(cosine: NDArray[np.floating]) -> Array:
     vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), range(count)] < 0, -1, 1)  # the same in every run
     out[:, :count] = vectors * np.sqrt(values)
     return out
+
+
+def axis_shares(cosine: NDArray[np.floating], at: Array) -> tuple[float, ...]:
+    """The share of all squared distances 2 − 2·cosine that each axis of the map holds: its eigenvalue over the trace.
+
+    Args:
+        cosine: (N, N), as for `coordinates`.
+        at: (N, AXES), what `coordinates` made of it.
+
+    Returns:
+        One number for each axis; empty where nothing lies apart.
+    """
+    N = len(cosine)
+    apart = np.nan_to_num(np.asarray(cosine, dtype=np.float64))
+    np.fill_diagonal(apart, 1)
+    total = N - float(apart.sum()) / max(N, 1)  # the trace of the centred matrix
+    if not total > 1e-9 * N:
+        return ()
+    return tuple(float(v) for v in np.minimum((at**2).sum(axis=0) / total, 1))

@@ -25,7 +25,7 @@ from deltaw.pairs.selection import Selection
 from deltaw.results.sources import FileStamp, writable
 from deltaw.surveys import rows
 from deltaw.surveys.all_pairs import sketched_cosines
-from deltaw.surveys.clusters import clusters, coordinates, cut_at
+from deltaw.surveys.clusters import axis_shares, clusters, coordinates, cut_at
 from deltaw.surveys.command import command
 from deltaw.surveys.flags import RULES, copies, flags
 from deltaw.surveys.inputs import Member, members
@@ -231,7 +231,13 @@ class Setup:
             neighbours=rows.neighbours_frame(names, order, found.cosine, found.half),
             spectra=rows.spectra_frame(names, [all_[i] for i in usable]),
         )
-        return tables, SurveyRecord(compared=found.how, cut=cut.cosine, cut_null=cut.null, cut_rule=cut.rule)
+        return tables, SurveyRecord(
+            compared=found.how,
+            cut=cut.cosine,
+            cut_null=cut.null,
+            cut_rule=cut.rule,
+            axes=axis_shares(found.cosine, at),
+        )
 
     def _look(self, identities: Sequence[str], known: Sequence[bool]) -> list[Looked]:
         """Every adapter, read now or by an earlier run."""

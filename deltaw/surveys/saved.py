@@ -147,6 +147,7 @@ def _about(stored: Document) -> SurveyRecord:
         cut=stored.number("cut"),
         cut_null=stored.number("cut_null"),
         cut_rule=stored.text("cut_rule"),
+        axes=stored.scores("axes"),
         rules=texts_of.texts(stored.inner("rules")),
     )
 

@@ -54,6 +54,7 @@ class SurveyRecord:
         cut: The cosine at which clusters are cut.
         cut_null: The 99 % quantile of the cosines of independent updates.
         cut_rule: `fixed`, or `null` where that quantile is the larger.
+        axes: The share of the squared distances that each axis of the map holds.
         rules: What each flag says.
     """
 
@@ -67,6 +68,7 @@ class SurveyRecord:
     cut: float = 0.3
     cut_null: float = 0.0
     cut_rule: str = "fixed"
+    axes: tuple[float, ...] = ()
     rules: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from tests.reports.laid_out import faults
+
 pytestmark = pytest.mark.browser
 
 CELL = "figure[data-live] a[data-m]"
@@ -267,6 +269,15 @@ def test_on_a_phone_nothing_but_figures_and_tables_scrolls_sideways(full_report,
     assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 15
     page.locator(CELL).first.click()
     assert page.evaluate("document.getElementById('detail').scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_off_or_covered(full_report, visit, width):
+    assert faults(visit(full_report, viewport={"width": width, "height": 800}).ready()) == []
+
+
+def test_all_of_it_is_on_paper(full_report, visit):
+    assert faults(visit(full_report).ready(), paper=True) == []
 
 
 def test_it_prints(full_report, visit):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import deltaw
+from tests.reports.laid_out import faults
 
 pytestmark = pytest.mark.browser
 
@@ -81,7 +82,7 @@ def test_values_and_effects_are_a_choice(report, visit):
     button.focus()
     page.keyboard.press("Enter")
     assert button.get_attribute("aria-pressed") == "true"
-    assert page.get_by_text("Median ratio to the reference over shared matrices").is_visible()
+    assert page.get_by_text("Median ratio to the reference over shared matrices").first.is_visible()
 
 
 def test_a_term_explains_itself(report, visit):
@@ -95,6 +96,15 @@ def test_a_term_explains_itself(report, visit):
 def test_nothing_is_wider_than_the_page(report, visit, width, scheme):
     page = visit(report, viewport={"width": width, "height": 800}, color_scheme=scheme).ready()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_off_or_covered(report, visit, width):
+    assert faults(visit(report, viewport={"width": width, "height": 800}).ready()) == []
+
+
+def test_all_of_it_is_on_paper(report, visit):
+    assert faults(visit(report).ready(), paper=True) == []
 
 
 def test_without_javascript_the_tables_are_there(report, visit):

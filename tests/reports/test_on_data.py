@@ -70,17 +70,22 @@ def test_quiet_and_loud_at_their_thresholds():
     assert "m4" not in many[1]
 
 
-def test_the_report_shows_both_beside_each_other(tmp_path):
+def on_data(folder, sets=("code", "books")):
+    """An analysis of three matrices on the inputs of data sets."""
     g = torch.Generator().manual_seed(0)
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)]
     base = {n: torch.randn(20, 12, generator=g) for n in names}
     ft = {n: w + 0.1 * torch.randn(20, 12, generator=g) for n, w in base.items()}
     files = []
-    for k in ("code", "books"):
+    for k in sets:
         x = torch.randn(50, 12, generator=g, dtype=torch.float64)
         moments = Moments("moments", x.T @ x, 50, float(x.square().sum()))
-        files.append(write_activations(tmp_path / f"{k}.safetensors", dict.fromkeys(names, moments)))
-    result = deltaw.analyze(base, ft, activations=files)
+        files.append(write_activations(folder / f"{k}.safetensors", dict.fromkeys(names, moments)))
+    return deltaw.analyze(base, ft, activations=files)
+
+
+def test_the_report_shows_both_beside_each_other(tmp_path):
+    result = on_data(tmp_path)
     page = html(result)
     section = page[page.index('<section id="on-data">') :].split("</section>")[0]
     text = " ".join(re.sub("<[^>]+>", " ", section).split())
@@ -89,6 +94,5 @@ def test_the_report_shows_both_beside_each_other(tmp_path):
     assert text.count("Where it changes the outputs") >= 1
     assert text.count("On which of the two data sets it acts") >= 1
     assert result.summary.on_data.matrices == 3
-    one = html(deltaw.analyze(base, ft, activations=files[0]))
-    assert "On which of the two data sets it acts" not in one
-    assert '<section id="on-data">' not in html(deltaw.analyze(base, ft))
+    assert "On which of the two data sets it acts" not in html(on_data(tmp_path, ("code",)))
+    assert '<section id="on-data">' not in html(on_data(tmp_path, ()))

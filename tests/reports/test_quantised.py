@@ -13,7 +13,9 @@ from deltaw.results.quantised import bits_per_weight, quantised
 from deltaw.results.summary import Summary
 
 
-def rows(explained: float, energy: float = 0.1, ratio: float = 1.0, layers: int = 3) -> list[dict[str, object]]:
+def rows(
+    explained: float, energy: float = 0.1, ratio: float = 1.0, layers: int = 3, step: float = 0.02
+) -> list[dict[str, object]]:
     return [
         {
             "name": f"model.layers.{i}.q.weight",
@@ -26,7 +28,7 @@ def rows(explained: float, energy: float = 0.1, ratio: float = 1.0, layers: int 
             "base_fro_norm": 10.0,
             "fro_norm": 1.0,
             "relative_change": 0.1,
-            "rounding_noise": math.sqrt(explained) * (1 + 0.001 * i),
+            "rounding_noise": math.sqrt(explained) * (1 + step * i),
             "energy_at_16": energy,
             "rank_90_ratio": ratio,
             "clipped_fraction": 0.02,
@@ -54,6 +56,11 @@ def test_what_may_be_concluded(explained: float, words: str):
 @pytest.mark.parametrize(("energy", "ratio", "worth"), [(0.3, 0.5, True), (0.3, 0.95, False), (0.2, 0.5, False)])
 def test_whether_a_low_rank_correction_is_worth_it(energy: float, ratio: float, worth: bool):
     assert ("has few directions" in said(0.9, energy, ratio)) == worth
+
+
+def test_layers_that_are_alike_are_said_to_be():
+    assert "largest in layer 2" in said(0.04, 0.1, 1.0, 3, 0.0151)
+    assert "about 2\u202f% of ‖W0‖ in every layer" in said(0.04, 0.1, 1.0, 3, 0.0149)
 
 
 def test_one_layer_has_no_largest():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,17 @@ import deltaw
 from benchmarks.many_adapters import task_factors, write_adapter
 from deltaw.cli import main
 from deltaw.errors import OptionError
-from deltaw.reports.survey import LISTED, embedded, flagged, html
+from deltaw.reports import survey_findings as findings
+from deltaw.reports.survey import LISTED, READINGS, embedded, flagged, html
 from deltaw.reports.survey_findings import answer, five
+from deltaw.reports.survey_plots import DRAWN
 from deltaw.reports.text import unmarked
 from deltaw.surveys.flags import RULES
 from deltaw.surveys.merging import Interference, Merge, MergeShare
 from deltaw.surveys.pairs import BY_KIND, COLUMNS
 from deltaw.surveys.tables import ADAPTERS, NEIGHBOURS, SPECTRA, SurveyRecord, Tables
 from tests.reports.conftest import HOSTILE
+from tests.reports.laid_out import faults
 from tests.surveys.conftest import TINY
 
 
@@ -101,13 +106,17 @@ def folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at / "out"
 
 
+def folder_survey(folder: Path) -> deltaw.Survey:
+    return deltaw.Survey.load(folder)
+
+
 def test_the_answer_counts_what_is_there(folder: Path):
     survey = deltaw.Survey.load(folder)
     said = " ".join(unmarked(f.text) for f in answer(survey))
     assert "every pair was compared exactly" in said
     assert "1 adapter could not be read" in said
     assert "2 clusters of two or more (the largest: 4 and 3)" in said
-    assert "2 duplicate" in said
+    assert "duplicate (2)" in said
     assert [f.value for f in five(survey)][:4] == ["8", "2", "2", "3"]
     assert repr(survey).startswith("<deltaw.Survey: 8 adapters of ")
 
@@ -144,13 +153,46 @@ def test_figures_are_axes_or_say_why_not():
             call()
 
 
+@pytest.mark.parametrize("of", [folder_survey, lambda _: made_up(30), lambda _: made_up(300)])
+def test_no_two_ticks_read_alike_or_touch(folder: Path, of: Callable[[Path], deltaw.Survey]):
+    from tests.reports.test_ticks import told_apart
+
+    plot = of(folder).plot
+    draws = {name: getattr(plot, name) for name in READINGS}
+    draws |= {name: partial(plot.histogram, name) for name in DRAWN}
+    assert {"map", "histograms", "relative_change", "factor_balance"} <= told_apart(draws)
+
+
+def test_the_map_says_what_it_holds():
+    survey = made_up(30)
+    assert findings.map_sentence(survey) == ""
+    assert survey.plot.map().get_xlabel() == "axis 1"
+    survey.about = replace(survey.about, axes=(0.3, 0.2, 0.1, 0.1))
+    said = "Axes 1 and 2 hold 50\u202f% of the squared distances between the adapters."
+    assert findings.map_sentence(survey) == said
+    assert said in html(survey)
+    assert findings.map_sentence(survey, (2, 3)).startswith("Axes 2 and 3 hold 30")
+    assert survey.plot.map().get_xlabel() == "axis 1 (30\u202f%)"
+
+
+def test_one_alone_has_no_number_of_a_cluster(folder: Path):
+    survey = deltaw.Survey.load(folder)
+    frame = survey.adapters()
+    single = frame["cluster"].map(frame["cluster"].value_counts()) == 1
+    frame.loc[frame["name"] == frame["name"].iloc[0], "cluster"] = 9.0
+    assert findings.clustered(frame).tolist()[1:] == pytest.approx(
+        frame["cluster"].where(~single).tolist()[1:], nan_ok=True
+    )
+    assert np.isnan(findings.clustered(frame).iloc[0])
+
+
 def test_a_merge_is_in_the_page_and_its_numbers_are():
     survey = made_up(3)
     lies = (Interference("all", 7, 1.25, 0.5), Interference("mlp", 3, 1.0, 0.25))
     kept = tuple(MergeShare(n, m, "all", 0.875, 0.5) for n in ("a", "b") for m in ("sum", "ties"))
     survey.merge = Merge(("a", "b"), lies, kept)
     text = html(survey)
-    for shown in ("Would a merge interfere?", "1.25", "87.5", "TIES"):
+    for shown in ("Would a merge interfere?", "1.25", "88\u202f%", "TIES"):
         assert shown in text
 
 
@@ -223,7 +265,12 @@ def test_the_map_colours_zooms_and_turns(folder: Path, visit: Any):
 @pytest.mark.browser
 @pytest.mark.parametrize(
     ("cluster", "legend"),
-    [([1, 1, 2, 2], "1 (2)\n2 (2)"), ([*[1] * 2, *range(2, 12)], "1 (2)\nothers"), (range(1, 13), "all different")],
+    [
+        ([1, 1, 2, 2], "1 (2)\n2 (2)"),
+        ([*[1] * 2, *range(2, 12)], "1 (2)\nin no cluster"),
+        ([*range(1, 9), *range(1, 9), 9], "\n".join([*(f"{i} (2)" for i in range(1, 8)), "others"])),
+        (range(1, 13), "in no cluster"),
+    ],
 )
 def test_the_legend_says_what_is_grey(cluster: Any, legend: str, visit: Any, tmp_path: Path):
     survey = made_up(len(cluster))
@@ -245,9 +292,18 @@ def test_nothing_is_wide_or_out_of_reach(folder: Path, visit: Any, scheme: str, 
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = visit(folder / "report.html", viewport={"width": width, "height": 800}, color_scheme=scheme).ready()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert faults(page) == []
     found = axe.Axe().run(page).response["violations"]
     serious = [v for v in found if v["impact"] in {"serious", "critical"}]
     assert [(v["id"], [n["html"][:200] for n in v["nodes"]][:3]) for v in serious] == []
+
+
+@pytest.mark.browser
+def test_the_cosines_fit_on_a_phone_and_all_of_it_on_paper(folder: Path, visit: Any):
+    page = visit(folder / "report.html", viewport={"width": 390, "height": 800}).ready()
+    canvas = page.locator("#f-similarity .canvas")
+    assert canvas.evaluate("(e) => e.scrollWidth <= e.clientWidth")
+    assert faults(page, paper=True) == []
 
 
 @pytest.mark.browser

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deltaw.surveys.clusters import CUT, Cut, clusters, coordinates, cut_at
+from deltaw.surveys.clusters import CUT, Cut, axis_shares, clusters, coordinates, cut_at
 from deltaw.surveys.flags import copies, flags
 from deltaw.surveys.neighbours import MOST, candidates, nearest
 from deltaw.surveys.parts import Looked
@@ -121,3 +121,17 @@ def test_without_a_base_the_others_decide_which_one_is_meant():
     assert of(["gpt2", "org/gpt2", "distilbert", ""], "") == [[], [], ["other_base"], []]
     assert of(["gpt2", "distilbert"], "") == [[], []], "no most"
     assert of(["gpt2", "org/gpt2", "distilbert"], "distilbert") == [[], [], []]
+
+
+def test_the_axes_of_the_map_hold_shares_of_all_squared_distances():
+    three = np.eye(3)  # three orthogonal ones lie at the corners of a triangle: two axes hold all of it
+    assert axis_shares(three, coordinates(three)) == pytest.approx((0.5, 0.5, 0, 0))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 6))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    distances = np.square(x[:, None] - x[None]).sum()
+    at = coordinates(x @ x.T)
+    expected = [np.square(column[:, None] - column[None]).sum() / distances for column in at.T]
+    assert axis_shares(x @ x.T, at) == pytest.approx(expected)
+    assert axis_shares(np.ones((2, 2)), coordinates(np.ones((2, 2)))) == ()
+    assert axis_shares(np.ones((1, 1)), coordinates(np.ones((1, 1)))) == ()
