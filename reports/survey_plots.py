@@ -181,6 +181,8 @@ class SurveyPlots:
         return np.asarray(values[known], dtype=np.float64)
 
     def _histogram(self, ax: Axes, column: str) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         label, log = DRAWN[column]
         values = self._values(column)
         if not len(values):
@@ -197,11 +199,9 @@ class SurveyPlots:
         if log:
             style.log_scale(ax.xaxis, share=column == "relative_change")
         else:
-            ax.xaxis.get_major_locator().set_params(nbins=4)  # three of them share a line
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=whole))  # three of them share a line
             style.ticks(ax.xaxis, share=column in {"energy_at_1", "relative_change"})
-        ax.yaxis.get_major_locator().set_params(integer=True)
-        if whole:
-            ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         style.ticks(ax.yaxis)
         ax.set(xlabel=label)
         mine = self._frame.loc[self._frame["name"] == self._mark, column]
