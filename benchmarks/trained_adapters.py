@@ -1,19 +1,20 @@
 """Adapters that were really trained, surveyed: `python -m benchmarks.trained_adapters FOLDER`.
 
 LoRA of rank 8 on the base of the study's preset `quick`: 4 tasks × 5 seeds × 2 learning rates. What is trained is kept
-in FOLDER, and an interrupted run goes on. One line of JSON says how well the clusters recover the tasks (adjusted Rand
-index), and what the cosines of pairs are by what the two have in common.
+in FOLDER, and an interrupted run goes on. JSON says how well clusters recover tasks and subjects (adjusted Rand index),
+and what the cosines of pairs are by what the two have in common.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -22,13 +23,18 @@ import pandas as pd
 from benchmarks.many_adapters import adjusted_rand
 from deltaw.study.data import Data, prepare_data
 from deltaw.study.plan import Arm, Domain, PlannedRun, StudyPlan, Training, load_plan
+from deltaw.surveys.clusters import CUT, Cut, clusters
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TASKS = (
     Domain("code", "code", characters=1_000_000),
     Domain("prose", "docstrings", characters=1_000_000),  # more of what the base was trained on
     Domain("maths", "maths", "instruction"),
-    Domain("maths-text", "maths"),
+    Domain("maths-text", "maths", subject="maths"),
 )
+CUTS = (CUT, 0.2, 0.1, 0.05)  # the survey's, and lower ones
 
 
 def plan_of() -> StudyPlan:
@@ -73,18 +79,23 @@ def train_one(plan: StudyPlan, data: Data, folder: Path, run: PlannedRun) -> Non
         arms.save(model, run.arm, out, data.base)
 
 
-def quartiles(pairs: pd.DataFrame) -> Iterator[tuple[str, list[float]]]:
-    """Quartiles of the cosines of each kind of pair, and their number; of one seed both have the same initial A."""
-    tasks, seeds = pairs["task_a"] == pairs["task_b"], pairs["seed_a"] == pairs["seed_b"]
-    kinds = {
-        "one task, one seed, two rates": tasks & seeds,
-        "one task, two seeds": tasks & ~seeds,
-        "two tasks, one seed": ~tasks & seeds,
-        "two tasks, two seeds": ~tasks & ~seeds,
-    }
-    for name, mine in kinds.items():
-        of = pairs[mine]
-        yield name, [*np.quantile(of["cosine"], (0.25, 0.5, 0.75)).round(4).tolist(), len(of)]
+def quartiles(cosine: NDArray[np.float64], runs: Sequence[PlannedRun]) -> Iterator[tuple[str, list[float]]]:
+    """Quartiles of the cosines (N, N) of each kind of pair, and their number; two of one seed began from one A."""
+    a, b = np.triu_indices(len(runs), 1)
+    task, subject, seed = (
+        np.array([of(run) for run in runs], dtype=object)
+        for of in (lambda r: r.target.name, subject_of, lambda r: r.seed)
+    )
+    kind = np.where(task[a] == task[b], "one task", np.where(subject[a] == subject[b], "one subject", "no more"))
+    for what in ("one task", "one subject", "no more"):
+        for same, words in ((True, "one seed"), (False, "two seeds")):
+            of = cosine[a, b][(kind == what) & ((seed[a] == seed[b]) == same)]
+            yield f"{what}, {words}", [*np.quantile(of, (0.25, 0.5, 0.75)).round(3).tolist(), len(of)]
+
+
+def subject_of(run: PlannedRun) -> str:
+    """What a task is about."""
+    return run.target.subject or run.target.name
 
 
 @click.command()
@@ -101,26 +112,26 @@ def main(folder: Path, jobs: int) -> None:
         list(pool.map(partial(train_one, plan, data, folder / "adapters"), runs.values()))
     survey = deltaw.survey(data.base, folder / "adapters", out=folder / "survey", force=True)
     survey.report(folder / "survey" / "report.html")
-    frame = survey.adapters()
-    task = pd.factorize(frame["name"].map(lambda name: runs[name].target.name))[0]
-    pairs = survey.pairs()
-    for side in "ab":
-        pairs[f"task_{side}"] = pairs[side].map(lambda name: runs[name].target.name)
-        pairs[f"seed_{side}"] = pairs[side].map(lambda name: runs[name].seed)
-    click.echo(
-        json.dumps(
-            {
-                "adapters": len(frame),
-                "adjusted_rand": round(adjusted_rand(task, frame["cluster"].to_numpy(dtype=np.int64)), 3),
-                "clusters": frame["cluster"].value_counts().tolist(),
-                "nearest_of_its_task": round(
-                    float((task == task[frame["name"].searchsorted(frame["nearest"])]).mean()), 3
-                ),
-                "cosine_null": round(float(pairs["cosine_null"].median()), 5),
-                "cosines": dict(quartiles(pairs)),
-            }
-        )
+    frame, pairs = survey.adapters(), survey.pairs()
+    ordered = [runs[name] for name in frame["name"]]
+    place = pd.Series(range(len(frame)), index=frame["name"])
+    a, b, cosine = place[pairs["a"]].to_numpy(), place[pairs["b"]].to_numpy(), np.eye(len(frame))
+    cosine[a, b] = cosine[b, a] = pairs["cosine"]
+    task, subject = (
+        pd.factorize(np.array([of(run) for run in ordered]))[0] for of in (lambda r: r.target.name, subject_of)
     )
+    recovered = {}
+    for cut in CUTS:
+        found = clusters(cosine, Cut(cut, 0.0, "fixed"))
+        recovered[cut] = [int(found.max()), *(round(adjusted_rand(truth, found), 3) for truth in (task, subject))]
+    about = {
+        "adapters": len(frame),
+        "clusters and adjusted Rand to tasks and to subjects by cut": recovered,
+        "nearest of its task": round(float((task == task[place[frame["nearest"]]]).mean()), 3),
+        "cosine_null": round(float(pairs["cosine_null"].median()), 5),
+        "quartiles of cosines, and pairs": dict(quartiles(cosine, ordered)),
+    }
+    click.echo(json.dumps(about, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import click
 
 from deltaw.cli.failures import SOME_FAILED, list_failed
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import Expression, FilePath, Names, Size, default_out, inputs, matching, verbosity
+from deltaw.cli.options import Expression, FilePath, Names, Size, default_out, executors, inputs, matching, verbosity
 from deltaw.cli.printable import say
 
 if TYPE_CHECKING:
@@ -91,14 +91,7 @@ CONDITION_HELD = 5
 @click.option(
     "--part", metavar="I/N", help="Only the I-th of N shares of equal work, for job arrays; deltaw gather joins them."
 )
-@click.option(
-    "--executor",
-    type=click.Choice(["threads", "ray"]),
-    default="threads",
-    show_default=True,
-    help="Where matrices are measured; ray needs deltaw[ray].",
-)
-@click.option("--ray-address", metavar="ADDRESS", help="Of the cluster.  [default: RAY_ADDRESS, or this machine]")
+@executors
 @click.option(
     "--download", is_flag=True, help="Fetch a Hub id or an address whole first, instead of reading what is needed."
 )

@@ -203,6 +203,24 @@ def choosing(function: F) -> F:
     return function
 
 
+def executors(function: F) -> F:
+    """`--executor` and `--ray-address`."""
+    for option in (
+        click.option(
+            "--ray-address", metavar="ADDRESS", help="Of the cluster.  [default: RAY_ADDRESS, or this machine]"
+        ),
+        click.option(
+            "--executor",
+            type=click.Choice(["threads", "ray"]),
+            default="threads",
+            show_default=True,
+            help="Where matrices are measured or adapters read; ray needs deltaw[ray].",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def executing(function: F) -> F:
     """Where the matrices of `extract` and `edit` are worked on, and what becomes of what is there."""
     for option in (

@@ -11,7 +11,7 @@ import click
 
 from deltaw.cli.failures import SOME_FAILED
 from deltaw.cli.interrupt import keeps
-from deltaw.cli.options import FilePath, Size, verbosity
+from deltaw.cli.options import FilePath, Size, executors, verbosity
 from deltaw.cli.printable import say
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class NameList(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 @click.option("--force", is_flag=True, help="Overwrite other results in --out.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Adapters at a time.  [default: as many as cores]")
 @click.option("--memory", type=Size(), help="For what is held at a time, like 2GB.  [default: 400MB]")
+@executors
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
 @verbosity
 def command(
@@ -69,6 +70,8 @@ def command(
     force: bool,
     jobs: int | None,
     memory: int | None,
+    executor: str,
+    ray_address: str | None,
 ) -> None:
     """Look at many adapters of BASE: a row of each, who is alike, what stands out.
 
@@ -99,6 +102,8 @@ def command(
             memory=memory,
             resume=resume,
             force=force,
+            executor=executor,
+            ray_address=ray_address,
             progress=progress.surveyed,
         )
         if not no_report:

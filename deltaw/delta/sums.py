@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import prod
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from deltaw.delta.compiled import BASE, CHANGE, NOISE, PRODUCT, BlockSums, block
 from deltaw.delta.entry_sums import EntrySums
 from deltaw.delta.largest_entry import largest_product
 from deltaw.delta.rounding import Rounding, rounding
-from deltaw.errors import TensorError
+from deltaw.errors import NotFiniteError, TensorError
 from deltaw.tensors.bits import STORED, Precision, count_equal, ufp, within_ulp
 from deltaw.tensors.memory import empty
 from deltaw.tensors.numbers import StoredNumbers, finest, numbers
@@ -66,7 +67,7 @@ def sweep(
         ΔW on `device`, (m, n), contiguous, of `compute_dtype`, or None; and the sums.
 
     Raises:
-        TensorError: An entry of a side is not finite.
+        NotFiniteError: An entry of a side is not finite.
     """
     assert base.shape == ft.shape, (base.shape, ft.shape)
     w0, w = _matrix(base), _matrix(ft)
@@ -93,7 +94,7 @@ def sweep(
             and within_ulp(d, old, new, was.precision, now.precision)
         )
     if not sums.finite():
-        raise TensorError(_what_is_not_finite(base, ft))
+        _refuse(base, ft)
     if delta is not None:
         delta = delta.reshape(ft.shape).to(device)
     found = replace(sums.result(), was=was, now=now)
@@ -137,7 +138,7 @@ def sweep_update(base: Tensor | None, delta: Tensor, *, block: int | None = None
         sums.add(rows, d, None if base is None else _moved(_matrix(base)[rows], where))
         sums.equal += int(d.numel() - torch.count_nonzero(d))
     if not sums.finite():
-        raise TensorError(_what_is_not_finite(base, delta))
+        _refuse(base, delta)
     return replace(sums.result(), was=None if base is None else numbers(base))
 
 
@@ -183,12 +184,13 @@ def sweep_factors(
         the noise is zero, since W was never stored.
 
     Raises:
-        TensorError: An entry of W0 or of a factor is not finite.
+        NotFiniteError: An entry of W0 or of a factor is not finite.
+        TensorError: A factor is so large or so small that its squares leave float64.
     """
     B, A = factors.B.double(), factors.A.double()
     (m, _), (_, n) = B.shape, A.shape
     if not (torch.isfinite(B).all() and torch.isfinite(A).all()):
-        raise TensorError("not finite: the adapter's factors; look for a diverged or damaged adapter")
+        raise NotFiniteError("not finite: the adapter's factors; look for a diverged or damaged adapter")
     for name, factor in (("B", B), ("A", A)):
         peak = float(factor.abs().max()) if factor.numel() else 0.0
         if peak and not 1 / LARGEST_FACTOR <= peak <= LARGEST_FACTOR:
@@ -207,7 +209,7 @@ def sweep_factors(
     if read is not None:
         _add_base(sums, B, A, read, transposed, block)
     if not sums.finite():
-        raise TensorError("not finite: entries of the base, or of the product of the adapter's factors")
+        raise NotFiniteError("not finite: entries of the base, or of the product of the adapter's factors")
     return replace(sums.result(), was=sums.base_numbers)
 
 
@@ -353,8 +355,13 @@ def _blocks(shape: torch.Size, device: torch.device, block: int | None) -> Itera
     return (slice(i, min(rows, i + step)) for i in range(0, rows, step))
 
 
-def _what_is_not_finite(base: Tensor | None, ft: Tensor) -> str:
-    """What is wrong with a tensor whose sums are not finite."""
+def _refuse(base: Tensor | None, ft: Tensor) -> NoReturn:
+    """Say what is wrong with a tensor whose sums are not finite.
+
+    Raises:
+        NotFiniteError: An entry is not.
+        TensorError: All are, and their squares overflow.
+    """
     found = []
     for side, x in (("base", base), ("fine-tuned", ft)):
         if x is None:
@@ -368,5 +375,8 @@ def _what_is_not_finite(base: Tensor | None, ft: Tensor) -> str:
                 f"{side}: {nan} NaN and {int(bad.sum()) - nan} infinite of {x.numel()} entries, first at {where}"
             )
     if not found:
-        return "entries are so large that their squares overflow float64; rescale the checkpoint to measure this tensor"
-    return "not finite: " + "; ".join(found) + "; expected finite weights, look for a diverged or damaged checkpoint"
+        raise TensorError(
+            "entries are so large that their squares overflow float64; rescale the checkpoint to measure this tensor"
+        )
+    what = "; ".join(found)
+    raise NotFiniteError(f"not finite: {what}; expected finite weights, look for a diverged or damaged checkpoint")

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from deltaw.errors import ClusterError, DeltaWError, OptionError
 from deltaw.files import expanded
@@ -22,6 +22,8 @@ from deltaw.measurement.options import Options
 from deltaw.measurement.sides import Sides, open_sides
 from deltaw.results.sources import Source
 from deltaw.types import Pair
+
+Item = TypeVar("Item")
 
 SECOND = 2e10  # operations that a core does in about a second
 EACH = 4  # tasks for each core, at least, so that none is left with much at the end
@@ -49,7 +51,7 @@ class Inputs:
         Raises:
             OptionError: A side is in this process's memory.
         """
-        base, ft = (None if source is None else _name(source) for source in sides.sources)
+        base, ft = (None if source is None else named(source) for source in sides.sources)
         assert ft is not None
         return cls(base, ft, replace(options, data=tuple(inputs.located() for inputs in options.data)), device)
 
@@ -124,26 +126,36 @@ class OnCluster:
         known = {tuple(position[pair.key] for pair in unit): unit for unit in units}
         if not known:
             return
-        self._check()
+        differs = f"{self.inputs.base} and {self.inputs.ft} hold other numbers there"
+        same_everywhere(self.cluster, seen, self.inputs, self.here, differs)
         tasks = list(_tasks(self.inputs, known, threads, cores))
         with closing(self.cluster.map_unordered(measure_units, tasks, need_of, self.jobs)) as results:
             for task, found in results:
                 for unit, measured in zip(task.units, found, strict=True):
                     yield known[unit], measured
 
-    def _check(self) -> None:
-        """One clear line where a node does not see what the driver sees.
 
-        Raises:
-            ClusterError: One does not.
-        """
-        for node, there in self.cluster.on_every_node(seen, self.inputs):
-            if there != self.here:
-                sides = f"{self.inputs.base} and {self.inputs.ft}"
-                what = there if isinstance(there, str) else f"{sides} hold other numbers there"
-                raise ClusterError(
-                    f"ray: node {node} cannot use the inputs: {what}; put them on a file system that every node shares"
-                )
+def same_everywhere(
+    cluster: Cluster, look: Callable[[Item], list[str] | str], item: Item, here: list[str], differs: str
+) -> None:
+    """One clear line where a node does not see what the driver sees.
+
+    Args:
+        cluster: The connection.
+        look: What a node sees of it, or why it does not.
+        item: What it is told to look at.
+        here: What the driver sees.
+        differs: What is said where that is not the same.
+
+    Raises:
+        ClusterError: A node sees nothing, or something else.
+    """
+    for node, there in cluster.on_every_node(look, item):
+        if there != here:
+            what = there if isinstance(there, str) else differs
+            raise ClusterError(
+                f"ray: node {node} cannot use the inputs: {what}; put them on a file system that every node shares"
+            )
 
 
 @contextmanager
@@ -228,11 +240,21 @@ def seen(inputs: Inputs) -> list[str] | str:
 
 def contents(sides: Sides) -> list[str]:
     """What tells the content of each side from another's; the same on every machine."""
+    return ["" if s is None else content(s) for s in sides.sources]
+
+
+def content(source: Source) -> str:
+    """What tells the content of what was opened from another's, whatever machine it lies on."""
     # Files that lie elsewhere have no hash, but an address of a commit, or an ETag.
-    return ["" if s is None else s.hashed().hash or str(s.files) for s in sides.sources]
+    return source.hashed().hash or str(source.files)
 
 
-def _name(source: Source) -> str:
+def named(source: Source) -> str:
+    """What was opened as a command line names it, its path absolute.
+
+    Raises:
+        OptionError: It is in this process's memory.
+    """
     if not source.path or (not source.files and not source.revision):
         raise OptionError(
             "the executor ray measures what lies in files: its workers read them by themselves; save the model first, "

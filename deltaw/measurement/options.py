@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deltaw.alignment.cache import BaseCache
 
 MODES = ("exact", "fast")
+EXECUTORS = ("threads", "ray")
 # Options of `analyze` that decide how fast the numbers come, not what they are; and `activations`, where these lie:
 # what is in them decides, by `activations_hash`.
 SPEED_ONLY = frozenset({"device", "cache", "jobs", "memory", "resume", "activations"})
@@ -47,6 +48,16 @@ class AnalyzeOptions(TypedDict, total=False):
     cache: bool
     jobs: int | None
     memory: int | str | None
+
+
+def check_executor(executor: str) -> None:
+    """Refuse an executor that there is not.
+
+    Raises:
+        OptionError: There is none of that name.
+    """
+    if executor not in EXECUTORS:
+        raise OptionError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
 
 
 def selected(given: AnalyzeOptions) -> Selection:

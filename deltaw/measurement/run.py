@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deltaw.errors import OptionError
 from deltaw.measurement.command import command
 from deltaw.measurement.directory import claim
 from deltaw.measurement.distributed import on_cluster
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.loop import Progress, measure_all
 from deltaw.measurement.measured import Measured
-from deltaw.measurement.options import ActivationFiles, Options, open_data, resolve_devices
+from deltaw.measurement.options import ActivationFiles, Options, check_executor, open_data, resolve_devices
 from deltaw.measurement.sides import Sides, open_sides
 from deltaw.measurement.versions import versions
 from deltaw.pairs.plan import Plan
@@ -28,8 +27,6 @@ from deltaw.results.shares import Share
 from deltaw.results.sources import Source, writable
 from deltaw.tensors.names import natural
 from deltaw.types import IntruderCount, Row, Skipped, Spectrum
-
-EXECUTORS = ("threads", "ray")
 
 
 def analyze(
@@ -112,8 +109,7 @@ def analyze(
         data=open_data(activations),
     )
     share = None if part is None else Share.parse(part)
-    if executor not in EXECUTORS:
-        raise OptionError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
+    check_executor(executor)
     threads = Workers(resolve_devices(device), jobs, memory) if executor == "threads" else None
     sides = open_sides(base, ft, download=download)
     planned = sides.plan(options.selection)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaw.errors import TensorError
+from deltaw.errors import NotFiniteError, TensorError
 from deltaw.spectra.lapack import eigenvalues, gram, solver
 from deltaw.types import Spectrum, Vector
 
@@ -176,11 +176,11 @@ def _power_of_two(x: Tensor) -> float:
     """The power of two next to max|x| (0 for a zero matrix): dividing by it is exact.
 
     Raises:
-        TensorError: An entry is not finite.
+        NotFiniteError: An entry is not finite.
     """
     peak = max(abs(float(bound)) for bound in torch.aminmax(x)) if x.numel() else 0.0  # a NaN is both of its bounds
     if not math.isfinite(peak):
-        raise TensorError(f"A {x.shape[0]}×{x.shape[1]} matrix has entries that are not finite; it has no spectrum.")
+        raise NotFiniteError(f"A {x.shape[0]}×{x.shape[1]} matrix has entries that are not finite; it has no spectrum.")
     return 2.0 ** max(math.frexp(peak)[1], -1000) if peak else 0.0
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaw.errors import TensorError
+from deltaw.errors import NotFiniteError, TensorError
 from deltaw.spectra.exact import NOT_CONVERGED
 from deltaw.spectra.triplets import Triplets
 from deltaw.types import Factors, Spectrum
@@ -72,12 +72,12 @@ def _unit(x: Tensor) -> tuple[Tensor, float]:
     """The factor in float64 over the power of two next to max|x|, so that products neither overflow nor underflow.
 
     Raises:
-        TensorError: An entry is not finite.
+        NotFiniteError: An entry is not finite.
     """
     x = x.double()
     peak = float(torch.linalg.vector_norm(x, ord=math.inf)) if x.numel() else 0.0
     if not math.isfinite(peak):
-        raise TensorError(
+        raise NotFiniteError(
             f"A {x.shape[0]}×{x.shape[1]} factor has entries that are not finite; its update has no spectrum."
         )
     scale = 2.0 ** max(math.frexp(peak)[1], -500) if peak else 1.0

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from deltaw import metrics
 from deltaw.checkpoints import Checkpoint, why_unread
 from deltaw.delta.difference import difference
-from deltaw.errors import DeltaWError, TensorError
+from deltaw.errors import DeltaWError, NotFiniteError, TensorError
 from deltaw.measurement.measure import DEFECT, ONE_TENSOR, measure
 from deltaw.measurement.options import Options
 from deltaw.pairs.selection import Selection
@@ -36,7 +36,6 @@ TOP = 16  # leading directions of an update that are compared
 SAMPLED = 16_384  # entries of a model whose signs are compared, over all its matrices
 NEAR_ZERO = 1e-150  # norms below which squares vanish
 NO_DIRECTION = 1e-10  # of σ1: below it a singular vector is rounding
-NOT_FINITE = "not finite"  # what is said of an entry wherever one is met
 
 
 @dataclass(frozen=True)
@@ -93,24 +92,28 @@ class SurveyBase:
             return self._norms[key]
 
 
-def look(
-    base: SurveyBase, source: str, selection: Selection, keep: Callable[[Looked, dict[str, NDArray[np.generic]]], None]
-) -> Looked:
+class SeenAdapter(NamedTuple):
+    """What came of one adapter: its row, and the tensors of its pairs; None where it has no numbers."""
+
+    looked: Looked
+    tensors: Mapping[str, NDArray[np.generic]] | None
+
+
+def look(base: SurveyBase, source: str, selection: Selection) -> SeenAdapter:
     """Read one adapter; what is wrong with it is a reason in its row, and never the end of a survey.
 
     Args:
         base: The base.
         source: Path or Hub id.
         selection: Which of its matrices are looked at.
-        keep: Called with what was found and the tensors of its pairs.
     """
     try:
         opened = open_member(base.checkpoint, source, selection)
     except (DeltaWError, OSError) as e:
-        return _unusable(source, base, " ".join(str(e).split()))
+        return SeenAdapter(_unusable(source, base, " ".join(str(e).split())), None)
     except Exception as e:  # a defect costs this adapter, never what was read of the others
         log.debug("%s", source, exc_info=True)
-        return Looked(reason=f"unexpected {type(e).__name__}: {' '.join(str(e).split())} ({DEFECT})")
+        return SeenAdapter(Looked(reason=f"unexpected {type(e).__name__}: {' '.join(str(e).split())} ({DEFECT})"), None)
     about = Looked(
         format=opened.source.format,
         base_name=opened.source.base_name or "",
@@ -118,14 +121,12 @@ def look(
         parameters=opened.numbers,
     )
     found, failed, untrained = _matrices(base, opened)
-    broken = any(NOT_FINITE in why for why in failed.values())
-    notes = tuple(f"{key}: {why}" for key, why in failed.items())
+    broken = any(isinstance(why, NotFiniteError) for why in failed.values())
+    notes = tuple(f"{key}: {' '.join(str(why).split()) or type(why).__name__}" for key, why in failed.items())
     about = replace(about, notes=notes, nonfinite=broken, untrained=untrained, method=_method(opened))
     if failed and not found:
-        return replace(about, reason=f"no matrix can be read ({notes[0]})")
-    looked = _together(about, opened, found)
-    keep(looked, _tensors(found))
-    return looked
+        return SeenAdapter(replace(about, reason=f"no matrix can be read ({notes[0]})"), None)
+    return SeenAdapter(_together(about, opened, found), _tensors(found))
 
 
 def _unusable(source: str, base: SurveyBase, why: str) -> Looked:
@@ -139,16 +140,16 @@ def _method(opened: OpenedAdapter) -> str:
     return max(sorted(set(kinds)), key=kinds.count, default="")
 
 
-def _matrices(base: SurveyBase, opened: OpenedAdapter) -> tuple[dict[str, SeenMatrix], dict[str, str], int]:
+def _matrices(base: SurveyBase, opened: OpenedAdapter) -> tuple[dict[str, SeenMatrix], dict[str, Exception], int]:
     """What changed, what cannot be read and why, and how many matrices have B = 0."""
     found: dict[str, SeenMatrix] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
     untrained = 0
     for key, pair in opened.pairs.items():
         try:
             one = _factored(base, key, pair) if pair.route == "factored" else _dense(base, key, pair)
         except ONE_TENSOR as e:
-            failed[key] = " ".join(str(e).split()) or type(e).__name__
+            failed[key] = e
             continue
         if one is None:
             untrained += pair.route == "factored"

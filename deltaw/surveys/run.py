@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,9 +18,10 @@ from deltaw.adapters import open_base
 from deltaw.checkpoints import Checkpoint, locate
 from deltaw.checkpoints.remote import stamps
 from deltaw.errors import CheckpointError, DeltaWError, OptionError, near
+from deltaw.measurement.engines.cluster import Cluster
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
-from deltaw.measurement.options import resolve_devices
+from deltaw.measurement.options import check_executor, resolve_devices
 from deltaw.measurement.versions import versions
 from deltaw.pairs.selection import Selection
 from deltaw.results.sources import FileStamp, writable
@@ -27,6 +29,7 @@ from deltaw.surveys import rows
 from deltaw.surveys.all_pairs import sketched_cosines
 from deltaw.surveys.clusters import axis_shares, clusters, coordinates, cut_at
 from deltaw.surveys.command import command
+from deltaw.surveys.distributed import files_in, look_on
 from deltaw.surveys.flags import RULES, copies, flags
 from deltaw.surveys.inputs import Member, members
 from deltaw.surveys.look import SurveyBase, look
@@ -65,6 +68,8 @@ def survey(
     memory: int | str | None = None,
     resume: bool = True,
     force: bool = False,
+    executor: str = "threads",
+    ray_address: str | None = None,
     progress: Progress | None = None,
 ) -> Survey:
     """Look at many adapters of one base: a row of each, who is alike, what stands out.
@@ -81,6 +86,9 @@ def survey(
         memory: Bytes for what is held at a time, or a size such as `2GB`.
         resume: Go on from what an interrupted survey of the same base left in `out`.
         force: Overwrite other results in `out`.
+        executor: Where adapters are read: by `threads` of this process, or by `ray`, whose workers open them by
+            themselves. Pairs are compared here.
+        ray_address: Of the cluster; default that of RAY_ADDRESS, or one of this machine alone.
         progress: Called with (stage, done, total).
 
     Raises:
@@ -95,6 +103,7 @@ def survey(
     selection = Selection.of(include=include, exclude=exclude)
     selection.wanted()
     workers = Workers(resolve_devices("cpu"), jobs, memory)
+    check_executor(executor)
     checkpoint = None if base is None else open_base(base)
     name = "" if checkpoint is None else writable(checkpoint.source)
     if out is not None and not force:
@@ -102,8 +111,11 @@ def survey(
     show = progress or (lambda stage, done, total: None)
     # Tensors in memory have no files: nothing says that they are still what they were.
     resume = resume and (checkpoint is None or bool(checkpoint.files))
-    with SurveyFolder(None if out is None else Path(out), _identity(checkpoint, selection), resume=resume) as parts:
-        found, about = Setup(checkpoint, selection, everyone, parts, workers, show).tables()
+    with (
+        SurveyFolder(None if out is None else Path(out), _identity(checkpoint, selection), resume=resume) as parts,
+        Cluster(ray_address) if executor == "ray" else nullcontext() as cluster,
+    ):
+        found, about = Setup(checkpoint, selection, everyone, parts, workers, cluster, show).tables()
         merge = None
         if asked:
             _refuse_failed(found.adapters, asked)
@@ -178,6 +190,7 @@ class Setup:
     members: Sequence[Member]
     parts: SurveyFolder
     workers: Workers
+    cluster: Cluster | None
     show: Progress
 
     @property
@@ -249,12 +262,6 @@ class Setup:
         todo = [i for i in range(len(self.members)) if i not in found]
         if found:
             log.info("%d of %d adapters were read by an earlier run", len(found), len(self.members))
-        base = SurveyBase(self.base)
-
-        def one(i: int, device: object) -> Looked:
-            return look(
-                base, self.members[i].source, self.selection, lambda lk, t: self.parts.put(identities[i], lk, t)
-            )
 
         def done(i: int, looked: Looked) -> None:
             found[i] = looked
@@ -262,10 +269,29 @@ class Setup:
                 log.info("%s: %s", self.members[i].name, looked.reason)
             self.show("reading", len(found), len(self.members))
 
-        self.workers.share_out(
-            one, todo, done, work=lambda i: 1.0, need=lambda i: 64 << 20, total=len(todo), most=len(self.members)
-        )
+        if self.cluster is None:
+            self._look_here(identities, todo, done)
+        else:
+            args = self.cluster, self.base, self.selection, self.members, todo, self.workers.jobs
+            with closing(look_on(*args)) as results:
+                for i, looked, tensors in results:
+                    if tensors is not None:
+                        self.parts.put(identities[i], looked, tensors)
+                    done(i, looked)
         return [found[i] for i in range(len(self.members))]
+
+    def _look_here(self, identities: Sequence[str], todo: Sequence[int], done: Callable[[int, Looked], None]) -> None:
+        """By threads of this process."""
+        base, N = SurveyBase(self.base), len(self.members)
+
+        def one(i: int, device: object) -> Looked:
+            looked, tensors = look(base, self.members[i].source, self.selection)
+            if tensors is not None:
+                self.parts.put(identities[i], looked, tensors)
+            return looked
+
+        # Of all adapters, not of what is left: threads decide the last digits.
+        self.workers.share_out(one, todo, done, work=lambda i: 1.0, need=lambda i: 64 << 20, total=N, most=N)
 
     def _pairs(
         self, table: UpdateTable, usable: Sequence[int], names: Sequence[str], identities: Sequence[str]
@@ -312,8 +338,7 @@ class Setup:
 def identity(source: str) -> str | None:
     """Of an adapter's files, as they are; None where they are not there."""
     try:
-        path = locate(source)[0]
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        files = files_in(locate(source)[0])
         return digest(source, [str(s) for s in stamps(map(FileStamp.of, files))])
     except (DeltaWError, OSError):
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,23 +41,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     save_file(base, paths[0])
     save_file({n: w + 0.01 * torch.randn(w.shape, generator=g) for n, w in base.items()}, paths[1])
     return paths
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    import ray
-
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    found = cluster_utils.Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    found.node = found.add_node(**node)
-    found.wait_for_nodes()
-    yield found
-    ray.shutdown()
-    found.shutdown()
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def rows(result: deltaw.Analysis) -> pd.DataFrame:

@@ -188,6 +188,12 @@ def test_what_is_broken_is_a_row_and_the_rest_goes_on(tiny: Callable[..., Path],
     tensors = load_file(some / "adapter_model.safetensors")
     next(iter(tensors.values()))[0, 0] = math.inf
     save_file(tensors, some / "adapter_model.safetensors")
+    full = {n: t.clone() for n, t in load_file(tiny_base / "model.safetensors").items()}
+    for n, t in full.items():
+        t[0] += 0.01
+        t[1, 1] = math.nan if "q_proj" in n else t[1, 1]
+    (tmp_path / "adapters" / "full-nan").mkdir()
+    save_file(full, tmp_path / "adapters" / "full-nan" / "model.safetensors")
     out = tmp_path / "out"
     arguments = ["survey", str(tiny_base), str(tmp_path / "adapters"), "nowhere", "--out", str(out), "--no-report"]
     result = CliRunner().invoke(main, arguments)
@@ -198,7 +204,11 @@ def test_what_is_broken_is_a_row_and_the_rest_goes_on(tiny: Callable[..., Path],
     assert frame["flags"]["cut"] == "failed"
     assert frame["flags"]["nan"] == "failed diverged"
     assert frame["flags"]["some-nan"] == "diverged"
-    assert frame["matrices"]["some-nan"] == frame["matrices"]["fine"] - 1
+    assert frame["flags"]["full-nan"] == "diverged"
+    for lost in ("some-nan", "full-nan"):
+        assert frame["matrices"][lost] == frame["matrices"]["fine"] - 1
+        assert f"failed: {lost}: " in result.stderr
+    assert "q_proj.weight: not finite: fine-tuned: 1 NaN" in frame["notes"]["full-nan"]
     assert frame["nearest"]["fine"] in {"also", "some-nan"}
     assert math.isnan(frame["cluster"]["cut"])
 
