@@ -123,8 +123,10 @@ def _start(base: Tensor, precision: Precision, cast: bool) -> Tensor:
 
 def _chosen(rows: NDArray[np.intp], cols: int, entries: int) -> Tensor:
     """Some of the rows, evenly spaced."""
-    wanted = min(len(rows), max(SAMPLE_ROWS, entries // cols))
-    return torch.from_numpy(rows[np.linspace(0, len(rows) - 1, wanted).astype(np.intp)])
+    wanted = max(SAMPLE_ROWS, entries // cols)
+    if wanted < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, wanted).astype(np.intp)]
+    return torch.from_numpy(rows)
 
 
 def _was_cast(base: Tensor, ft: Tensor, rows: NDArray[np.intp], precision: Precision) -> bool:

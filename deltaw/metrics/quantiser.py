@@ -22,6 +22,7 @@ from deltaw.types import Vector
 FINE, COARSE = 0.2, 64.0  # q/t: below, the sums are their limits to 1e-200; above, nothing moves
 POINTS = 2048  # of the table between them, equidistant in log(q/t)
 TERMS = 48  # of the sums: (j + ½)·FINE reaches beyond 9 standard deviations
+ROOT_2PI = math.sqrt(2 * math.pi)
 TRIES, NEAR = 60, 1e-12  # of the search for log t: at most, and how near its ends come
 
 
@@ -55,6 +56,9 @@ def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> RoundedGa
     entries = float(counts.sum())
     if not (energy > 0 and entries > 0):
         return RoundedGaussian(0.0, 0.0, 0.0, 1.0)
+    added = float(counts @ steps**2) / 12  # where every step is fine
+    if energy > added and steps.max() < FINE * (scale := math.sqrt((energy - added) / entries)):
+        return RoundedGaussian(scale, 1.0, added / entries, float(counts @ steps) / (entries * scale * ROOT_2PI))
     low, high = math.log(float(steps.min()) / COARSE), math.log(float(steps.max()) + math.sqrt(energy / entries)) + 1
     logs, weights = np.log(steps), counts * steps**2
     scale = math.exp(_root(lambda t: float(weights @ _kept(logs - t)) / energy, low, high))
@@ -94,7 +98,7 @@ def moments(ratio: Vector) -> tuple[Vector, Vector, Vector]:
     logs, _, gains, unchanged = _table()
     at, fine = np.log(ratio), ratio < FINE
     gain = np.where(fine, 1.0, np.interp(at, logs, gains, right=0.0))
-    still = np.where(fine, ratio / math.sqrt(2 * math.pi), np.interp(at, logs, unchanged, right=1.0))
+    still = np.where(fine, ratio / ROOT_2PI, np.interp(at, logs, unchanged, right=1.0))
     return _kept(at), gain, still
 
 
@@ -114,5 +118,5 @@ def _table() -> tuple[Vector, Vector, Vector, Vector]:
     at = odd * q / math.sqrt(2)
     tails = np.fromiter(map(math.erfc, at.ravel().tolist()), np.float64, at.size).reshape(at.shape) / 2
     energies = 2 * (2 * odd * tails).sum(0)
-    gains = 2 * q * (np.exp(-((odd * q) ** 2) / 2)).sum(0) / math.sqrt(2 * math.pi)
+    gains = 2 * q * (np.exp(-((odd * q) ** 2) / 2)).sum(0) / ROOT_2PI
     return logs, energies, gains, 1 - 2 * tails[0]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LARGE = 1 << 22  # bytes from which on NumPy asks for large pages
+
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """A tensor of any numbers, to be filled.
@@ -22,6 +24,6 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
         device: Where it is.
     """
     size = prod(shape) * dtype.itemsize
-    if not size or torch.device(device).type != "cpu":
+    if size < LARGE or torch.device(device).type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).reshape(shape)
