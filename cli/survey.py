@@ -76,8 +76,8 @@ def command(
     """Look at many adapters of BASE: a row of each, who is alike, what stands out.
 
     ADAPTER is an adapter of any method, a full fine-tune, a folder of them, a pattern ('runs/*/adapter'), @FILE with
-    one on each line, or a Hub id. Writes adapters.csv, pairs.csv and report.html to --out. One that cannot be read is a
-    row with its reason, and makes the exit code 3.
+    one on each line, a Hub id or a filter of the Hub ('hub: filter=TAG limit=N'). Writes adapters.csv, pairs.csv and
+    report.html to --out. One that cannot be read is a row with its reason, and makes the exit code 3.
     """  # noqa: DOC501  (a help text)
     import deltaw
     from deltaw.cli.options import default_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +92,33 @@ def repository(repo: str, revision: str) -> Repository:
     if not about.sha:
         raise CheckpointError(f"{repo}: the Hugging Face Hub names no commit of it; give a revision")
     return Repository(about.id or repo, about.sha, {f.rfilename: f.size or 0 for f in about.siblings or ()})
+
+
+def models(tags: Sequence[str], author: str, search: str, limit: int) -> list[str]:
+    """The ids of the Hub's models that match all of it, the most downloaded first.
+
+    Args:
+        tags: As the Hub has them: `lora`, `base_model:adapter:org/name`.
+        author: Of whom; empty for anybody.
+        search: A part of the id; empty for any.
+        limit: How many, at most.
+
+    Raises:
+        UnreachableError: There is no network, or offline mode.
+        CheckpointError: The Hub refuses.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        found = HfApi(endpoint=constants.ENDPOINT).list_models(
+            filter=[*tags], author=author or None, search=search or None, sort="downloads", limit=limit
+        )
+        return [model.id for model in found]
+    except HfHubHTTPError as e:
+        raise CheckpointError(f"the Hugging Face Hub does not list models so ({first_line(e)})") from e
+    except (HTTPError, OSError) as e:
+        raise UnreachableError(f"the Hugging Face Hub cannot be reached ({first_line(e)})") from e
 
 
 def cached(repo: str, commit: str, names: Iterable[str]) -> Path | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltaw.adapters import is_adapter
+from deltaw.checkpoints import hub
 from deltaw.documents import read_text
 from deltaw.errors import CheckpointError, OptionError
 from deltaw.files import expanded
@@ -18,6 +19,9 @@ from deltaw.tensors.names import natural
 
 LISTS = (".txt", ".list", ".lst")
 MOST_LISTED = 1_000_000  # lines of a list that are read
+HUB = "hub:"  # begins a filter of the Hub
+FILTERS = ("filter", "author", "search", "limit")
+MOST_FOUND = 10_000  # models of a filter without a limit
 MODEL = re.compile(r"(config\.json|model_index\.json|.*\.index\.json|(model|pytorch_model|consolidated).*\.\w+)$")
 FILES = (".safetensors", ".gguf")
 DEEPEST = 4  # folders in folders that are looked into
@@ -42,10 +46,10 @@ def members(given: Sequence[str | Path]) -> tuple[list[Member], tuple[str, ...]]
 
     Args:
         given: Paths of adapters or of folders of them, patterns (`runs/*/adapter`), `@FILE` or `FILE.txt` with one of
-            these on each line, Hub ids.
+            these on each line, Hub ids, filters of the Hub (`hub: filter=base_model:adapter:org/name limit=500`).
 
     Raises:
-        CheckpointError: A list cannot be read, or a pattern matches nothing.
+        CheckpointError: A list cannot be read, or a pattern or filter matches nothing.
         OptionError: Nothing was given.
     """
     sources = [one for item in given for one in _expand(str(item), Path())]
@@ -65,9 +69,11 @@ def _expand(item: str, folder: Path) -> Iterable[str]:
     """One item of a command line or of a list that lies in `folder`.
 
     Raises:
-        CheckpointError: It is a list that cannot be read, or a pattern that matches nothing.
+        CheckpointError: It is a list that cannot be read, or a pattern or filter that matches nothing.
         OptionError: It is empty.
     """
+    if item.startswith(HUB):
+        return _on_the_hub(item)
     if not item.strip():
         raise OptionError("the path of an adapter is empty; give . for the working directory")
     if item.startswith("@"):
@@ -92,6 +98,34 @@ def _matching(pattern: Path) -> list[str]:
     if not found:
         raise CheckpointError(f"{pattern}: matches nothing; expected a pattern of adapters, such as runs/*/adapter")
     return [one for path in found for one in _expand(path, Path())]
+
+
+def _on_the_hub(item: str) -> list[str]:
+    """The ids that `hub: filter=TAG author=NAME search=TEXT limit=N` finds, each part optional, tags repeatable.
+
+    Raises:
+        CheckpointError: It is no such filter, the Hub cannot be asked, or it knows none or too many.
+    """
+    parts = [word.partition("=") for word in item.removeprefix(HUB).split()]
+    given = {key: [value for k, _, value in parts if k == key] for key, _, _ in parts}
+    limit = (given.get("limit") or [str(MOST_FOUND + 1)])[0]
+    several = [key for key, values in given.items() if len(values) > 1 and key != "filter"]
+    known = parts and not several and all(k in FILTERS and value for k, _, value in parts)
+    if not known or not re.fullmatch(r"[1-9]\d{0,5}", limit):
+        raise CheckpointError(
+            f"{item}: no filter of the Hub; expected {HUB} and some of filter=TAG, author=NAME, search=TEXT, "
+            f"limit=NUMBER with spaces between, such as {HUB} filter=base_model:adapter:org/name limit=500"
+        )
+    author, search = (given.get(key, [""])[0] for key in ("author", "search"))
+    try:
+        found = hub.models(given.get("filter", []), author, search, int(limit))
+    except CheckpointError as e:
+        raise CheckpointError(f"{item}: {e}") from e
+    if not found:
+        raise CheckpointError(f"{item}: the Hub knows no model like this; look at the tags on a model's page")
+    if "limit" not in given and len(found) > MOST_FOUND:
+        raise CheckpointError(f"{item}: more than {MOST_FOUND:,} models; narrow the filter, or add limit=NUMBER")
+    return sorted(found, key=natural)
 
 
 def _listed(path: Path) -> list[str]:

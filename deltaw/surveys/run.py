@@ -77,7 +77,7 @@ def survey(
     Args:
         base: Path, Hub id, `nn.Module` or state dict; None to look at adapters alone.
         adapters: Paths of adapters (or of full fine-tunes) or of folders of them, patterns, `@FILE` or `FILE.txt` with
-            one on each line, Hub ids.
+            one on each line, Hub ids, filters of the Hub (`hub: filter=base_model:adapter:org/name limit=500`).
         include, exclude: Regular expressions on the names of the matrices.
         merge_check: Names of adapters whose merge is looked at.
         mark: The adapter that the report marks; only checked here.

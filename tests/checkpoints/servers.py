@@ -13,7 +13,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 COMMIT = "a" * 40
 # What a fault does to one answer; it says whether it is done with it.
@@ -32,6 +32,7 @@ class Server:
     sent: int = 0  # bytes of bodies
     connections: int = 0
     asked: list[str] = field(default_factory=list)
+    tags: dict[str, list[str]] = field(default_factory=dict)
     relations: dict[str, list[str]] = field(default_factory=dict)
     denies_missing: bool = False
     expired: set[str] = field(default_factory=set)  # signatures that no longer hold
@@ -94,7 +95,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(400, b"two user agents")
             return
         query = parse_qs(parts.query)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+        if path == "/api/models":
+            self.models(query)
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self.model(found[1], found[2] or "main", query)
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/.+", path):
             folder = self.at.root / "hub" / found[1]
@@ -122,6 +125,25 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
             return False
         return True
+
+    def models(self, query: dict[str, list[str]]) -> None:
+        """Two on a page, as the Hub says where the next one is."""
+        hub = self.at.root / "hub"
+        found = [str(p.relative_to(hub)) for p in sorted(hub.glob("*/*"))]
+        tags, author, search = (query.get(key, []) for key in ("filter", "author", "search"))
+        found = [
+            i
+            for i in found
+            if set(tags) <= set(self.at.tags.get(i, ())) and (not author or author[0] == i.split("/")[0])
+        ]
+        found = [i for i in found if not search or search[0] in i]
+        start = int(query.get("cursor", ["0"])[0])
+        rest = urlencode(
+            [*((k, v) for k, values in query.items() for v in values if k != "cursor"), ("cursor", start + 2)]
+        )
+        more = {"Link": f'<{self.at.url}/api/models?{rest}>; rel="next"'} if start + 2 < len(found) else {}
+        listed = [{"_id": "1", "id": i, "modelId": i} for i in found[start : start + 2]]
+        self.answer(200, json.dumps(listed).encode(), {"Content-Type": "application/json", **more})
 
     def model(self, repo: str, revision: str, query: dict[str, list[str]]) -> None:
         folder = self.at.root / "hub" / repo

@@ -13,14 +13,18 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import deltaw
+from benchmarks.many_adapters import task_factors, write_adapter, write_base
 from deltaw.checkpoints import open_checkpoint
 from deltaw.checkpoints.remote import RemoteFile, buckets, hub_address, hub_parts, mirror
 from deltaw.checkpoints.remote import http as remote_http
 from deltaw.cli import main
 from deltaw.errors import CheckpointError, EditError
+from deltaw.surveys import inputs
+from deltaw.surveys.inputs import members
 from tests.checkpoints import servers
 from tests.checkpoints.servers import COMMIT, Server, serving
 from tests.conftest import State, changed, pico_state, save_bin, save_lora, save_sharded, save_single
+from tests.surveys.conftest import TINY
 
 WIDE = 512
 
@@ -434,3 +438,40 @@ def test_a_mirror_holds_small_files_and_nothing_that_leaves_it(server: Server, p
         "model.safetensors",
     ]
     assert not (path / "model.safetensors").stat().st_size
+
+
+def test_a_survey_of_what_a_filter_of_the_hub_finds(server: Server, tmp_path: Path):
+    """From a file, page by page; one of another base is not asked for."""
+    hub = server.root / "hub"
+    write_base(hub / "org" / "base", TINY)
+    names = ["a/one", "a/two-10", "a/two-9", "b/four", "b/other"]
+    for i, name in enumerate(names):
+        write_adapter(hub / name, task_factors(TINY, 0, i, rank=2))
+        server.tags[name] = ["lora", f"base_model:adapter:org/{'large' if name == 'b/other' else 'base'}"]
+    tag = "hub: filter=base_model:adapter:org/base"
+    (tmp_path / "list.txt").write_text(f"# of this base\n{tag} filter=lora\n")
+    frame = deltaw.survey("org/base", [f"@{tmp_path / 'list.txt'}"]).adapters()
+    assert frame["source"].tolist() == ["a/one", "a/two-9", "a/two-10", "b/four"]
+    assert (frame["matrices"] == 7).all()
+    for given, found in ((f"{tag} author=b", ["b/four"]), (f"{tag} search=two", ["a/two-9", "a/two-10"]),
+                         (f"{tag} limit=3", ["a/one", "a/two-9", "a/two-10"])):  # fmt: skip
+        assert [m.source for m in members([given])[0]] == found
+    for wrong in ("hub:", "hub: lora", "hub: tag=lora", "hub: author=a author=b", "hub: filter=lora limit=0"):
+        with pytest.raises(
+            CheckpointError, match=rf"{wrong}: no filter of the Hub; expected hub: and some of filter=TAG"
+        ):
+            members([wrong])
+    with pytest.raises(CheckpointError, match="author=nobody: the Hub knows no model like this"):
+        members([f"{tag} author=nobody"])
+
+
+def test_a_filter_without_a_limit_leaves_nothing_out_in_silence(server: Server, monkeypatch: pytest.MonkeyPatch):
+    for name in ("one", "two", "three"):
+        (server.root / "hub" / "a" / name).mkdir(parents=True)
+    monkeypatch.setattr(inputs, "MOST_FOUND", 2)
+    with pytest.raises(CheckpointError, match="author=a: more than 2 models; narrow the filter, or add limit=NUMBER"):
+        members(["hub: author=a"])
+    assert len(members(["hub: author=a limit=3"])[0]) == 3
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="hub: author=a: the Hugging Face Hub cannot be reached"):
+        members(["hub: author=a"])
