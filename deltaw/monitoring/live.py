@@ -6,6 +6,7 @@ matrix it needs next, the others serve until it is done. So no process ever hold
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class LiveHandle:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole tensor."""
-        return tuple(getattr(self.tensor, "ds_shape", self.tensor.shape))  # ZeRO-3 leaves an empty tensor in its place
+        return _shape(self.tensor)
 
     @property
     def dtype(self) -> str:
@@ -43,7 +44,7 @@ class LiveHandle:
     @property
     def nbytes(self) -> int:
         """Of the whole tensor."""
-        return torch.Size(self.shape).numel() * self.tensor.element_size()
+        return math.prod(self.shape) * self.tensor.element_size()
 
     @property
     def storage(self) -> Hashable:
@@ -80,6 +81,11 @@ def unwrapped(model: Any) -> Any:
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The model's tensors by name: themselves, not copies."""
     return {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+
+
+def trained(tensors: Mapping[str, torch.Tensor]) -> int:
+    """How many numbers are trained, on all processes together; tied weights once."""
+    return sum(math.prod(_shape(t)) for t in {id(t): t for t in tensors.values()}.values() if t.requires_grad)
 
 
 def in_shards(tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -156,6 +162,10 @@ def _said(number: int) -> int:
     said = [number]
     dist.broadcast_object_list(said, src=0)
     return said[0]
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))  # ZeRO-3 leaves an empty tensor in its place
 
 
 def _is_dtensor(tensor: torch.Tensor) -> bool:

@@ -120,8 +120,8 @@ class Monitor:
         self._adapter = save is None and is_peft(model)
         if base is None and not self._adapter:
             self._given = live.copied(tensors)
-        trained = sum(live.LiveHandle(n, t, live.whole).nbytes // t.element_size() for n, t in tensors.items())
-        self._options: AnalyzeOptions = {"mode": "fast" if trained > LARGE and not self._adapter else "exact"}
+        large = live.trained(tensors) > LARGE and not self._adapter
+        self._options: AnalyzeOptions = {"mode": "fast" if large else "exact"}
         self._options |= options
         if self._sharded:
             self._options["jobs"] = 1  # one matrix at a time: all processes take part in reading it

@@ -98,9 +98,7 @@ def test_an_evaluation_that_did_not_finish(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="ended with 'error'; expected 'success'"):
         read_evaluation(tmp_path / "later.json")
     (tmp_path / "log.eval").write_bytes(b"PK")
-    with pytest.raises(
-        ManifestError, match=rf"inspect log convert {tmp_path}/log.eval --to json --output-dir {tmp_path}$"
-    ):
+    with pytest.raises(ManifestError, match=rf"inspect log convert {tmp_path} --to json --output-dir {tmp_path}$"):
         read_evaluation(tmp_path)
     shutil.copy(log, tmp_path / "log.json")
     assert score(tmp_path, "letters:accuracy,match").value == 0.5, "it was converted"

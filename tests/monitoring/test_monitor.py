@@ -154,6 +154,39 @@ def test_adapters_are_measured_as_they_would_be_saved(tmp_path: Path, options: d
         assert set(tables[0]["route"]) == {"factored"}
 
 
+def test_spectra_of_large_models_are_estimated_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is trained: tied weights once, frozen ones not, and an adapter is measured from its factors."""
+    peft = pytest.importorskip("peft")
+    monkeypatch.setattr(deltaw.monitoring.monitor, "LARGE", 24 * 16)
+
+    def mode(model: Any, **options: Any) -> str:
+        monitor = deltaw.Monitor(model, every=1, device="cpu", jobs=1, **options)
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.add_(0.1 * torch.randn(p.shape))
+        monitor.step(1)
+        assert monitor.last is not None
+        return str(monitor.last.options["mode"])
+
+    def tied() -> torch.nn.Module:
+        model = torch.nn.ModuleDict({n: torch.nn.Linear(16, 24, bias=False) for n in ("embed", "head")})
+        model["head"].weight = model["embed"].weight
+        return model
+
+    def frozen() -> torch.nn.Module:
+        model = make_model()
+        model[0].requires_grad_(False)
+        model[2].bias.requires_grad_(False)  # type: ignore[union-attr]
+        return model
+
+    assert [mode(m) for m in (make_model(), tied(), frozen())] == ["fast", "exact", "exact"]
+    assert mode(make_model(), mode="exact") == "exact"
+    assert mode(tied(), mode="fast") == "fast"
+    adapter = peft.get_peft_model(make_model(), peft.LoraConfig(r=16, target_modules=["0", "2"]))
+    assert mode(adapter) == "exact"
+
+
 def alerts_of(change: Any, records: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, deltaw.Alert]:
     model = torch.nn.Linear(32, 32, bias=False, dtype=dtype)
     torch.nn.init.normal_(model.weight, generator=torch.Generator().manual_seed(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def read_file(path: Path) -> Evaluation:
         return formats.hub(parse_yaml_list(text, str(path), error=ManifestError), path)
     if path.suffix == ".eval":
         raise ManifestError(
-            f"{path}: a log in inspect-ai's binary form; write it as JSON: "
-            f"inspect log convert {path} --to json --output-dir {path.parent}"
+            f"{path}: a log in inspect-ai's binary form; write those of its directory as JSON: "
+            f"inspect log convert {(folder := shlex.quote(str(path.parent)))} --to json --output-dir {folder}"
         )
     try:
         found = read_object(path, error=ManifestError)
