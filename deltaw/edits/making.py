@@ -87,7 +87,7 @@ class Maker:
         bad = {s.name for s in failed}
         kept = tuple(t for t in targets if ranks[t.name] and not any(p.label in bad for p in t.pairs))
         if not kept:
-            raise EditError(self._nothing(known, failed))
+            raise EditError(self._nothing(known, failed, placed))
         noise = [Skipped(t.name, Reason.NO_DELTA, self._why(t, known)) for t in targets if not ranks[t.name]]
         told = tuple(s for s in noise if s.detail)
         return Made(
@@ -197,11 +197,16 @@ class Maker:
             return "the budget keeps more elsewhere"
         return "nothing of its update stands above the rounding of its storage"
 
-    def _nothing(self, known: Mapping[str, FinishedMatrix], failed: Sequence[Skipped]) -> str:
+    def _nothing(self, known: Mapping[str, FinishedMatrix], failed: Sequence[Skipped], placed: Placement) -> str:
         if failed:
             return f"no matrix could be kept ({failed[0].name}: {failed[0].subject})"
         if not any(part.spread.energy for part in known.values()):
-            return "no matrix changed: there is no update to extract"
+            others = [(w.name, w.why) for w in placed.whole] + [(s.name, s.detail or s.reason) for s in placed.left_out]
+            if not others:
+                return "no matrix changed: there is no update to extract"
+            first, why = others[0]
+            more = f"; so are {len(others) - 1:,} more" if len(others) > 1 else ""
+            return f"no matrix that an adapter could hold as factors changed ({first} is left aside: {why}{more})"
         return (
             "nothing of the update stands above the rounding of its storage, so there is nothing to keep; "
             "--rank keeps directions whether they are noise or not"

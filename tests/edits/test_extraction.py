@@ -167,6 +167,16 @@ def test_no_update_at_all(tmp_path: Path, pico: State):
         deltaw.extract(*paths, tmp_path / "out", rank=2)
 
 
+def test_an_update_of_what_no_factors_hold_is_not_called_none(tmp_path: Path):
+    paths = [
+        save_single({"w": torch.full((8, 6), x), "norm.weight": torch.full((8,), x)}, tmp_path / str(x))
+        for x in (1.0, 2.0)
+    ]
+    with pytest.raises(EditError, match="no matrix that an adapter could hold as factors changed") as caught:
+        deltaw.extract(*paths, tmp_path / "out", rank=2)
+    assert "norm" in str(caught.value) and "1 more" in str(caught.value)
+
+
 def test_an_existing_output_is_kept(tmp_path: Path, pico_pair: tuple[Path, Path]):
     out = tmp_path / "out"
     deltaw.extract(*pico_pair, out, rank=2)

@@ -103,12 +103,14 @@ def test_an_empty_path_is_not_the_working_directory(outside: Path, command: str,
     [
         "edit a.pt b.pt --scale .5",
         "edit a.safetensors b.safetensors --scale .5",
+        "extract a.pt b.pt --rank 2",
+        "compare runs.toml --no-report",
         "survey a.safetensors b.safetensors --no-report",
         "analyze a.safetensors b.safetensors --no-report --alignment",
     ],
 )
 def test_a_full_disk_is_told_and_what_was_there_stays(outside: Path, command: str):
-    both(lambda name, i: torch.save({"w": drawn(8, 6, seed=i)}, f"{name}.pt"))
+    both(lambda name, i: torch.save({"layer.weight": drawn(8, 6, seed=i)}, f"{name}.pt"))
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))  # every write fails, as on a full disk
     try:
