@@ -174,7 +174,8 @@ def test_an_update_of_what_no_factors_hold_is_not_called_none(tmp_path: Path):
     ]
     with pytest.raises(EditError, match="no matrix that an adapter could hold as factors changed") as caught:
         deltaw.extract(*paths, tmp_path / "out", rank=2)
-    assert "norm" in str(caught.value) and "1 more" in str(caught.value)
+    assert "norm" in str(caught.value)
+    assert "1 more" in str(caught.value)
 
 
 def test_an_existing_output_is_kept(tmp_path: Path, pico_pair: tuple[Path, Path]):
