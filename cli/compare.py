@@ -105,12 +105,13 @@ def _init(folders: tuple[str, ...], out: Path, quiet: bool) -> None:
     from collections import Counter
 
     from deltaw.comparison.manifest import draft
+    from deltaw.types import counted
 
     found = draft(folders, out)
     if not quiet:
         for line, count in Counter(found.missing).items():
             say(f"note: {line}" + (f" ({count} times)" if count > 1 else ""))
-        say(f"{found.runs} runs: {found.path}; then: deltaw compare {found.path}")
+        say(f"{counted(found.runs, 'run')}: {found.path}; then: deltaw compare {found.path}")
 
 
 def _end(error: ManifestError) -> NoReturn:
@@ -141,23 +142,30 @@ def _each(progress: Reporter) -> Callable[[str, int, int], Callable[[Any], None]
 
 
 def _show(comparison: Comparison, where: Path) -> None:
-    """The groups and what the runs say about the claims."""
+    """The report's own sentences, the groups, and what the runs say about the claims."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    from deltaw.cli.screen import console
+    from deltaw.cli.screen import bullet, console, file_link
+    from deltaw.reports.comparison_findings import answer
+    from deltaw.reports.text import percent
     from deltaw.types import counted
 
     screen = console()
+    for finding in answer(comparison):
+        bullet(screen, finding.text)
     for warning in comparison.warnings:
         screen.print(escape(f"note: {warning}"), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for head in ("group", "seeds", "relative\nchange", "rank for\n90 %", "learning", "retention"):
         table.add_column(head, justify="left" if head == "group" else "right")
     for _, row in comparison.fingerprints().iterrows():
-        numbers = (_number(row[c]) for c in ("relative_change", "rank_90", "learning", "retention"))
-        table.add_row(escape(str(row["group"])), str(row["n_seeds"]), *numbers)
+        change = row["relative_change"]
+        numbers = (_number(row[c]) for c in ("rank_90", "learning", "retention"))
+        known = "" if change != change else percent(change)
+        table.add_row(escape(str(row["group"])), str(row["n_seeds"]), known, *numbers)
     screen.print(table)
     claims = comparison.claims()
     told = claims[claims["basis"] != ""]
@@ -165,8 +173,10 @@ def _show(comparison: Comparison, where: Path) -> None:
         about = f" ({row['about']})" if row["about"] else ""
         screen.print(escape(f"{row['verdict']}: {row['text']}{about}"), soft_wrap=True)
     if len(told) < len(claims):
-        screen.print(f"{len(claims) - len(told)} claims could not be checked with these runs; claims.csv says why.")
-    screen.print(f"\n{counted(len(comparison.runs_.items), 'run')}: {escape(str(where))}", soft_wrap=True)
+        left = counted(len(claims) - len(told), "claim")
+        screen.print(f"{left} could not be checked with these runs; claims.csv says why.")
+    runs = counted(len(comparison.runs_.items), "run")
+    screen.print(Text.assemble(f"\n{runs}: ", file_link(where)), soft_wrap=True)
 
 
 def _number(value: float) -> str:

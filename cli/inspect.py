@@ -51,11 +51,12 @@ def show(found: Inspection, *, each: bool = False) -> None:
 
     from deltaw.cli.screen import console
     from deltaw.reports.grouping import grouped
+    from deltaw.types import counted
 
     out = console()
     for name, side in (("base", found.base), ("ft", found.ft)):
         if side is not None:
-            what = f"{side.format}, {side.tensors:,} tensors, {side.nbytes / 1e6:,.1f} MB"
+            what = f"{side.format}, {counted(side.tensors, 'tensor')}, {side.nbytes / 1e6:,.1f} MB"
             out.print(f"{name:4} {escape(side.path)}  {what}", soft_wrap=True)
     pairs = found.rows
     groups = [g for p in pairs for g in grouped([p])] if each else grouped(pairs)
@@ -64,8 +65,8 @@ def show(found: Inspection, *, each: bool = False) -> None:
     if len(stored := {g.dtypes for g in groups}) == 1:
         out.print(f"all stored as {stored.pop()}")
     routes = Counter(pair.route for pair in found.plan.pairs)
-    counted = ", ".join(f"{count:,} {route}" for route, count in routes.items())
-    out.print(f"{len(pairs):,} to measure{': ' if counted else ''}{counted}")
+    by_route = [counted(n, "vector") if route == "vector" else f"{n:,} {route}" for route, n in routes.items()]
+    out.print(f"{len(pairs):,} to measure{': ' if by_route else ''}{', '.join(by_route)}")
     out.print(coverage_line(found.plan.coverage()))
     for line in skipped_lines(found.plan.skipped):
         out.print(escape(line), soft_wrap=True)

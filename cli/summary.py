@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltaw.cli.inspect import coverage_line, skipped_lines
-from deltaw.cli.screen import console, file_link
+from deltaw.cli.screen import bullet, console, file_link
 from deltaw.types import counted
 
 if TYPE_CHECKING:
@@ -31,12 +31,11 @@ def show(analysis: Analysis, out: Path, *, report: bool) -> None:
     from deltaw.reports.findings import answer
     from deltaw.reports.layers import Layers
     from deltaw.reports.offer import offer
-    from deltaw.reports.text import unmarked
 
     screen = console()
     said = on_data.sentences(analysis.summary.on_data, on_data.names(analysis))
     for finding in [*answer(analysis.summary, offer(Layers(analysis))), *said]:
-        screen.print(f"• {escape(unmarked(finding.text))}")
+        bullet(screen, finding.text)
     summary = analysis.summary
     if summary.changed_matrices:
         screen.print(_by_kind(summary, screen.width))
@@ -75,9 +74,9 @@ def cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     for name, kind in summary.kinds.items():
         if kind.matrices:
             rank = _ranged(kind.rank_90, kind.rank_90_low, kind.rank_90_high)
-            numbers = [_percent(kind.relative_change), rank, _whole(kind.rank_90_null)]
+            numbers = [_percent(kind.relative_change), rank, _count(kind.rank_90_null)]
             numbers += [_percent(kind.energy[f"energy_at_{r}"]) for r in ranks]
-            numbers += [_whole(kind.effective_rank), _whole(kind.signal_rank)]
+            numbers += [_count(kind.effective_rank), _count(kind.signal_rank)]
             rows.append([name, f"{kind.matrices:,}", *numbers])
     return heads, rows
 
@@ -110,8 +109,11 @@ def _percent(x: float) -> str:
 
 def _ranged(x: float, low: float, high: float) -> str:
     """A count, with its interval where that leaves more than the next one open."""
-    return f"{_whole(x)} ({_whole(low)}–{_whole(high)})" if high - low > 1 else _whole(x)
+    return f"{_count(x)} ({_count(low)}–{_count(high)})" if high - low > 1 else _count(x)
 
 
-def _whole(x: float) -> str:
-    return "" if math.isnan(x) else f"{x:,.0f}"
+def _count(x: float) -> str:
+    """A median of counts: that of an even number of them may be half of one."""
+    from deltaw.reports.text import NARROW, number
+
+    return "" if math.isnan(x) else number(x).replace(NARROW, " ")

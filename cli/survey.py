@@ -129,20 +129,19 @@ def _show(found: Survey, where: Path) -> None:
     from rich.markup import escape
     from rich.text import Text
 
-    from deltaw.cli.screen import console, file_link
+    from deltaw.cli.screen import bullet, console, file_link
     from deltaw.reports.survey_findings import answer, merge_sentences
-    from deltaw.reports.text import unmarked
     from deltaw.types import counted
 
     screen = console()
     for finding in [*answer(found), *merge_sentences(found.merge)]:
-        screen.print(f"• {escape(unmarked(finding.text))}", soft_wrap=True)
+        bullet(screen, finding.text)
     frame = found.adapters()
     flagged = frame[(frame["flags"] != "") & (frame["reason"] == "")]
     for row in flagged.head(MOST).itertuples():
         screen.print(escape(f"  {row.name}: {row.why}"), soft_wrap=True)
     if len(flagged) > MOST:
-        screen.print(f"  and {len(flagged) - MOST:,} more flagged ones in adapters.csv")
+        screen.print(f"  and {len(flagged) - MOST:,} more in adapters.csv")
     for note in found.about.notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)
     took = f"\n{counted(len(frame), 'adapter')} in {found.about.seconds:.1f} s: "

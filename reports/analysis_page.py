@@ -181,7 +181,7 @@ def _heatmap(layers: Layers, identifier: str, metric: str, vectors: bool) -> Pic
     if prepared is None:
         what = "norm or bias" if vectors else "matrix"
         changed = (layers.vectors if vectors else layers.matrices)["changed"].any()
-        reason = f"no changed {what} has a {metric}" if changed else f"no {what} changed"
+        reason = f"no changed {what} has a value of {metric}" if changed else f"no {what} changed"
         return Picture(f"f-{identifier}", title, None, reason=reason)
     reading = readings.extremes(layers, metric, vectors)
     figure = figures.of(heatmaps.draw(prepared))

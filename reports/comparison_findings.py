@@ -338,7 +338,7 @@ def _read_fingerprints(c: Comparison) -> str:
     prints = c.fingerprints()
     common = [code(g) for g in prints[prints["common_shrinkage"].eq(True)]["group"]]
     if common:
-        text = f"In {listed(common)} all matrices that can tell shrank by one factor, as weight decay leaves them."
+        text = f"In {listed(common)} all matrices that could show it shrank by one factor, as weight decay leaves them."
     else:
         text = "In no group did all matrices shrink by one factor, which is what decoupled weight decay would leave."
     if cut := cut_off(prints):

@@ -264,7 +264,7 @@ class ComparisonPlots:
             if any(np.isfinite(v[inside & (modules == m)]).any() for v in values.values())
         ]
         if not shown:
-            raise OptionError(f"no resolved matrix inside a layer has a {metric}")
+            raise OptionError(f"no resolved matrix inside a layer has a value of {metric}")
         kinds = dict(zip(modules, table.kind, strict=True))
         shown = sorted(shown, key=lambda m: place(str(m), kinds[m]))[:12]
         wide = min(4, len(shown))

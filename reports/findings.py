@@ -157,12 +157,12 @@ def _real(s: Summary, kind: Verdict) -> Finding | None:
     if s.adapter.factored == s.changed_matrices:
         what = " and ".join(_methods(s)) or "an adapter"
         return Finding(
-            f"It was read from the factors of {what}{_of_rank(s)}, so there is no rounding in it.",
+            f"The update was read from the factors of {what}{_of_rank(s)}, so there is no rounding in it.",
             "All changed matrices come from factors.",
         )
     if s.adapter.types and not s.precision.dtypes:
         return Finding(
-            f"It was computed from {' and '.join(_methods(s))}{_of_rank(s)}, so there is no rounding in it.",
+            f"The update was computed from {' and '.join(_methods(s))}{_of_rank(s)}, so there is no rounding in it.",
             "All changed matrices come from an adapter.",
         )
     known = s.resolution.known
@@ -199,7 +199,8 @@ def _real(s: Summary, kind: Verdict) -> Finding | None:
     if noisy:
         parts.append(f"1 to 50 % of the energy in {strong(whole(noisy))}, whose ranks are read without it")
     if below:
-        parts.append(f"more than half in {strong(whole(below))}, whose ranks are not read")
+        of = "" if noisy else " of the energy"
+        parts.append(f"more than half{of} in {strong(whole(below))}, whose ranks are not read")
     return Finding(
         f"Of {plural(known, 'changed matrix', 'changed matrices')}, storage rounding ({dtype}) explains "
         f"{' and '.join(parts)}.",
@@ -228,9 +229,9 @@ def _rank(s: Summary, kind: Verdict, offered: Offer | None) -> Finding | None:
     if kind == Verdict.DECAY_ONLY:
         c = f"c = {number(s.decay.value)}" if s.decay.visible else f"{number(s.decay.low)} to {number(s.decay.high)}"
         return Finding(
-            f"{strong(percent(s.against_base.along_base.median))} of its energy lies along the base weights "
-            f"themselves: they shrank by one factor ({c}), as decoupled weight decay leaves them. Its ranks are those "
-            f"of W0; an adapter has nothing to learn from it.",
+            f"{strong(percent(s.against_base.along_base.median))} of the update's energy lies along the base weights "
+            f"themselves: they shrank by one factor ({c}), as decoupled weight decay leaves them. The update's ranks "
+            f"are those of W0; an adapter has nothing to learn from it.",
             rule,
         )
     if kind == Verdict.ADAPTER and s.adapter.rank.high == 1:

@@ -165,7 +165,7 @@ class AnalysisPlots:
         clear = self._readable()
         rows = clear[clear["layer"].notna() & clear[metric].notna()]
         if not len(rows):
-            raise OptionError(f"no matrix inside a layer has a {metric} that may be quoted")
+            raise OptionError(f"no matrix inside a layer has a value of {metric} that may be quoted")
         kinds = [k for k in self.layers.kinds if (rows["kind"] == k).any()]
         null = ["rank_90_null"] if metric == "rank_90" else []
         labelled = []

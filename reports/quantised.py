@@ -5,13 +5,13 @@ from __future__ import annotations
 from deltaw.metrics.precision import NOISY, RESOLVED
 from deltaw.reports.findings import Finding
 from deltaw.reports.page import TableColumn
+from deltaw.reports.readings import ALIKE
 from deltaw.reports.text import EMPTY, code, missing, number, percent, plural
 from deltaw.results.quantised import QuantisedMatrices
 from deltaw.results.rows import Spread
 from deltaw.results.summary import Summary
 
 LIKE_NOISE = 0.9  # rank_90 over that of noise
-ALIKE = 1.03  # the largest over the least, up to which layers are said to be alike
 WORTH = 0.25  # of the error's energy in 16 directions
 
 
@@ -82,7 +82,9 @@ def _of(q: QuantisedMatrices) -> list[Finding]:
     if q.noisiest is not None and q.quietest is not None:
         (most, high), (least, low) = q.noisiest, q.quietest
         where = f"largest in layer {most} ({percent(high, 2)} of ‖W0‖) and least in layer {least} ({percent(low, 2)})"
-        text = f"It is {f'about {percent(q.noise.median, 2)} of ‖W0‖ in every layer' if high < ALIKE * low else where}."
+        if high <= ALIKE * low:
+            where = f"about {percent(q.noise.median, 2)} of ‖W0‖ in every layer"
+        text = f"The rounding is {where}."
         out.append(Finding(text, "Medians of rounding_noise over ‖W0‖ by layer."))
     return out
 
@@ -99,7 +101,7 @@ def _correction(q: QuantisedMatrices) -> list[Finding]:
         )
     else:
         text = (
-            f"A low-rank correction is not worth it: of rank 16 it would take out {percent(share, 2)} of the error's "
-            f"energy, and its rank_90 is {number(q.rank_90_ratio.median)} of that of noise."
+            f"A low-rank correction is not worth it: one of rank 16 would take out {percent(share, 2)} of the error's "
+            f"energy, and the error's rank_90 is {number(q.rank_90_ratio.median)} of noise's."
         )
     return [Finding(text, rule)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from deltaw.reports.heatmaps import shown
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EXPERTS = "experts"
+ALIKE = 1.03  # the largest over the smallest, up to which numbers are said to be about the same
 CELLS = (
     "Grey cells did not change; hatched ones did, but rounding hides the number. Experts of one layer share a cell, "
     "which shows their median. Point at a cell for its numbers, click it for its spectrum (arrow keys move between "
@@ -122,7 +124,7 @@ def extremes(layers: Layers, metric: str, vectors: bool = False) -> str:
     by_module = rows.groupby("site")[metric].median().sort_values()
     if len(by_module) == 1:
         return f"{code(by_module.index[0])}: {shown(metric, by_module.iloc[0])}."
-    if by_module.iloc[-1] <= 1.03 * by_module.iloc[0]:
+    if by_module.iloc[-1] <= ALIKE * by_module.iloc[0]:
         return (
             f"About the same in every module: {shown(metric, by_module.median())}, medians over "
             f"layers{_depth(rows, metric)}."
@@ -183,7 +185,7 @@ def _change(s: Summary) -> str:
     if s.change.n < 2:
         return ""
     most = s.most_changed_matrices[0]
-    if percent(s.change.low) == percent(s.change.high):
+    if s.change.high <= ALIKE * s.change.low:
         return f"All changed matrices moved by about {percent(s.change.median)}."
     return (
         f"The middle 80 % of the changed matrices moved by {percent(s.change.p10)} to {percent(s.change.p90)}; "
@@ -211,10 +213,11 @@ def _shrinkage(s: Summary) -> str:
     if c.n == 1:
         along = percent(s.against_base.along_base.median, 2)
         return f"c = {number(c.median)}; the part along the base holds {along} of the update's energy."
+    low, high = number(c.p10), number(c.p90)
+    middle = f" (middle 80 %: {low} to {high})" if low != high else ""
     return (
-        f"Median c = {number(c.median)} (middle 80 %: {number(c.p10)} to {number(c.p90)}); the part along the base "
-        f"holds {percent(s.against_base.along_base.median, 2)} of the "
-        "typical update's energy."
+        f"Median c = {number(c.median)}{middle}; the part along the base holds "
+        f"{percent(s.against_base.along_base.median, 2)} of the typical update's energy."
     )
 
 
@@ -241,12 +244,10 @@ def _energy(layers: Layers) -> str:
 
 
 def _kept(s: Summary) -> str:
-    shares = [
-        f"rank {r}: {percent(s.energy[f'energy_at_{r}'].median, 2)}"
-        for r in (4, 16, 64, 256)
-        if s.energy[f"energy_at_{r}"].n
-    ]
-    return f"Kept at best in the typical matrix: {', '.join(shares)}."
+    medians = {r: s.energy[f"energy_at_{r}"].median for r in (4, 16, 64, 256) if s.energy[f"energy_at_{r}"].n}
+    enough = min((r for r, share in medians.items() if share == 1), default=math.inf)
+    shares = [f"rank {r}: {percent(share, 2)}" for r, share in medians.items() if r <= enough]
+    return f"Kept at best, median over the matrices: {', '.join(shares)}."
 
 
 def _ranks(layers: Layers) -> str:
@@ -254,7 +255,7 @@ def _ranks(layers: Layers) -> str:
     by_layer = rows.groupby("layer")["rank_90_ratio"].median()
     if len(by_layer) < 2 or rows["stack"].nunique() > 1:  # layer 0 of one stack is not layer 0 of another
         return ""
-    if by_layer.max() < 1.03 * by_layer.min():
+    if by_layer.max() <= ALIKE * by_layer.min():
         return f"Against noise all layers are alike ({number(by_layer.median(), 2)}), medians over modules."
     return (
         f"Against noise, layer {by_layer.idxmin():.0f} is the lowest ({number(by_layer.min(), 2)}) and layer "

@@ -84,11 +84,12 @@ def _numbers(s: Summary) -> list[tuple[object, str, str, str]]:
 def decay(d: Decay) -> Finding:
     """Whether one weight decay shows in the whole model."""
     rule = (
-        "See deltaw.results.decay: a uniform shrink that is larger than a turn, pruning or a grid makes, by one factor "
-        "in most of the matrices that could tell it from none, or in their rows that training never touched."
+        "See deltaw.results.decay: a uniform shrink that is larger than a rotation, pruning or a grid makes, by one "
+        "factor in most of the matrices that could show it, or in their rows that training never touched."
     )
     if d.visible:
-        c = f"{strong(f'c = {number(d.value)}')} ({number(d.low)} to {number(d.high)})"
+        low, high = number(d.low), number(d.high)
+        c = strong(f"c = {number(d.value)}") + (f" ({low} to {high})" if low != high else "")
         return Finding(f"One common shrink is visible{_like(d)}: {c}, {_where(d)}{_exempt(d)}.", rule)
     if d.evidence == "step":
         return Finding(
@@ -112,7 +113,7 @@ def decay(d: Decay) -> Finding:
 
 NAMED = 3  # matrices that are told by name
 INSTEAD = {
-    "turn": "the weights shrank by no more than a turn at constant norm, pruning or a coarser grid makes",
+    "turn": "the weights shrank no more than they do in a rotation at constant norm, in pruning or on a coarser grid",
     "sparse": "weights shrank, but at least half of them did not move",
     "uneven": "small and large weights, or different rows, shrank by different shares",
     "norms": "the rows or columns were given one norm",
@@ -122,17 +123,17 @@ INSTEAD = {
 
 def _like(d: Decay) -> str:
     if d.like_mean:
-        return ", as an average with other weights leaves (the rest of the update is as large)"
-    return ", as decoupled weight decay leaves"
+        return ", such as an average with other weights leaves (the rest of the update is as large)"
+    return ", such as decoupled weight decay leaves"
 
 
 def _where(d: Decay) -> str:
     if d.evidence == "rows":
         kind = "embedding rows" if d.rows_embeddings else "rows"
         return f"in {kind} that moved by nothing else ({plural(d.rows_tensors, 'tensor')})"
-    able = f"{whole(d.informative)} matrices that could tell it from none"
+    able = f"{whole(d.informative)} matrices that could show it"
     if d.agree == d.informative:
-        return "in the one matrix that could tell it from none" if d.agree == 1 else f"in all {able}"
+        return "in the one matrix that could show it" if d.agree == 1 else f"in all {able}"
     return f"in {whole(d.agree)} of the {able}"
 
 

@@ -244,7 +244,7 @@ def _kind(group: Rows) -> Kind:
         tensors=len(group),
         matrices=len(matrices),
         clear=len(matrices.where(is_clear)),
-        relative_change=group.median("relative_change"),
+        relative_change=(matrices if len(matrices) else group).median("relative_change"),
         signal_rank=group.median("signal_rank"),
         rank_90=group.median("rank_90"),
         rank_90_low=low,

@@ -154,7 +154,10 @@ class Kind:
 
     Attributes:
         tensors, matrices, clear: How many changed, how many of them are matrices, and how many of those rounding
-            leaves readable. Ranks and energies are medians over what may be quoted (`deltaw.results.rows.quote`).
+            leaves readable.
+        relative_change: The median over the matrices; over the vectors where there is no matrix.
+        signal_rank, rank_90, effective_rank: Medians over what may be quoted (`deltaw.results.rows.quote`); so are the
+            other ranks and the energies.
         rank_90_low, rank_90_high: Medians of the bounds of rank_90; equal to it where it is exact.
         energy: `energy_at_r` by column.
     """

@@ -17,7 +17,7 @@ from rich.table import Table
 from deltaw.cli import main
 from deltaw.cli.printable import LONGEST, one_line, printable
 from deltaw.cli.progress import reporting
-from deltaw.cli.screen import Screen, file_link
+from deltaw.cli.screen import Screen, bullet, file_link
 from tests.conftest import changed, save_single
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\u202egnp\u2066\x9b2J\u200f\ud800\r"
@@ -125,3 +125,18 @@ def test_a_full_disk_behind_stdout_is_one_line():
     done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
     assert done.returncode == 1
     assert done.stderr.decode().strip() == "Error: the output cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize("width", [20, 33, 80])
+def test_a_sentence_breaks_between_words_and_keeps_units(width: int):
+    out = io.StringIO()
+    sentence = (
+        "a rank-16 adapter could keep 58 % of it; 90 % takes ranks 1–2 in model.layers.0.self_attn.q_proj.weight."
+    )
+    bullet(Screen(file=out, width=width), sentence)
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("• a")
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert " ".join(line[2:] for line in lines) == sentence
+    assert not any(line.rstrip().endswith(("58", "90", "rank-")) for line in lines)
+    assert all(len(line) <= width or " " not in line[2:] for line in lines)

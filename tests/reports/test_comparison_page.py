@@ -130,7 +130,9 @@ def test_sentences_follow_the_intervals(compared):
 
 
 def test_common_shrinkage_is_read_off(compared):
-    assert "In full + decay all matrices that can tell shrank" in unmarked(findings.readings(compared)["fingerprints"])
+    assert "In full + decay all matrices that could show it shrank" in unmarked(
+        findings.readings(compared)["fingerprints"]
+    )
 
 
 def test_verdicts_and_their_rules_are_on_the_page(compared, compared_html):

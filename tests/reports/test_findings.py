@@ -147,7 +147,7 @@ def test_an_adapter_without_its_base():
     assert f.verdict == "adapter"
     what, real, rank = said(f)
     assert what == "4 of 4 matrices changed; how far, relative to the base, only the base's weights could tell."
-    assert real == "It was read from the factors of a LoRA adapter of rank 8, so there is no rounding in it."
+    assert real == "The update was read from the factors of a LoRA adapter of rank 8, so there is no rounding in it."
     assert rank.startswith("Low-rank by construction: 90 % of the energy takes 3 of the 8 directions that the factors")
     assert remarks.concerns(f) == []  # an adapter leaves tensors alone
     assert not f.has_base
@@ -181,7 +181,7 @@ def test_factors_that_allow_every_rank_are_not_called_low_rank(tmp_path, rank: i
 def test_a_dense_adapter_has_no_rounding():
     adapter = AdapterUse(types=("dora",), rank=Spread(n=10, median=8, low=8, high=8))
     f = dataclasses.replace(RESOLVED, adapter=adapter)
-    assert said(f)[1] == "It was computed from a DoRA adapter of rank 8, so there is no rounding in it."
+    assert said(f)[1] == "The update was computed from a DoRA adapter of rank 8, so there is no rounding in it."
 
 
 RESOLVED = Summary(
@@ -446,25 +446,25 @@ def words(d):
 def test_decay_in_words():
     d = Decay(visible=True, evidence="tensors", value=0.0348, low=0.0341, high=0.0355, agree=12, informative=12)
     assert words(d) == (
-        "One common shrink is visible, as decoupled weight decay leaves: c = 0.0348 (0.0341 to 0.0355), in all 12 "
-        "matrices that could tell it from none."
+        "One common shrink is visible, such as decoupled weight decay leaves: c = 0.0348 (0.0341 to 0.0355), in all 12 "
+        "matrices that could show it."
     )
     most = dataclasses.replace(d, agree=9, exempt=2, exempt_tensors=("lm_head.weight", "embed.weight"))
     assert words(most).endswith(
-        "in 9 of the 12 matrices that could tell it from none; lm_head.weight and embed.weight show none."
+        "in 9 of the 12 matrices that could show it; lm_head.weight and embed.weight show none."
     )
     one = dataclasses.replace(d, agree=1, informative=2, exempt=1, exempt_tensors=("a",))
-    assert words(one).endswith("in 1 of the 2 matrices that could tell it from none; a shows none.")
+    assert words(one).endswith("in 1 of the 2 matrices that could show it; a shows none.")
     many = dataclasses.replace(d, agree=9, informative=20, exempt=11, exempt_tensors=("a",) * 11)
     assert words(many).endswith("; 11 show none.")
-    assert words(dataclasses.replace(d, agree=1, informative=1)).endswith(
-        "in the one matrix that could tell it from none."
-    )
+    assert words(dataclasses.replace(d, agree=1, informative=1)).endswith("in the one matrix that could show it.")
 
 
 def test_a_shrink_that_is_no_decay_is_called_a_shrink():
     d = Decay(visible=True, evidence="tensors", value=0.1, low=0.08, high=0.12, agree=6, informative=6, like_mean=True)
-    assert words(d).startswith("One common shrink is visible, as an average with other weights leaves (the rest of")
+    assert words(d).startswith(
+        "One common shrink is visible, such as an average with other weights leaves (the rest of"
+    )
     assert "decay" not in words(d)
 
 
@@ -489,8 +489,8 @@ def test_no_decay_in_words():
     )
     turn = Decay(instead="turn", instead_tensors=28)
     assert words(turn) == (
-        "No common weight decay is visible: in 28 matrices the weights shrank by no more than a turn at constant norm, "
-        "pruning or a coarser grid makes."
+        "No common weight decay is visible: in 28 matrices the weights shrank no more than they do in a rotation at "
+        "constant norm, in pruning or on a coarser grid."
     )
     for word in ("turn", "sparse", "uneven", "norms", "grid"):
         assert words(Decay(instead=word, instead_tensors=1)).startswith(
