@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "verify": ("verify", "base", "adapter", "full", "--json"),
     "verify --predict": ("verify", "base", "adapter", "--predict", "int4-g32", "--json"),
     "report": ("report", "results"),
+    "survey": ("survey", "base", "adapter", "full", "fp8", "--no-report", "--out", "out"),
 }
 
 
