@@ -116,7 +116,7 @@ def _both(module: str, names: set[str]) -> bool:
 
 def is_factor(name: str) -> bool:
     """Whether an unwrapped name is that of a LoRA tensor."""
-    return LORA.match(name) is not None
+    return "lora_" in name and LORA.match(name) is not None  # a plain search first: a whole model has many names
 
 
 def adapter_names(names: Iterable[str]) -> frozenset[str]:

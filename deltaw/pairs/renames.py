@@ -66,7 +66,7 @@ def renamed(names: Iterable[str], rules: Sequence[str]) -> tuple[dict[str, str],
         count = sum(after[name] != at for name, at in new.items())
         notes.append(f"--rename {given}: {count:,} names of the fine-tuned side")
         new = after
-    native = next((n for n, at in new.items() if META.search(n) and HUGGING_FACE.search(at)), None)
+    native = next((n for n, at in new.items() if rules and META.search(n) and HUGGING_FACE.search(at)), None)
     if native is not None:
         notes.append(
             f"--rename compares {native} with {new[native]}: Meta's and Mistral's own files have the rows of queries "
