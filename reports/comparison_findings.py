@@ -158,12 +158,12 @@ def _told(row: pd.Series[Any], several: bool) -> str:
     parts = [f"{who} {listed(clear, 3)}"] if clear else []
     if seeds:
         said = listed([f"{a} ({_span(row, a)})" for a in seeds])
-        parts.append(f"{'' if clear else who + ' '}cannot be told apart on {said}")
+        parts.append(f"{'but' if clear else who} cannot be told apart on {said}")
     if points:
         said = _points(row, points)
-        parts.append(f"{'' if parts else who + ' '}has one seed on a side, no verdict: the points lie at {said}")
+        parts.append(f"{'and' if parts else who} has one seed on a side, no verdict: the points lie at {said}")
     if not missing(row[f"{EQUAL}_p"]) and not row[f"{EQUAL}_p"] < ALPHA:
-        parts.append(f"at equal learning the difference is open ({_span(row, EQUAL)})")
+        parts.append(f"and at equal learning the difference is open ({_span(row, EQUAL)})")
     return ", ".join(parts)
 
 
@@ -243,9 +243,9 @@ def _verdicts(c: Comparison) -> Finding | None:
     if not len(told):
         return None
     counts = {v: int((told["verdict"] == v).sum()) for v in ("agrees", "disagrees", "cannot tell")}
-    verbs = {"agrees": "agree with", "disagrees": "disagree with", "cannot tell": "cannot tell on"}
-    words = [f"{verbs[v]} {whole(n)}" for v, n in counts.items() if n]
-    text = f"Checked against {plural(len(told), 'published claim')}, these runs {listed(words)}."
+    verbs = {"agrees": "agree with {}", "disagrees": "disagree with {}", "cannot tell": "leave {} open"}
+    words = [verbs[v].format(whole(n)) for v, n in counts.items() if n]
+    text = f"{plural(len(told), 'published claim applies', 'published claims apply')}: these runs {listed(words)}."
     against = told[told["verdict"] == "disagrees"]
     if len(against):
         text += f" They disagree with {listed([f'“{t}”' for t in against['text']], 2)}."

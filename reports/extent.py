@@ -35,7 +35,7 @@ def only_a_part(s: Summary) -> tuple[str, str] | None:
         f"{strong(f'Only {floored_percent(c.share)} of the base was compared')}: {whole(c.compared_numbers)} of "
         f"{whole(c.numbers)} numbers, in {whole(c.compared_tensors)} of {plural(c.tensors, 'tensor')}{why}. "
         "What follows is about that part.",
-        f"Less than {ENOUGH:.0%} of the base's floating numbers were compared or are known to be unchanged.",
+        f"Less than {100 * ENOUGH:.0f} % of the base's floating numbers were compared or are known to be unchanged.",
     )
 
 
@@ -48,6 +48,6 @@ def more_than_the_base(s: Summary) -> tuple[str, str] | None:
     return (
         f"{strong('The fine-tuned side holds more than the base')}: {whole(more)} of its {whole(c.ft_numbers)} numbers "
         "have no counterpart there, and nothing is said of them.",
-        f"Less than {ENOUGH:.0%} of the fine-tuned side's floating numbers were compared, although nearly all of the "
-        "base's were.",
+        f"Less than {100 * ENOUGH:.0f} % of the fine-tuned side's floating numbers were compared, although nearly all of "
+        "the base's were.",
     )

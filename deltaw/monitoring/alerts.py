@@ -70,8 +70,8 @@ def _below_precision(found: Mapping[str, float]) -> Held:
     if share <= HALF:
         return None
     text = (
-        f"in {share:.0%} of the changed matrices most of the update is rounding: train longer, with a larger learning "
-        "rate, or keep the weights in float32"
+        f"in {100 * share:.0f} % of the changed matrices most of the update is rounding: train longer, with a larger "
+        "learning rate, or keep the weights in float32"
     )
     return "below_precision", text, share, HALF
 
@@ -106,7 +106,8 @@ def _decay(rows: Sequence[Row]) -> Held:
     if not share > HALF:
         return None
     text = (
-        f"in the median matrix {share:.0%} of the update's energy only shrinks W0: weight decay does more than learning"
+        f"in the median matrix {100 * share:.0f} % of the update's energy only shrinks W0: weight decay does more than "
+        "learning"
     )
     return "decay_exceeds_learning", text, share, HALF
 

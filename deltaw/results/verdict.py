@@ -48,7 +48,7 @@ RULES = {
     Verdict.BELOW_PRECISION: "At least half of the changed matrices are below_precision: rounding explains more than "
     "half their energy.",
     Verdict.DECAY_ONLY: f"One common shrink is visible, the median matrix has cos²(ΔW, W0) > {DECAY_SHARE}, and the "
-    f"middle 80 % of the factors c lie within {DECAY_SPREAD:.0%} of their median.",
+    f"middle 80 % of the factors c lie within {100 * DECAY_SPREAD:.0f} % of their median.",
     Verdict.LOW_RANK: f"In the median matrix at most one in {round(1 / LOW_RANK_SHARE)} directions stands above the "
     f"noise edge, the energy below it is at most {BEYOND} times what rounding predicts, and those above it hold 90 % "
     "of the energy with the rounding taken out.",

@@ -417,4 +417,4 @@ def test_small_matrices_cannot_show_a_hundredfold_rank(analysis: Callable[..., d
     c = deltaw.compare({"full": analysis(), "LoRA r=64": analysis(adapter="lora", rank=64)})
     found = c.claims().set_index("claim").loc["full-rank-10-to-100-times"]
     assert found["verdict"] == "cannot tell"
-    assert "256 singular values, less than 10 × 64" in found["says"]
+    assert "256 singular values, fewer than 10 × 64" in found["says"]

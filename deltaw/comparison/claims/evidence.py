@@ -59,5 +59,5 @@ def at_equal_learning(fronts: Sequence[FrontDifference], a: str | None, b: str |
             where = f" ({gap.at:.3g} on average){sweeps}"
             return ClaimEvidence(f"{a} − {b} on {gap.compared} at equal learning", estimate, where=where)
         if not gap.level:
-            return f"{a} and {b} never learned equally much (their ranges of learning do not overlap)"
+            return f"{a} and {b} never learned the same amount (their ranges of learning do not overlap)"
     return None

@@ -95,7 +95,7 @@ def _times(runs: Runs, a: Arena, full: Sequence[Run]) -> Found:
     typical = float(np.median(ranks)) if ranks else float(TYPICAL_RANK)
     widest = _width(full)
     if widest < TIMES[0] * typical:
-        return f"the matrices have {widest:.0f} singular values, less than 10 × {typical:g}"
+        return f"the matrices have {widest:.0f} singular values, fewer than 10 × {typical:g}"
     low, high = (math.log(t) for t in TIMES)
     times = _over_seeds(np.log(medians / typical))
     bounds = [replace(times, value=times.value - low), replace(times.negated(), value=high - times.value)]

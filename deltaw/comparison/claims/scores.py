@@ -131,8 +131,8 @@ def _high_rank(runs: Runs, a: Arena) -> Claim:
     """In maths, LoRA of high rank forgets nearly as much as full fine-tuning."""
     rule = (
         f"In maths, of the highest LoRA rank (at least {HIGH_RANK}, or a {WIDTHS}th of the width where the weights are "
-        f"known) and the lowest: |retention of the highest − that of full| is at most {NEARLY:.0%} of (retention of "
-        "the lowest − that of full), which must be above 0 by itself. For: within that at 5 %, errors of all three "
+        f"known) and the lowest: |retention of the highest − that of full| is at most {100 * NEARLY:.0f} % of "
+        "(retention of the lowest − that of full), which must be above 0 by itself. For: within that at 5 %, errors of all three "
         "groups counted; against: beyond it."
     )
     text = "In maths, LoRA of rank 256 forgets nearly as much as full fine-tuning"
@@ -195,8 +195,8 @@ def high_rank(runs: Runs, group: str) -> float:
 def _like_plain(runs: Runs, a: Arena) -> Claim:
     """Decay and dropout learn and forget about like plain full fine-tuning."""
     rule = (
-        f"On each axis, |arm − plain full| is at most {NEARLY:.0%} of the smallest |LoRA − plain full| that differs "
-        "from 0 at 5 % (Holm over the LoRA groups and both axes). For: within that at 5 %, errors of all three "
+        f"On each axis, |arm − plain full| is at most {100 * NEARLY:.0f} % of the smallest |LoRA − plain full| that "
+        "differs from 0 at 5 % (Holm over the LoRA groups and both axes). For: within that at 5 %, errors of all three "
         "groups counted; against: beyond it."
     )
     found: list[Found] = []

@@ -216,7 +216,7 @@ class Claim:
     def _points(self) -> str:
         points = [e.point for e in self.evidence]
         n, agree, against = len(points), sum(p > 0 for p in points), sum(p < 0 for p in points)
-        sides = (("for", agree), ("against", against), ("at neither side of", n - agree - against))
+        sides = (("for", agree), ("against", against), ("on neither side of", n - agree - against))
         told = " and ".join(f"{k} {side} it" for side, k in sides if k) if n > 1 else _side(points[0])
         direction = f"the points: {told}" if n > 1 else f"the point is {told}"
         what = "One seed on a side: no verdict" if self.basis == "points" else "Test items only, one seed: no verdict"
@@ -237,7 +237,7 @@ class Claim:
 
 
 def _side(point: float) -> str:
-    return "for it" if point > 0 else "against it" if point < 0 else "at neither side of it"
+    return "for it" if point > 0 else "against it" if point < 0 else "on neither side of it"
 
 
 def seeds_needed(evidence: ClaimEvidence, alpha: float = ALPHA, most: int = 50) -> int | None:
