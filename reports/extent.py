@@ -48,6 +48,6 @@ def more_than_the_base(s: Summary) -> tuple[str, str] | None:
     return (
         f"{strong('The fine-tuned side holds more than the base')}: {whole(more)} of its {whole(c.ft_numbers)} numbers "
         "have no counterpart there, and nothing is said of them.",
-        f"Less than {100 * ENOUGH:.0f} % of the fine-tuned side's floating numbers were compared, although nearly all of "
-        "the base's were.",
+        f"Less than {100 * ENOUGH:.0f} % of the fine-tuned side's floating numbers were compared, although nearly all "
+        "of the base's were.",
     )

@@ -54,7 +54,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         equal, once = found
         out.append(
             f"the weights were probably kept in their stored precision during training: {100 * equal.median:.0f} % of "
-            f"the entries did not move, and storing once leaves {100 * once.median:.0f} %; rounding at every step is in "
-            "ΔW, and rounding_noise counts one"
+            f"the entries did not move, and storing once leaves {100 * once.median:.0f} %; rounding at every step is "
+            "in ΔW, and rounding_noise counts one"
         )
     return out

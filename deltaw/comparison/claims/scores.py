@@ -132,8 +132,8 @@ def _high_rank(runs: Runs, a: Arena) -> Claim:
     rule = (
         f"In maths, of the highest LoRA rank (at least {HIGH_RANK}, or a {WIDTHS}th of the width where the weights are "
         f"known) and the lowest: |retention of the highest − that of full| is at most {100 * NEARLY:.0f} % of "
-        "(retention of the lowest − that of full), which must be above 0 by itself. For: within that at 5 %, errors of all three "
-        "groups counted; against: beyond it."
+        "(retention of the lowest − that of full), which must be above 0 by itself. For: within that at 5 %, errors of "
+        "all three groups counted; against: beyond it."
     )
     text = "In maths, LoRA of rank 256 forgets nearly as much as full fine-tuning"
     needs = 'needs maths runs (hyperparameters.domain = "maths") of full fine-tuning and two LoRA ranks'
