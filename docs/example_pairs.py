@@ -5,6 +5,7 @@ Each kind is a function of a folder that returns the result. `docs/make_screensh
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,10 +112,13 @@ def saved(folder: Path, base: State, ft: State, name: str = "llama") -> tuple[Pa
 
 
 def demo(folder: Path) -> Analysis:
-    """The pair of `deltaw demo`."""
+    """The pair of `deltaw demo`, by names that are the same on every machine."""
     from deltaw.cli.demo import BASE, FT, find
 
-    return deltaw.analyze(find(*BASE), find(*FT))
+    with contextlib.chdir(folder):
+        for name, of in (("all-MiniLM-L6-v2", BASE), ("sre-embedding-model", FT)):
+            Path(name).symlink_to(find(*of).parent, target_is_directory=True)
+        return deltaw.analyze("all-MiniLM-L6-v2", "sre-embedding-model")
 
 
 def full_bf16(folder: Path) -> Analysis:
