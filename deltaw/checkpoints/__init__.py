@@ -32,6 +32,7 @@ __all__ = [
     "numeric",
     "open_checkpoint",
     "why_unread",
+    "without_codes",
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from deltaw.checkpoints import Checkpoint
+from deltaw.checkpoints import Checkpoint, without_codes
 from deltaw.documents import Document
 from deltaw.errors import OptionError
 
@@ -112,8 +112,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def checkpoint(tensors: Mapping[str, torch.Tensor], config: Document, read: Read = whole) -> Checkpoint:
-    """The tensors as a checkpoint in memory."""
-    return Checkpoint("<model>", "memory", {n: LiveHandle(n, t, read) for n, t in tensors.items()}, config)
+    """The tensors as a checkpoint in memory; codes of a quantised base as the weights that they stand for."""
+    return without_codes(
+        Checkpoint("<model>", "memory", {n: LiveHandle(n, t, read) for n, t in tensors.items()}, config)
+    )
 
 
 def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

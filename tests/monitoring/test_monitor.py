@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,44 @@ def test_adapters_are_measured_as_they_would_be_saved(tmp_path: Path, options: d
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     if not options:
         assert set(tables[0]["route"]) == {"factored"}
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}, "nf4"),
+        ({"load_in_8bit": True}, "bnb_int8"),
+    ],
+    ids=["four bits", "eight bits"],
+)
+def test_an_adapter_on_a_quantised_base(tmp_path: Path, options: dict[str, Any], dtype: str) -> None:
+    """Its codes are no weights: as `analyze` measures the adapter on that base, saved."""
+    peft, transformers, _ = (pytest.importorskip(name) for name in ("peft", "transformers", "bitsandbytes"))
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "whole")
+    quantised = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", quantization_config=transformers.BitsAndBytesConfig(**options), device_map="cpu"
+    )
+    quantised.save_pretrained(tmp_path / "base")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own, of an attribute that transformers renamed
+        model = peft.get_peft_model(quantised, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+        monitor = deltaw.Monitor(model, every=1, device="cpu", jobs=1)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.1 * torch.randn(p.shape))
+    monitor.step(1)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = deltaw.analyze(tmp_path / "base", tmp_path / "adapter", device="cpu", jobs=1).to_pandas()
+    assert monitor.last is not None
+    tables = [t.drop(columns="seconds").sort_values("name") for t in (monitor.last.to_pandas(), expected)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert set(expected["base_dtype"]) == {dtype}
+    whole = deltaw.analyze(tmp_path / "whole", tmp_path / "adapter", device="cpu", jobs=1).to_pandas()
+    assert expected["relative_change"].to_numpy() == pytest.approx(whole["relative_change"].to_numpy(), rel=0.05)
 
 
 def test_spectra_of_large_models_are_estimated_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
