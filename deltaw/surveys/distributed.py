@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from deltaw.surveys.inputs import Member
 
-SECOND = 14_000_000  # bytes of adapters that a core reads in about a second
+SECOND = 30_000_000  # bytes of adapters that a core reads in about a second
 HELD = 512 << 20  # bytes that a task holds, at least: torch, and what an adapter of usual size takes
 Files = tuple[tuple[str, int], ...]  # names and sizes
 

@@ -102,7 +102,7 @@ class Survey:
 
     @property
     def plot(self) -> SurveyPlots:
-        """Figures as matplotlib axes: `plot.map()`, `plot.histogram("rank")`, `plot.sizes()`."""
+        """Figures as matplotlib axes: `plot.map()`, `plot.histogram("rank")`, `plot.similarity()`."""
         from deltaw.reports.survey_plots import SurveyPlots
 
         return SurveyPlots(self)

@@ -1,4 +1,4 @@
-"""A survey that is killed in the middle of its reading goes on with what it had, and ends as an undisturbed one."""
+"""A survey that ends before its end, by a kill or a full disk, goes on with what it had."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import pandas as pd
 import pytest
 
 import deltaw
+from deltaw.errors import ResultsError
+from deltaw.surveys import run
+from deltaw.surveys.parts import SurveyFolder
 
 KILLED = """
 import os, signal, sys
@@ -45,3 +48,17 @@ def test_killed_and_run_again(tiny: Callable[..., Path], tiny_base: Path, tmp_pa
         pd.testing.assert_frame_equal(getattr(found, table)(), getattr(undisturbed, table)(), check_exact=True)
     left = {p.name for p in out.iterdir() if not p.name.startswith(".deltaw-lock")}
     assert left == {"adapters.csv", "neighbours.csv", "pairs.csv", "pairs_by_kind.csv", "spectra.csv", "survey.json"}
+
+
+def test_a_disk_that_cannot_hold_all_sketches_is_one_line(
+    tiny: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for i in range(4):
+        tiny(f"a{i}", 0, i)
+    monkeypatch.setattr(run, "EXACT", 3)
+    with monkeypatch.context() as full:
+        full.setattr(SurveyFolder, "scratch", tmp_path / "gone" / "scratch")
+        with pytest.raises(ResultsError, match=r"out: cannot be written \(No such.*\); free some space and run again"):
+            deltaw.survey(tiny_base, tmp_path / "adapters", out=tmp_path / "out")
+    monkeypatch.setattr(run, "look", lambda *_: pytest.fail("it was read again"))
+    assert deltaw.survey(tiny_base, tmp_path / "adapters", out=tmp_path / "out").about.compared == "sketched"
