@@ -62,22 +62,25 @@ def with_cells(sums: EntrySums, delta: torch.Tensor, base: Handle, ft: Handle, v
         return sums
     variance = matrix(own, view)
     if other is not None:
-        variance = variance + matrix(other, view)
+        variance.add_(matrix(other, view))
     if variance.ndim < 2:
         return sums
-    if bool(variance.isnan().any()):
+    row = variance.sum(1)
+    if bool(row.isnan().any()):
         return _unknown(sums)
-    variance = variance * torch.from_numpy(sums.delta_row_sq > 0)[:, None]  # equal rows hold none of it
+    still = torch.from_numpy(sums.delta_row_sq == 0)  # equal rows hold none of it
+    variance[still], row[still] = 0, 0
     clipped = 0
-    if float(variance.sum()) < CLIPPED * float(sums.delta_row_sq.sum()):
+    if float(row.sum()) < CLIPPED * float(sums.delta_row_sq.sum()):
         where, squares = _clipped(variance, delta, ft, view)
         clipped, variance = int(where.sum()), torch.where(where, squares, variance)
+        row = variance.sum(1)
     every = max(1, variance.numel() // SAMPLE)
     sample = variance.flatten()[::every]
     steps, counts = histogram((sample[sample > 0] * 12).sqrt_().numpy())
     return replace(
         sums,
-        noise_row=variance.sum(1).numpy(),
+        noise_row=row.numpy(),
         noise_col=variance.sum(0).numpy(),
         noise_steps=steps,
         noise_counts=counts * (variance.numel() / len(sample)),

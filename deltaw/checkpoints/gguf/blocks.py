@@ -109,7 +109,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     octets = codes.parts["codes"].read(None if vector else rows).numpy()
     picked = rows if vector else slice(None)
     return Values(
-        _read(octets, kind)[picked],
+        lambda: _read(octets, kind)[picked],
         lambda: _variance(octets, kind)[picked],
         (lambda: _ends(octets, kind)[picked]) if kind in GRIDS and kind != "Q8_0" else None,
     )

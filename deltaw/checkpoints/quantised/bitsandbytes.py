@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Values
-from deltaw.checkpoints.quantised.values import cells, nibbles
+from deltaw.checkpoints.quantised.values import cells, looked_up, nibbles, scaled
 from deltaw.documents import Document, parse_object
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, times
@@ -99,7 +99,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         skip = first - first // 2 * 2
     else:  # stored as another dtype of the same bytes (bnb_4bit_quant_storage)
         octets, skip = stored.read(), first
-    picked = nibbles(octets.flatten(), high_first=True)[skip : skip + last - first].int()
+    picked = nibbles(octets.flatten(), high_first=True)[skip : skip + last - first]
     block = state.whole("blocksize")
     index = torch.arange(first, last) // block
     absmax = _absmax(parts, state, first // block, -(-last // block))[index - first // block]
@@ -107,7 +107,10 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     order = torch.argsort(code, stable=True)
     own = cells(code[order].double())[torch.argsort(order)]
     shape = (rows.stop - rows.start, *codes.shape[1:])
-    return Values((code[picked] * absmax).reshape(shape), lambda: (own[picked] * absmax.double() ** 2).reshape(shape))
+    return Values(
+        lambda: scaled(looked_up(code, picked), absmax).reshape(shape),
+        lambda: scaled(looked_up(own, picked), absmax.double() ** 2).reshape(shape),
+    )
 
 
 def _absmax(parts: Mapping[str, Handle], state: Document, start: int, stop: int) -> torch.Tensor:

@@ -89,10 +89,9 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     if "group_index" in parts:
         group = parts["group_index"].read().long()
     each = scale[group]
-    weight = (q.float() - zero.float()[group]) * each
     top = 2**bits - 1 if symmetric else None
     return Values(
-        weight.T.contiguous(),
+        lambda: ((q.float() - zero.float()[group]) * each).T.contiguous(),
         lambda: even_variance(q, each, top).T.contiguous(),
         lambda: ends(q, 0, 2**bits - 1).T.contiguous(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -45,7 +45,7 @@ class QuantisedHandle:
         Raises:
             CheckpointError: The bytes cannot be read.
         """
-        return self._values(rows).weight
+        return self._found(lambda values: values.weight(), rows)
 
     def variance(self, rows: slice | None = None) -> torch.Tensor:
         """The variance of the rounding in every entry, in float64.
@@ -53,7 +53,7 @@ class QuantisedHandle:
         Raises:
             CheckpointError: The bytes cannot be read.
         """
-        return self._values(rows).variance()
+        return self._found(lambda values: values.variance(), rows)
 
     def over(self, stored: Handle) -> QuantisedHandle:
         """The same weight with its codes read from another tensor, such as its rows in another order."""
@@ -68,31 +68,33 @@ class QuantisedHandle:
         """
         import torch
 
-        found = self._values(rows)
-        return torch.zeros(found.weight.shape, dtype=torch.int8) if found.ends is None else found.ends()
+        def found(values: Values) -> torch.Tensor:
+            return torch.zeros_like(values.weight(), dtype=torch.int8) if values.ends is None else values.ends()
+
+        return self._found(found, rows)
 
     def beside(self, what: Literal["variance", "ends"]) -> Beside:
         """The variances or the ends as a tensor of their own, to be looked at as the weight is."""
         return Beside(self, what)
 
-    def _values(self, rows: slice | None) -> Values:
+    def _found(self, what: Callable[[Values], torch.Tensor], rows: slice | None) -> torch.Tensor:
         start, stop, step = (rows or slice(None)).indices(self.shape[0])
         assert step == 1, "rows are read in blocks"
         want = (max(0, stop - start), *self.shape[1:])
         if not prod(want):
             import torch
 
-            return Values(torch.zeros(want), lambda: torch.zeros(want, dtype=torch.float64))
+            return what(Values(lambda: torch.zeros(want), lambda: torch.zeros(want, dtype=torch.float64)))
         assert self.codes.dequantise is not None
         try:
-            found = self.codes.dequantise(self.codes, slice(start, stop))
+            found = what(self.codes.dequantise(self.codes, slice(start, stop)))
         except (IndexError, RuntimeError) as e:  # torch's words for what does not fit
             why = (str(e).splitlines() or [""])[0][:200]
             raise CheckpointError(f"{self.name!r} ({self.dtype}): its codes do not fit their companions ({why})") from e
-        if tuple(found.weight.shape) != want:
+        if tuple(found.shape) != want:
             raise CheckpointError(
-                f"{self.name!r} ({self.dtype}) came out as {tuple(found.weight.shape)}, expected {want}; its codes do "
-                "not fit their companions"
+                f"{self.name!r} ({self.dtype}) came out as {tuple(found.shape)}, expected {want}; its codes do not fit "
+                "their companions"
             )
         return found
 

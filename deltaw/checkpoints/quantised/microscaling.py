@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, ModuleTensors, Values, shown
-from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, nibbles, real
+from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, looked_up, nibbles, real, scaled
 from deltaw.types import Handle
 
 
@@ -80,20 +80,19 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         factor = factor.reshape(-1, *[1] * (scale.ndim - 1)) if factor.numel() > 1 else factor.reshape(())
         # compressed-tensors divides by it, ModelOpt multiplies.
         scale = scale / factor if overall.name.endswith("weight_global_scale") else scale * factor
-    picked = nibbles(stored.read(rows)).int()
+    picked = nibbles(stored.read(rows))
     if stacked:
         part = scale[..., None]
-        weight = e2m1_table()[picked] * part
         # transformers' parameter is the transpose of the rows that are stored.
         return Values(
-            weight.flatten(-2).mT.contiguous(),
-            lambda: (e2m1_cells()[picked] * part.double() ** 2).flatten(-2).mT.contiguous(),
+            lambda: scaled(looked_up(e2m1_table(), picked), part).flatten(-2).mT.contiguous(),
+            lambda: scaled(looked_up(e2m1_cells(), picked), part.double() ** 2).flatten(-2).mT.contiguous(),
             lambda: e2m1_ends(picked).flatten(-2).mT.contiguous(),
         )
     assert codes.block is not None
     each = scale.repeat_interleave(codes.block[1], dim=-1)
     return Values(
-        e2m1_table()[picked] * each,
-        lambda: e2m1_cells()[picked] * each.double() ** 2,
+        lambda: scaled(looked_up(e2m1_table(), picked), each),
+        lambda: scaled(looked_up(e2m1_cells(), picked), each.double() ** 2),
         lambda: e2m1_ends(picked),
     )

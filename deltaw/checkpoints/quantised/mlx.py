@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Values, shown
-from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, ends, even_variance, real, unpacked
+from deltaw.checkpoints.quantised.values import (
+    e2m1_cells,
+    e2m1_ends,
+    e2m1_table,
+    ends,
+    even_variance,
+    looked_up,
+    real,
+    scaled,
+    unpacked,
+)
 
 
 def claims(module: ModuleTensors) -> Iterator[Codes]:
@@ -48,12 +58,11 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     group = codes.block[1]
     each = real(codes.parts["scale"].read(rows)).repeat_interleave(group, dim=-1)
     if "bias" not in codes.parts:
-        picked = q.int()
         return Values(
-            e2m1_table()[picked] * each,
-            lambda: e2m1_cells()[picked] * each.double() ** 2,
-            lambda: e2m1_ends(picked),
+            lambda: scaled(looked_up(e2m1_table(), q), each),
+            lambda: scaled(looked_up(e2m1_cells(), q), each.double() ** 2),
+            lambda: e2m1_ends(q),
         )
     bias = codes.parts["bias"].read(rows).float().repeat_interleave(group, dim=-1)
     top = 2**codes.bits - 1
-    return Values(q.float() * each + bias, lambda: even_variance(q, each), lambda: ends(q, 0, top))
+    return Values(lambda: q.float() * each + bias, lambda: even_variance(q, each), lambda: ends(q, 0, top))

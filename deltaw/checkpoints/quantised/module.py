@@ -131,13 +131,13 @@ class Values(NamedTuple):
     """Some rows of a weight, and the rounding in them.
 
     Attributes:
-        weight: W as the codes have it, float32.
+        weight: Finds W as the codes have it, float32.
         variance: Finds the mean square of the rounding inside every entry's cell, float64.
         ends: Finds the outermost codes, behind which a clipped weight may lie at any distance: −1 at the lower end, 1
             at the upper, else 0. None where the format clips nothing.
     """
 
-    weight: torch.Tensor
+    weight: Callable[[], torch.Tensor]
     variance: Callable[[], torch.Tensor]
     ends: Callable[[], torch.Tensor] | None = None
 

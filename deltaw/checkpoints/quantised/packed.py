@@ -80,7 +80,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         zero = _zeros(codes, codes.parts["zero"], codes.bits, rows, half).float()
         q = q - (zero[..., group] if zero.shape[-1] > 1 else zero)
     return Values(
-        q * each,
+        lambda: q * each,
         lambda: even_variance(u, each, None if "zero" in codes.parts else half - 1),
         lambda: ends(u, -half, half - 1),
     )

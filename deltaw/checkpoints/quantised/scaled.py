@@ -20,8 +20,10 @@ from deltaw.checkpoints.quantised.values import (
     e2m1_table,
     ends,
     even_variance,
+    looked_up,
     nibbles,
     real,
+    scaled,
     spread,
 )
 from deltaw.types import Handle
@@ -127,36 +129,37 @@ def dequantise(codes: Codes, rows: slice) -> Values:
 
     stored = codes.parts["codes"]
     q = stored.read(rows)
-    scale = _scale_of(codes, codes.parts["scale"], rows, q.shape)
+    float8 = q.dtype != torch.int8 and codes.format != "mxfp4"
+    scale = _scale_of(codes, codes.parts["scale"], rows, q.shape, blocks=float8)
     if codes.format == "bnb_int8":
         scale = (scale.double() / 127).float()
     if codes.format == "mxfp4":  # DeepSeek-V4: two codes a byte
-        picked = nibbles(q).int()
+        picked = nibbles(q)
         return Values(
-            e2m1_table()[picked] * scale,
-            lambda: e2m1_cells()[picked] * scale.double() ** 2,
+            lambda: scaled(looked_up(e2m1_table(), picked), scale),
+            lambda: scaled(looked_up(e2m1_cells(), picked), scale.double() ** 2),
             lambda: e2m1_ends(picked),
         )
-    if q.dtype != torch.int8:
+    if float8:
         numbers, variances = float8_tables(q.dtype)
-        picked = q.reshape(-1).view(torch.uint8).int()
+        octets = q.reshape(-1).view(torch.uint8).view(q.shape)
         return Values(
-            numbers.index_select(0, picked).view(q.shape).mul_(scale),
-            lambda: variances.index_select(0, picked).view(q.shape).mul_(scale.double() ** 2),
+            lambda: scaled(looked_up(numbers, octets), scale),
+            lambda: scaled(looked_up(variances, octets), scale.double() ** 2),
             lambda: ends(q.float(), -torch.finfo(q.dtype).max, torch.finfo(q.dtype).max),
         )
     weight = q.float()
     if "zero" in codes.parts:
         weight = weight - _scale_of(codes, codes.parts["zero"], rows, q.shape)
     return Values(
-        weight * scale,
+        lambda: weight * scale,
         lambda: even_variance(q, scale),
         lambda: ends(q.clamp(-127, 127), -127, 127),
     )
 
 
-def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size) -> torch.Tensor:
-    """The scale of every entry of some rows, or as few as broadcast to them."""
+def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size, *, blocks: bool = False) -> torch.Tensor:
+    """The scale of every entry of some rows, or as few as broadcast to them; with `blocks` as `scaled` takes them."""
     whole = codes.parts["codes"].shape
     if len(whole) < 2 or count(handle) == 1:
         return real(handle.read()).reshape([1] * len(shape))
@@ -174,6 +177,12 @@ def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size) -> t
         return spread(values, codes.block, slice(0, None), (shape[-2], n))
     height = codes.block[0]
     values = real(handle.read(slice(rows.start // height, -(-rows.stop // height))))
+    if (
+        blocks
+        and rows.start % height == 0
+        and (height * len(values), codes.block[1] * values.shape[1]) == (shape[0], n)
+    ):
+        return values[:, None, :, None]
     return spread(values, codes.block, rows, (shape[0], n))
 
 

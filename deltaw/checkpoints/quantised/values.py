@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXPONENT_BIAS = 127
 WORD = 32
+TOGETHER = 1 << 18  # codes that are looked up at a time: what belongs to them stays in the cache
 
 
 def unpacked(words: torch.Tensor, bits: int, count: int | None = None) -> torch.Tensor:
@@ -152,6 +153,41 @@ def spread(values: torch.Tensor, block: tuple[int, int], rows: slice, shape: tup
     if values.shape[-1] == 1:
         return values.expand(*values.shape[:-1], n)
     return values.repeat_interleave(block[1], dim=-1)[..., :n]
+
+
+def looked_up(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """What a table has for every code.
+
+    Args:
+        table: (c,), by code.
+        codes: uint8 of any shape, each below c.
+
+    Returns:
+        Of the shape of `codes`, in the table's dtype.
+    """
+    import torch
+
+    from deltaw.tensors.memory import empty
+
+    flat = codes.reshape(-1)
+    out = empty(flat.shape, table.dtype)
+    for i in range(0, len(flat), TOGETHER):
+        torch.index_select(table, 0, flat[i : i + TOGETHER].int(), out=out[i : i + TOGETHER])
+    return out.view(codes.shape)
+
+
+def scaled(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A matrix times its scales, in its place.
+
+    Args:
+        x: (m, n), or a stack of matrices.
+        scale: What broadcasts to it; or (a, 1, b, 1), one scale for each of a by b blocks of a matrix.
+    """
+    if scale.ndim == 4 and x.ndim == 2:
+        height, width = len(scale), scale.shape[2]
+        x.view(height, len(x) // height, width, x.shape[1] // width).mul_(scale)
+        return x
+    return x.mul_(scale)
 
 
 def ends(codes: torch.Tensor, low: float, high: float) -> torch.Tensor:
