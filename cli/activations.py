@@ -101,9 +101,11 @@ def command(
         )
     if quiet:
         return
+    from deltaw.types import counted
+
     sketches = sum(m.form == "sketch" for m in found.matrices.values())
     kept = f", {sketches:,} of them as sketches" if sketches else ""
-    say(f"The inputs of {len(found.matrices):,} matrices{kept} on {found.inputs}: {out}")
+    say(f"The inputs of {counted(len(found.matrices), 'matrix', 'matrices')}{kept} on {found.inputs}: {out}")
     if found.unseen:
         rest = f" and {len(found.unseen) - LISTED:,} more" if len(found.unseen) > LISTED else ""
         say(f"No inputs were seen of {', '.join(found.unseen[:LISTED])}{rest}")

@@ -78,12 +78,12 @@ def coverage_line(c: Coverage) -> str:
     """How much of the base is compared, in tensors and in numbers; empty where there is no base."""
     if not c.tensors:
         return "coverage: not known without a base"
-    from deltaw.types import floored_percent
+    from deltaw.types import counted, floored_percent
 
     share = f"{100 * c.share:.3g} %" if c.compared_numbers == c.numbers else floored_percent(c.share)
     return (
         f"coverage: {share} of the base, {c.compared_numbers:,} of {c.numbers:,} numbers in {c.compared_tensors:,} of "
-        f"{c.tensors:,} tensors"
+        f"{counted(c.tensors, 'tensor')}"
     )
 
 

@@ -15,7 +15,19 @@ from deltaw.reports.comparison_plots import ComparisonPlots
 from deltaw.reports.comparison_points import decided_first
 from deltaw.reports.exports import BIBTEX
 from deltaw.reports.page import Picture, TableColumn
-from deltaw.reports.text import EMPTY, NARROW, aligned, missing, number, percent, short, unmarked, visible, whole
+from deltaw.reports.text import (
+    EMPTY,
+    NARROW,
+    aligned,
+    missing,
+    number,
+    percent,
+    plural,
+    short,
+    unmarked,
+    visible,
+    whole,
+)
 from deltaw.results.columns import FINGERPRINT, OF_TWO_GROUPS, is_share, is_signed
 from deltaw.types import JsonValue
 
@@ -68,7 +80,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
 def html(comparison: Comparison) -> str:
     """The report as a text."""
     context = {
-        "title": visible(comparison.title or f"{whole(len(comparison.runs_.items))} runs of one base, compared"),
+        "title": visible(comparison.title or f"{plural(len(comparison.runs_.items), 'run')} of one base, compared"),
         "contents": contents(comparison),
         "comparison": comparison,
         "reference": visible(comparison.reference),

@@ -13,7 +13,7 @@ from deltaw.edits.operations import EditedRow
 from deltaw.files import replacing
 from deltaw.results.plain import plain
 from deltaw.results.sources import Source
-from deltaw.types import JsonValue, Reason, Skipped
+from deltaw.types import JsonValue, Reason, Skipped, counted
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Edited:
             rows = [r for r in self.rows if r.operation == name]
             before, after = sum(r.norm_before**2 for r in rows), sum(r.norm_after**2 for r in rows)
             counts = [r.directions for r in rows if r.directions is not None]
-            what = f", {sum(counts):,} directions" if counts else ""
+            what = f", {counted(sum(counts), 'direction')}" if counts else ""
             share = 1 - after / before if before else 0.0
             moved = f"{percent(share)} of their energy" if share >= 0 else f"their energy grew by {percent(-share)}"
-            out.append(f"--{name}: {len(rows):,} matrices and vectors{what}, {moved}")
+            out.append(f"--{name}: {counted(len(rows), 'tensor')}{what}, {moved}")
         if self.decay is not None:
             out.append(f"The common decay was {self.decay:.4g}.")
         return out or ["Nothing was changed: the checkpoint is the fine-tuned one, bit for bit."]

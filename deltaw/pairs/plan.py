@@ -25,7 +25,7 @@ from deltaw.pairs.views import is_floating, matrices, size, view_of
 from deltaw.tensors.layout import Layout, is_fused, ties_head
 from deltaw.tensors.names import kind, natural, unwrap
 from deltaw.tensors.slices import Slice
-from deltaw.types import Coverage, Handle, Pair, Reason, Skipped, matrix_label
+from deltaw.types import Coverage, Handle, Pair, Reason, Skipped, counted, matrix_label
 
 HEAD_MODULES = ("lm_head", "embed_out", "output", "cls.predictions.decoder", "proj_out")
 INPUT_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared")
@@ -174,7 +174,8 @@ def _pairs(
         pair = Pair(name, base, f.handle, replace(view, part=f.part) if f.part else view)
         pairs.extend(matrices(pair, right.layout, split=split))
     if turned:
-        notes.append(f"{turned:,} matrices are stored the other way round by the base; they are compared as transposed")
+        what = counted(turned, "matrix is", "matrices are")
+        notes.append(f"{what} stored the other way round by the base, and compared as transposed")
     return pairs, skipped, notes
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from deltaw.documents import Document, Pattern, compile_pattern
 from deltaw.errors import OptionError
 from deltaw.tensors.names import unwrap
+from deltaw.types import counted
 
 Renamed = Callable[[str], str]
 
@@ -64,7 +65,7 @@ def renamed(names: Iterable[str], rules: Sequence[str]) -> tuple[dict[str, str],
         rule = Rename.parse(given)
         after = {name: rule(at) for name, at in new.items()}
         count = sum(after[name] != at for name, at in new.items())
-        notes.append(f"--rename {given}: {count:,} names of the fine-tuned side")
+        notes.append(f"--rename {given}: {counted(count, 'name')} of the fine-tuned side")
         new = after
     native = next((n for n, at in new.items() if rules and META.search(n) and HUGGING_FACE.search(at)), None)
     if native is not None:

@@ -21,6 +21,7 @@ from deltaw.study.extra import require
 from deltaw.study.job import threads
 from deltaw.study.plan import Arm, PlannedRun, StudyPlan
 from deltaw.study.runner import PROCESS, default_jobs, resolve_device
+from deltaw.types import counted
 
 MEASURED_TOKENS = 2048  # of the step that is timed on a CPU; a larger one is taken to cost in proportion
 READ = 400_000  # characters a second: parsing, splitting and checking for leaks
@@ -219,7 +220,8 @@ def in_words(plan: StudyPlan, found: PlanCost) -> str:
         plan.title,
         f"base        {base}: {found.parameters:,} parameters, {found.base_tokens:,} tokens of {plan.source.name}",
         f"targets     {', '.join(f'{d.name} ({d.regime})' for d in plan.targets)}",
-        f"runs        {found.runs}: {len(plan.arms)} arms, {len(plan.targets)} targets, {len(plan.seeds)} seeds",
+        f"runs        {found.runs}: {counted(len(plan.arms), 'arm')}, {counted(len(plan.targets), 'target')}, "
+        f"{counted(len(plan.seeds), 'seed')}",
         f"each run    {t.steps} steps of {t.batch} × {t.length} = {found.run_tokens:,} tokens (with padding), "
         f"{t.points} saved points",
         f"tokens      {found.total_tokens:,} in all",

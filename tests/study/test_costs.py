@@ -75,7 +75,7 @@ learning_rates = [1e-3]
 def test_dry_run_trains_nothing(tmp_path: Path, plan_file: Path) -> None:
     done = CliRunner().invoke(main, ["study", "--dry-run", "--plan", str(plan_file), "--seeds", "3"])
     assert done.exit_code == 0, done.output
-    assert "runs        3: 1 arms, 1 targets, 3 seeds" in done.stdout
+    assert "runs        3: 1 arm, 1 target, 3 seeds" in done.stdout
     assert list(tmp_path.iterdir()) == [plan_file]
 
 

@@ -21,7 +21,7 @@ from deltaw.documents import Document
 from deltaw.errors import CheckpointError
 from deltaw.results.sources import FileStamp
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle, JsonValue, Reason, Skipped
+from deltaw.types import Handle, JsonValue, Reason, Skipped, counted
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 MOST_SHARDS = 10_000
@@ -252,7 +252,8 @@ def _notes(
         )
     elif own:
         shown = ", ".join(own[:3]) + (", …" if len(own) > 3 else "")
-        yield f"{len(own):,} tensors keep GGUF's names, for transformers has none for them ({shown})"
+        what = counted(len(own), "tensor keeps its GGUF name", "tensors keep their GGUF names")
+        yield f"{what}, because transformers has none for it ({shown})"
     undone = [
         "the rows of queries and keys are put back into transformers' order" if changed.permuted else "",
         f"{changed.norm_offset:g} is taken from the weights of norms" if changed.norm_offset else "",

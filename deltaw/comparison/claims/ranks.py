@@ -21,6 +21,7 @@ from deltaw.comparison.roles import Arena
 from deltaw.comparison.runs import Array, Run, Runs
 from deltaw.comparison.trajectories import Trajectory, curves
 from deltaw.comparison.welch import Estimate, GroupShare, combination
+from deltaw.types import counted
 
 Chosen = NDArray[np.bool_]
 
@@ -142,7 +143,7 @@ def _growth(runs: Runs, curve: Trajectory) -> Found:
     if not growth:
         return f"no seed of {curve.group} has both the first and the last number of tokens"
     where = f"{curve.group}{', ' + curve.setting if curve.setting else ''}, {first:,} to {last:,} tokens"
-    note = f" over {int(known.sum())} matrices"
+    note = f" over {counted(int(known.sum()), 'matrix', 'matrices')}"
     return ClaimEvidence(where, _over_seeds(growth), scale="ratio", note=note)
 
 
@@ -205,7 +206,9 @@ def _ends_lower(runs: Runs, a: Arena, full: Sequence[Run]) -> Claim:
         if n:
             lower = _over_seeds(values)
             what = f"{a.full}, {which} block / middle"
-            found.append(ClaimEvidence(what, lower, [lower.negated()], scale="ratio", note=f" over {n} modules"))
+            found.append(
+                ClaimEvidence(what, lower, [lower.negated()], scale="ratio", note=f" over {counted(n, 'module')}")
+            )
     text = "The rank is lower in the first and last layers"
     missing = f"{NO_FULL}, with four blocks or more"
     return replace(claim("first-and-last-lower", text, rule, a, found, missing, BIDERMAN), needs_all=True)
