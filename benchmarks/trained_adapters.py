@@ -79,9 +79,10 @@ def train_one(plan: StudyPlan, data: Data, folder: Path, run: PlannedRun) -> Non
         arms.save(model, run.arm, out, data.base)
 
 
-def quartiles(cosine: NDArray[np.float64], runs: Sequence[PlannedRun]) -> Iterator[tuple[str, list[float]]]:
-    """Quartiles of the cosines (N, N) of each kind of pair, and their number; two of one seed began from one A."""
-    a, b = np.triu_indices(len(runs), 1)
+def quartiles(
+    value: pd.Series[float], a: NDArray[np.int64], b: NDArray[np.int64], runs: Sequence[PlannedRun]
+) -> Iterator[tuple[str, list[float]]]:
+    """Quartiles of what pairs (a, b) have, by kind of pair, and their number; two of one seed began from one A."""
     task, subject, seed = (
         np.array([of(run) for run in runs], dtype=object)
         for of in (lambda r: r.target.name, subject_of, lambda r: r.seed)
@@ -89,7 +90,7 @@ def quartiles(cosine: NDArray[np.float64], runs: Sequence[PlannedRun]) -> Iterat
     kind = np.where(task[a] == task[b], "one task", np.where(subject[a] == subject[b], "one subject", "no more"))
     for what in ("one task", "one subject", "no more"):
         for same, words in ((True, "one seed"), (False, "two seeds")):
-            of = cosine[a, b][(kind == what) & ((seed[a] == seed[b]) == same)]
+            of = value[(kind == what) & ((seed[a] == seed[b]) == same)]
             yield f"{what}, {words}", [*np.quantile(of, (0.25, 0.5, 0.75)).round(3).tolist(), len(of)]
 
 
@@ -129,7 +130,11 @@ def main(folder: Path, jobs: int) -> None:
         "clusters and adjusted Rand to tasks and to subjects by cut": recovered,
         "nearest of its task": round(float((task == task[place[frame["nearest"]]]).mean()), 3),
         "cosine_null": round(float(pairs["cosine_null"].median()), 5),
-        "quartiles of cosines, and pairs": dict(quartiles(cosine, ordered)),
+        "overlap_null": round(float(pairs["overlap_null"].median()), 5),
+        "quartiles and number of pairs": {
+            column: dict(quartiles(pairs[column], a, b, ordered))
+            for column in ("cosine", "overlap_left", "overlap_right")
+        },
     }
     click.echo(json.dumps(about, indent=1))
 

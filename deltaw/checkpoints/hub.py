@@ -109,7 +109,10 @@ def models(tags: Sequence[str], author: str, search: str, limit: int) -> list[st
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.utils import logging as hub_logging
 
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # it tries several times, and says each: here one line says how that ended
     try:
         found = HfApi(endpoint=constants.ENDPOINT).list_models(
             filter=[*tags], author=author or None, search=search or None, sort="downloads", limit=limit
@@ -119,6 +122,8 @@ def models(tags: Sequence[str], author: str, search: str, limit: int) -> list[st
         raise CheckpointError(f"the Hugging Face Hub does not list models so ({first_line(e)})") from e
     except (HTTPError, OSError) as e:
         raise UnreachableError(f"the Hugging Face Hub cannot be reached ({first_line(e)})") from e
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def cached(repo: str, commit: str, names: Iterable[str]) -> Path | None:
