@@ -57,6 +57,11 @@ class Record:
     seconds: float
 
 
+def record_folder(out: Path, step: int) -> Path:
+    """Where a record is saved."""
+    return out / f"step-{step:08d}"
+
+
 class Monitor:
     """Measures every weight update at some steps of a training.
 
@@ -156,7 +161,7 @@ class Monitor:
         ranks = [r.scalars.get(f"deltaw/{ALL}/effective_rank", 0.0) for r in self.records]
         held = alerts(i, found, numbers, max(ranks, default=float("nan")))
         if self.out is not None:
-            found.save(self.out / f"step-{i:08d}")
+            found.save(record_folder(self.out, i))
         before = {a.rule for a in self.records[-1].alerts} if self.records else set()
         self.last = found
         self.records.append(Record(i, numbers, tuple(held), time.perf_counter() - started))

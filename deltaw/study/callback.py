@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from deltaw.errors import OptionError
 from deltaw.measurement.options import AnalyzeOptions
 from deltaw.monitoring import Alert, Monitor
+from deltaw.monitoring.monitor import record_folder
+from deltaw.results.analysis import load
 from deltaw.study.extra import require
 
 require("transformers")
@@ -51,7 +53,6 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
         options: Of `deltaw.analyze`: `mode="fast"` and `include=[...]` make a record of a large model cheap.
 
     Attributes:
-        analyses: What was measured, by step.
         seconds: What each record took.
         monitor: The monitor; None before the training.
 
@@ -75,7 +76,8 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
         if save is not None and base is None:
             raise OptionError("a callback with its own `save` needs `base`: the checkpoint that the adapter is for")
         self.monitor: Monitor | None = None
-        self.analyses: dict[int, Analysis] = {}
+        self._out = None if out is None else Path(out)
+        self._kept: dict[int, Analysis] = {}  # none where they are in files
         self.seconds: dict[int, float] = {}
         self._trainer: Any = None
         self._make: Callable[[Any], Monitor] = partial(
@@ -124,7 +126,9 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
     def _keep(self, found: Any) -> Analysis | None:
         if found is None or self.monitor is None or self.monitor.last is None:
             return None
-        self.analyses[found.step], self.seconds[found.step] = self.monitor.last, found.seconds
+        self.seconds[found.step] = found.seconds
+        if self._out is None:
+            self._kept[found.step] = self.monitor.last
         return self.monitor.last
 
     def _log(self, numbers: dict[str, float], step: int) -> None:
@@ -135,6 +139,13 @@ class SpectrumCallback(TrainerCallback):  # type: ignore[misc]
     def _log_table(self, table: pd.DataFrame, step: int) -> None:
         if self._trainer is not None:
             reporters.log_table(self._trainer, table, step)
+
+    @property
+    def analyses(self) -> dict[int, Analysis]:
+        """What was measured, by step: kept in memory, or with `out` read from there."""
+        if self._out is None:
+            return dict(self._kept)
+        return {step: load(record_folder(self._out, step)) for step in self.seconds}
 
     @property
     def overhead(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,15 @@ def test_the_table_and_the_files(base: Path, tmp_path: Path) -> None:
     again = deltaw.load(tmp_path / "out" / "step-00000003").to_pandas()
     assert again["fro_norm"].tolist() == table.loc[table["step"] == 3, "fro_norm"].tolist()
     assert 0 < spectra.overhead < 1
+    assert list(spectra.analyses) == [2, 3]
+    assert spectra.monitor is not None
+    assert spectra.monitor.last is not None
+    pd.testing.assert_frame_equal(spectra.analyses[3].to_pandas(), spectra.monitor.last.to_pandas(), check_exact=True)
+    first = weakref.ref(spectra.record(model, 4))
+    spectra.record(model, 5)
+    gc.collect()
+    assert first() is None, "what is in files is not kept in memory"
+    assert list(spectra.analyses) == [2, 3, 4, 5]
 
 
 def test_tied_weights_stay_tied(base: Path, tmp_path: Path) -> None:
