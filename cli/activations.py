@@ -28,9 +28,9 @@ def _without_bars() -> None:
 @click.argument("more", nargs=-1, metavar="[FILES]...")
 @click.option("--out", type=FilePath(), required=True, help="The file to write.")
 @click.option(
-    "--tokens", type=click.IntRange(min=1), default=65_536, show_default=True, help="How many are read at most."
+    "--tokens", type=click.IntRange(min=1), default=65_536, show_default=True, help="Read at most this many tokens."
 )
-@click.option("--length", type=click.IntRange(min=1), help="Tokens of a block.  [default: 512, if the model can]")
+@click.option("--length", type=click.IntRange(min=1), help="Tokens in a block.  [default: 512, if the model can]")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Blocks at a time.")
 @click.option("--include", multiple=True, metavar="REGEX", help="Only matrices whose name matches.")
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out matrices whose name matches.")
@@ -39,7 +39,7 @@ def _without_bars() -> None:
     type=click.IntRange(min=0),
     default=8192,
     show_default=True,
-    help="Entries of an input above which a sketch with a proven error is kept.",
+    help="Keep inputs with more entries than this as a sketch with a proven error.",
 )
 @click.option(
     "--sketch-rows", type=click.IntRange(min=1), default=512, show_default=True, help="Directions that a sketch keeps."
@@ -81,7 +81,7 @@ def command(
     from deltaw.measurement.options import resolve_devices
 
     if out.exists() and not force:
-        raise ActivationsError(f"{out}: is there already; choose another --out, or --force to overwrite it")
+        raise ActivationsError(f"{out}: exists already; choose another --out, or --force to overwrite it")
     _without_bars()
     with reporting(quiet=quiet) as progress:
         progress.say("loading the model")

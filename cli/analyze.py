@@ -58,7 +58,11 @@ CONDITION_HELD = 5
     "--top-k", type=click.IntRange(min=1), default=10, show_default=True, help="Intruders are sought among the top k."
 )
 @click.option(
-    "--epsilon", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A lower cosine makes an intruder."
+    "--epsilon",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="A direction is an intruder if its largest cosine with the base's is lower.",
 )
 @click.option("--no-base", is_flag=True, help="Measure an adapter alone: deltaw analyze --no-base ADAPTER.")
 @click.option(
@@ -117,7 +121,7 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Measure every weight update between BASE and FT; with FT alone, its base is found, and said.
+    """Measure every weight update between BASE and FT; with FT alone, its base is looked up and named.
 
     Each is a directory or file (safetensors, PyTorch), a Hugging Face Hub id (org/name, org/name@revision), or an
     address (hf://, s3://, gs://, az://, https://) of safetensors, which are read where they lie; FT may be an adapter.

@@ -26,7 +26,7 @@ MOST_CLAIMS = 12
 @click.option("--init", is_flag=True, help="Write a manifest of the runs below DIR... to --out, to start from.")
 @click.option("--out", type=FilePath(), help="Where results go.  [default: deltaw-results/<name>; --init: runs.toml]")
 @click.option("--reference", metavar="GROUP", help="Compare the others with this group.  [default: full fine-tuning]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option(
     "--similarity/--no-similarity", default=None, help="Compare the runs' weights.  [default: if not too large]"
 )

@@ -18,14 +18,20 @@ from deltaw.cli.printable import say
 @click.argument("base")
 @click.argument("ft")
 @click.option("--out", type=FilePath(), required=True, help="Where the checkpoint goes.")
-@click.option("--drop", multiple=True, metavar="REGEX", help="Tensors that are to be as in the base.")
+@click.option("--drop", multiple=True, metavar="REGEX", help="Set matching tensors back to the base's.")
 @click.option("--without-decay", is_flag=True, help="Take out the common weight decay.")
 @click.option("--denoise", is_flag=True, help="Keep only directions above the noise edge.")
 @click.option("--keep-rank", type=click.IntRange(min=1), help="Keep only so many directions of each matrix.")
-@click.option("--rescale", is_flag=True, help="With --keep-rank: at the update's norm.")
+@click.option("--rescale", is_flag=True, help="With --keep-rank: scale what is kept to the update's norm.")
 @click.option("--without-intruders", is_flag=True, help="Take out the intruder dimensions.")
-@click.option("--strength", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="What is kept of them.")
-@click.option("--scale", type=float, metavar="X", help="The factor of what is left of the update.")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="With --without-intruders: the share of them that stays.",
+)
+@click.option("--scale", type=float, metavar="X", help="Multiply what is left of the update by X.")
 @executing
 @verbosity
 def command(base: str, ft: str, out: Path, quiet: bool, **options: Any) -> None:

@@ -39,8 +39,8 @@ def command(
 ) -> None:
     """Join the parts of one analysis, which analyze --part I/N wrote, into what one run would have given.
 
-    The parts may be given in any order. They have to be of one analysis, and all of it: a part that is missing, there
-    twice, or of other inputs or options is named.
+    The parts may be given in any order. Together they must be one whole analysis: a part that is missing, given twice,
+    or made from other inputs or options is named.
     """
     import deltaw
     from deltaw.cli.progress import reporting

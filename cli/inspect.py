@@ -31,7 +31,7 @@ NAMED = 3  # skipped tensors that are named, of each reason
 def command(base: str | None, ft: str | None, no_base: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show which tensors of BASE and FT would be compared, and how; nothing but headers is read.
 
-    With FT alone, its base is found, and said.
+    With FT alone, its base is looked up and named.
 
     Tensors that differ by a number in their names share a line; -v gives each its own.
     """

@@ -13,7 +13,7 @@ from deltaw.errors import near
 @click.option("--format", "style", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.argument("names", nargs=-1)
 def command(style: str, names: tuple[str, ...]) -> None:
-    """Every metric: name, formula, unit, reference (or only NAMES)."""  # noqa: DOC501  (a help text)
+    """List every metric, or only NAMES: formula, unit, reference."""  # noqa: DOC501  (a help text)
     from deltaw.metrics import REGISTRY, markdown_table
 
     unknown = [n for n in names if n not in REGISTRY]

@@ -159,7 +159,7 @@ def matching_names(function: F) -> F:
     """`--include`, `--exclude` and `--rename`."""
     for option in (
         click.option(
-            "--rename", multiple=True, metavar="REGEX=TEXT", help="Applied to FT's names before they are paired."
+            "--rename", multiple=True, metavar="REGEX=TEXT", help="Rewrite FT's names before tensors are paired."
         ),
         click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out tensors whose name matches."),
         click.option("--include", multiple=True, metavar="REGEX", help="Only tensors whose name matches."),
@@ -176,7 +176,7 @@ def choosing(function: F) -> F:
             type=click.Choice(["bfloat16", "float16", "float32"]),
             default="float32",
             show_default=True,
-            help="Of the factors.",
+            help="Dtype of the factors.",
         ),
         click.option(
             "--activations",
@@ -185,7 +185,7 @@ def choosing(function: F) -> F:
             help="Keep what does most to the inputs of a data set (deltaw activations), and state that error, too.",
         ),
         click.option("--ranks", type=Counts(), default=(), metavar="N,N,…", help="Only these ranks: 8,16,32,64."),
-        click.option("--max-rank", type=click.IntRange(min=1), help="No more of any matrix."),
+        click.option("--max-rank", type=click.IntRange(min=1), help="The most that any matrix gets."),
         click.option(
             "--parameters",
             type=click.IntRange(min=1),
@@ -207,14 +207,14 @@ def executors(function: F) -> F:
     """`--executor` and `--ray-address`."""
     for option in (
         click.option(
-            "--ray-address", metavar="ADDRESS", help="Of the cluster.  [default: RAY_ADDRESS, or this machine]"
+            "--ray-address", metavar="ADDRESS", help="Address of the cluster.  [default: RAY_ADDRESS, or this machine]"
         ),
         click.option(
             "--executor",
             type=click.Choice(["threads", "ray"]),
             default="threads",
             show_default=True,
-            help="Where matrices are measured or adapters read; ray needs deltaw[ray].",
+            help="Where the work is done; ray needs deltaw[ray].",
         ),
     ):
         function = option(function)

@@ -15,7 +15,9 @@ from deltaw.cli.options import FilePath, NumberList, choosing, executing, verbos
 @click.command("resize")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--out", type=FilePath(), required=True, help="Where the adapter goes.")
-@click.option("--weights", type=NumberList(), metavar="X,X,…", help="One per adapter: .5,.5.  [default: 1 each]")
+@click.option(
+    "--weights", type=NumberList(), metavar="X,X,…", help="A weight for each adapter: .5,.5.  [default: 1 each]"
+)
 @choosing
 @click.option(
     "--save-modules",

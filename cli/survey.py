@@ -40,9 +40,9 @@ class NameList(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 @click.argument("adapters", nargs=-1, metavar="ADAPTER...")
 @click.option("--no-base", is_flag=True, help="Every argument is an adapter; what needs the base is empty.")
 @click.option("--out", type=FilePath(), help="Where results go.  [default: deltaw-results/survey-<base name>]")
-@click.option("--mark", metavar="NAME", default="", help="Mark one adapter in the report: where does it lie?")
+@click.option("--mark", metavar="NAME", default="", help="Mark this adapter throughout the report.")
 @click.option(
-    "--merge-check", type=NameList(), default=(), metavar="A,B,C", help="Also how these would interfere in a merge."
+    "--merge-check", type=NameList(), default=(), metavar="A,B,C", help="Also say how these would interfere if merged."
 )
 @click.option("--include", multiple=True, metavar="REGEX", help="Only matrices whose name matches.")
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out matrices whose name matches.")
@@ -50,7 +50,7 @@ class NameList(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 @click.option("--resume/--fresh", default=True, help="Keep or discard what an interrupted survey read.")
 @click.option("--force", is_flag=True, help="Overwrite other results in --out.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Adapters at a time.  [default: as many as cores]")
-@click.option("--memory", type=Size(), help="For what is held at a time, like 2GB.  [default: 400MB]")
+@click.option("--memory", type=Size(), help="Memory budget, like 2GB.  [default: 400MB]")
 @executors
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
 @verbosity
@@ -73,11 +73,11 @@ def command(
     executor: str,
     ray_address: str | None,
 ) -> None:
-    """Look at many adapters of BASE: a row of each, who is alike, what stands out.
+    """Survey many adapters of BASE: a row for each, which are alike, what stands out.
 
     ADAPTER is an adapter of any method, a full fine-tune, a folder of them, a pattern ('runs/*/adapter'), @FILE with
     one on each line, a Hub id or a filter of the Hub ('hub: filter=TAG limit=N'). Writes adapters.csv, pairs.csv and
-    report.html to --out. One that cannot be read is a row with its reason, and makes the exit code 3.
+    report.html to --out. An adapter that cannot be read has a row with the reason, and the exit code is 3.
     """  # noqa: DOC501  (a help text)
     import deltaw
     from deltaw.cli.options import default_out

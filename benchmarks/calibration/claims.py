@@ -14,6 +14,7 @@ from deltaw.comparison.claims.verdicts import Claim
 from deltaw.comparison.fingerprint import first_screen
 from deltaw.comparison.fronts import compare_fronts
 from deltaw.comparison.runs import Runs
+from deltaw.types import counted
 
 SEEDS, GROUPS, KINDS = (1, 2, 3, 5), (2, 3, 4, 5), ("iid", "realistic")
 ANY = "any claim of the table"
@@ -58,7 +59,7 @@ def _null(tables: int) -> Iterator[Row]:
                             decided["one seed"] += 1
                     told.update(dict.fromkeys(known, tables))  # tables of a setting in which it can be checked
                     with_errors = ", with lm-eval errors" if error == error else ""
-                    name = f"nothing differs, {kind}, {seeds} seeds, {groups} groups{with_errors}: {ANY}"
+                    name = f"nothing differs, {kind}, {counted(seeds, 'seed')}, {groups} groups{with_errors}: {ANY}"
                     settings.append(rate(name, "0" if seeds == 1 else "published", some, tables))
     n_one = tables * len(KINDS) * len(GROUPS) * 2
     yield rate(

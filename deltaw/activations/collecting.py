@@ -115,7 +115,7 @@ def _refuse(path: Path) -> None:
     except (OSError, CheckpointError):
         ours = False
     if not ours:
-        raise ActivationsError(f"{path}: is there and holds no activations; choose another file")
+        raise ActivationsError(f"{path}: exists, and holds no activations; choose another file")
 
 
 def _observed(model: nn.Module, wanted: Callable[[str], bool]) -> dict[nn.Module, tuple[str, int]]:

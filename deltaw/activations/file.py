@@ -198,7 +198,7 @@ def _stored(about: Document, shapes: Mapping[str, tuple[int, ...] | None]) -> St
     )
     if shape is None or not fits or count < 1 or energy < 0 or error < 0:
         raise ActivationsError(
-            f"{about.where}: {form!r} of {count} inputs in a tensor {tensor!r} of shape {shape} are no second moments "
+            f"{about.where}: {form!r} of {count} inputs in a tensor {tensor!r} of shape {shape} are not second moments "
             f"in float64; {AGAIN}"
         )
     return Stored(tensor, cast("Form", form), shape, count, energy, error, about.flag("inputs_first"))

@@ -98,7 +98,7 @@ def sort_tensors(tensors: Mapping[str, Handle], source: str) -> Contents:
             tokens[_place(found["module"])[0]] = handle
         elif FOREIGN.search(name):
             raise AdapterError(
-                f"{source}: {stored!r} is no tensor of LoRA as PEFT saves it, and B·A without it would be wrong; "
+                f"{source}: {stored!r} is not a tensor of LoRA as PEFT saves it, and B·A without it would be wrong; "
                 "expected lora_A, lora_B, lora_embedding_A/B, lora_E or lora_magnitude_vector"
             )
         else:

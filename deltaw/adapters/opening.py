@@ -333,7 +333,7 @@ def _open_single(path: Path, open_tensors: Open) -> Adapter:
     if not looks_like_lora(opened.tensors):
         first = next(iter(opened.tensors), "no tensor")
         raise AdapterError(
-            f"{weights}: its tensors are no LoRA factors (the first is {first!r}); expected lora_A/B or lora_down/up"
+            f"{weights}: its tensors are not LoRA factors (the first is {first!r}); expected lora_A/B or lora_down/up"
         )
     from deltaw.adapters.singlefile import dialect, file_config
 

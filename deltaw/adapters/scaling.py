@@ -15,7 +15,7 @@ def number(config: Document, field: str, pattern: str, module: str, default: flo
     path, or all of it.
 
     Raises:
-        AdapterError: A key is no regular expression, or the value no number.
+        AdapterError: A key is not a regular expression, or the value no number.
     """
     values = config.inner(pattern)
     for key in values:

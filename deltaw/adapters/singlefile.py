@@ -109,7 +109,7 @@ def single_file_pairs(context: Context, tensors: Mapping[str, Handle]) -> list[P
     """The pairs of a single file; modules of a component that the base lacks are skipped.
 
     Raises:
-        AdapterError: A tensor is no LoRA factor, a factor is missing, or does not fit the base.
+        AdapterError: A tensor is not a LoRA factor, a factor is missing, or does not fit the base.
     """
     names = Mangled(context.base) if context.base is not None else None
     out: list[Pair | Skipped] = [
@@ -135,7 +135,7 @@ def expected_weights(tensors: Mapping[str, Handle], source: str) -> dict[str, tu
     """The weights that the modules of a file change, with outputs × inputs where its factors tell.
 
     Raises:
-        AdapterError: A tensor is no LoRA factor.
+        AdapterError: A tensor is not a LoRA factor.
     """
     out: dict[str, tuple[int, ...] | None] = {}
     for single in _modules(tensors, source):
@@ -154,9 +154,9 @@ def _modules(tensors: Mapping[str, Handle], source: str) -> list[Single]:
         if match is None:
             method = next((f", it belongs to {what}" for at, what in LYCORIS if at.search(name)), "")
             raise AdapterError(
-                f"{source}: {name!r} is no LoRA factor{method}, and ΔW without it would be wrong; expected lora_down, "
-                "lora_up, lora_mid, lora_A, lora_B, alpha and diff (LyCORIS' other methods are not read in one file: "
-                "merge it with its own tool, and give the merged checkpoint)"
+                f"{source}: {name!r} is not a LoRA factor{method}, and ΔW without it would be wrong; expected "
+                "lora_down, lora_up, lora_mid, lora_A, lora_B, alpha and diff (LyCORIS' other methods are not read in "
+                "one file: merge it with its own tool, and give the merged checkpoint)"
             )
         key = re.sub(
             r"\.processor\.(to_[qkv]|to_out)$",

@@ -135,7 +135,7 @@ def gguf_lora(path: Path, opened: GgufContents) -> Translated:
     for name, handle in opened.tensors.items():
         found = GGUF.match(name)
         if found is None:
-            raise AdapterError(f"{path}: {name[:80]!r} is no factor of a LoRA; expected ….weight.lora_a and lora_b")
+            raise AdapterError(f"{path}: {name[:80]!r} is not a factor of a LoRA; expected ….weight.lora_a and lora_b")
         factors.setdefault(found["weight"], {})[found["leaf"]] = handle
     tensors: dict[str, Handle] = {}
     ranks: dict[str, int] = {}

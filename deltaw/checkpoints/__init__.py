@@ -47,7 +47,7 @@ def locate(source: str | Path) -> tuple[Path, str | None]:
     """
     text = str(source)
     if not text.strip() or "\0" in text:
-        raise CheckpointError(f"{text!r} is no path; expected a checkpoint, an adapter or a Hub id org/name")
+        raise CheckpointError(f"{text!r} is not a path; expected a checkpoint, an adapter or a Hub id org/name")
     if isinstance(source, str) and is_address(source):
         return mirrored(source)
     path = _file_of(source)[0]
@@ -57,7 +57,7 @@ def locate(source: str | Path) -> tuple[Path, str | None]:
         if path.is_symlink():
             raise CheckpointError(f"{source}: a link to {path.readlink()}, which is not there; download it again")
     except OSError as e:  # a name that is too long, a directory that may not be entered
-        raise CheckpointError(f"{text[:200]}: cannot be looked at ({e.strerror or e}); check the path") from e
+        raise CheckpointError(f"{text[:200]}: cannot be accessed ({e.strerror or e}); check the path") from e
     if isinstance(source, str) and hub.looks_like_id(source):
         try:
             return mirrored(source)

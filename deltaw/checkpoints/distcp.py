@@ -160,7 +160,7 @@ def _tensors(state: Mapping[object, object], folder: Path) -> dict[str, Handle]:
 
 def _mapping(value: object) -> Mapping[object, object]:  # whatever a pickle holds
     if not isinstance(value, dict):
-        raise PickleError("a part of it is no mapping")
+        raise PickleError("a part of it is not a mapping")
     return value
 
 

@@ -119,7 +119,7 @@ def models(tags: Sequence[str], author: str, search: str, limit: int) -> list[st
         )
         return [model.id for model in found]
     except HfHubHTTPError as e:
-        raise CheckpointError(f"the Hugging Face Hub does not list models so ({first_line(e)})") from e
+        raise CheckpointError(f"the Hugging Face Hub refuses to list these models ({first_line(e)})") from e
     except (HTTPError, OSError) as e:
         raise UnreachableError(f"the Hugging Face Hub cannot be reached ({first_line(e)})") from e
     finally:

@@ -41,7 +41,7 @@ def open_pipeline(
         if component.startswith("_") or not isinstance(value, list) or value[:1] == [None]:
             continue
         if "/" in component or "\\" in component or component in {"", ".", ".."} or "\0" in component:
-            raise CheckpointError(f"{folder}/{INDEX}: component {component[:80]!r} is no plain name; correct it")
+            raise CheckpointError(f"{folder}/{INDEX}: component {component[:80]!r} is not a plain name; correct it")
         place = folder / component
         if not place.is_dir() or not any(is_part(p) for p in place.iterdir()):
             continue  # a scheduler or a tokenizer: nothing trained

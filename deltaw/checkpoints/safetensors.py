@@ -163,9 +163,9 @@ def _header(path: Path | RemoteFile, size: int) -> tuple[dict[str, object], int]
     except HeaderError:
         raise
     except (ValueError, RecursionError) as e:
-        raise HeaderError(f"its header is no JSON ({type(e).__name__})") from e
+        raise HeaderError(f"its header is not JSON ({type(e).__name__})") from e
     if not isinstance(header, dict):
-        raise HeaderError("its header is no JSON object")
+        raise HeaderError("its header is not a JSON object")
     return header, 8 + length
 
 

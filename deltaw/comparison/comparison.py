@@ -337,7 +337,7 @@ def _sources(runs: Any) -> tuple[Manifest, dict[str, Results]]:
             raise ManifestError(f"{manifests[0]}: a manifest is given alone; put all runs into it")
         return _sources(runs[0]) if manifests else loading.from_directories(runs)
     raise ManifestError(
-        f"{type(runs).__name__} is nothing that can be compared; expected a manifest's path, a mapping of name to "
+        f"{type(runs).__name__} cannot be compared; expected a manifest's path, a mapping of name to "
         "analysis, or a list of result directories"
     )
 

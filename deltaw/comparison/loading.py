@@ -41,7 +41,7 @@ def from_mapping(named: Mapping[str, Results | Sequence[Results]]) -> tuple[Mani
         for i, source in enumerate(many):
             if not isinstance(source, (Analysis, str, Path)):  # what Python callers may give
                 raise ManifestError(
-                    f"{name!r}: {type(source).__name__} is no Analysis and no directory that analyze wrote; "
+                    f"{name!r}: {type(source).__name__} is neither an Analysis nor a directory that analyze wrote; "
                     "expected what deltaw.analyze returns"
                 )
             run = name if len(many) == 1 else f"{name} #{i + 1}"

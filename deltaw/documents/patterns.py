@@ -78,4 +78,4 @@ def compile_pattern(text: str, where: str, *, error: type[DeltaWError] = Checkpo
     try:
         return Pattern(regex.compile(text), where, error)
     except (regex.error, OverflowError, RecursionError) as e:
-        raise error(f"{where}: {shown(text)} is no regular expression ({e})") from e
+        raise error(f"{where}: {shown(text)} is not a regular expression ({e})") from e

@@ -21,7 +21,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
     if not path.is_file():
         what = "is not a regular file" if path.exists() else "is not there"
-        raise ResultsError(f"{path}: {what}; expected a table that deltaw wrote, run the command that did again")
+        raise ResultsError(f"{path}: {what}; expected a table that deltaw wrote: run the command that wrote it again")
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError, OverflowError) as e:  # of pandas

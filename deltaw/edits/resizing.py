@@ -246,7 +246,7 @@ def _placed(
         if stored and save_modules and (len(opened) > 1 or weight != 1 or contents.tokens):
             what = "trained token rows" if contents.tokens else "weights that it stores whole"
             raise EditError(
-                f"{adapter.source}: {what} ({stored[0]}) are no differences, so they cannot be summed or scaled "
+                f"{adapter.source}: {what} ({stored[0]}) are not differences, so they cannot be summed or scaled "
                 "without the base; --save-modules none leaves them out"
             )
         if save_modules:

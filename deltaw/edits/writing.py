@@ -88,7 +88,7 @@ def _proofread(made: Made, out: Path, read: Mapping[str, Pair]) -> None:
             same = isinstance(value, Factors) and torch.equal(value.B, B) and torch.equal(value.A, A)
             if not same:
                 raise EditError(
-                    f"{out}: {pair.label} reads back as another update than was written (a defect of deltaw)"
+                    f"{out}: {pair.label} reads back as a different update from what was written (a defect of deltaw)"
                 )
 
 

@@ -63,7 +63,7 @@ def gather(
 def _open(folder: Path) -> Part:
     analysis = load(folder)
     if analysis.share is None:
-        raise ResultsError(f"{folder}: is no part, it holds a whole analysis; give what analyze --part I/N wrote")
+        raise ResultsError(f"{folder}: is not a part, it holds a whole analysis; give what analyze --part I/N wrote")
     return str(folder), analysis, analysis.share
 
 
@@ -83,7 +83,9 @@ def _check_alike(first: Part, other: Part) -> None:
         ("number of pairs", s.pairs, t.pairs),
     ):
         if one != two:
-            raise ResultsError(f"{there}: has another {what} ({two}) than {here} ({one}); gather parts of one analysis")
+            raise ResultsError(
+                f"{there}: differs from {here} in its {what} ({two}, not {one}); gather parts of one analysis"
+            )
 
 
 def _content(side: Source | None) -> str:

@@ -30,7 +30,7 @@ class Rename:
         """Read `REGEX=TEXT`; the last `=` divides them, since none is in a tensor's name.
 
         Raises:
-            OptionError: There is no `=`, or the left side is no regular expression.
+            OptionError: There is no `=`, or the left side is not a regular expression.
         """
         regex, equals, text = given.rpartition("=")
         if not equals or not regex:

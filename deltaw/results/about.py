@@ -75,7 +75,7 @@ def options(about: Document) -> dict[str, OptionValue]:
     out: dict[str, OptionValue] = {}
     for name, value in about.values.items():
         if not is_option_value(value):
-            raise ResultsError(f"{about.where}: {name!r} is no value of an option; run analyze again")
+            raise ResultsError(f"{about.where}: {name!r} is not a value of an option; run analyze again")
         out[name] = tuple(value) if isinstance(value, list) else value  # can be told apart and counted
     return out
 

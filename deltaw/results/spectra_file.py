@@ -74,7 +74,7 @@ def spectrum(values: NDArray[np.generic], about: Document) -> Spectrum:
         or values.dtype != np.float64
         or not 0 <= len(values) <= min(rows, cols)
     ):
-        raise ResultsError(f"{about.where}: is no spectrum of a {rows}×{cols} matrix; run analyze again")
+        raise ResultsError(f"{about.where}: is not a spectrum of a {rows}×{cols} matrix; run analyze again")
     estimates = {name: _interval(about.inner("estimates"), name) for name in about.inner("estimates")}
     energy = about.number("energy") if "energy" in about else None
     return Spectrum(values.astype(np.float64), rows, cols, method, energy, estimates, about.text("note"))

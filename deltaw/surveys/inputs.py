@@ -113,7 +113,7 @@ def _on_the_hub(item: str) -> list[str]:
     known = parts and not several and all(k in FILTERS and value for k, _, value in parts)
     if not known or not re.fullmatch(r"[1-9]\d{0,5}", limit):
         raise CheckpointError(
-            f"{item}: no filter of the Hub; expected {HUB} and some of filter=TAG, author=NAME, search=TEXT, "
+            f"{item}: not a filter of the Hub; expected {HUB} and some of filter=TAG, author=NAME, search=TEXT, "
             f"limit=NUMBER with spaces between, such as {HUB} filter=base_model:adapter:org/name limit=500"
         )
     author, search = (given.get(key, [""])[0] for key in ("author", "search"))

@@ -149,7 +149,7 @@ def test_a_rank_pattern_that_contradicts_the_tensors(tmp_path):
         f"rank_pattern in adapter_config.json gives {Q} rank 4, but its tensors are lora_A 2×8 and lora_B 6×2" in text
     )
     assert f"r in adapter_config.json gives {Q} rank 3" in error(write(tmp_path / "b", r=3))
-    assert 'rank_pattern: "(.*\\\\.)?(()" is no regular expression' in error(
+    assert 'rank_pattern: "(.*\\\\.)?(()" is not a regular expression' in error(
         write(tmp_path / "a", rank_pattern={"(": 4})
     )
     for bad in (0, 2.5):

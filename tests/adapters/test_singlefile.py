@@ -202,7 +202,7 @@ def test_a_module_that_finds_no_place_leaves_its_likes_unknown(tmp_path):
 def test_other_methods_of_lycoris_are_named(tmp_path, leaf, method):
     path = tmp_path / "a.safetensors"
     save_file({f"lycoris_q.{leaf}": torch.ones(2, 2), "lycoris_q.alpha": torch.tensor(1.0)}, path)
-    with pytest.raises(AdapterError, match=f"{leaf}' is no LoRA factor, it belongs to {method}.* give the merged"):
+    with pytest.raises(AdapterError, match=f"{leaf}' is not a LoRA factor, it belongs to {method}.* give the merged"):
         deltaw.analyze(pipeline(), path)
 
 
@@ -233,8 +233,8 @@ def test_a_full_checkpoint_is_no_adapter(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"lora_unet_x.dora_scale": torch.ones(2)}, "dora_scale.* is no LoRA factor"),
-        ({"lora_unet_x.hada_w1_a": torch.ones(2, 2)}, "hada_w1_a.* is no LoRA factor"),
+        ({"lora_unet_x.dora_scale": torch.ones(2)}, "dora_scale.* is not a LoRA factor"),
+        ({"lora_unet_x.hada_w1_a": torch.ones(2, 2)}, "hada_w1_a.* is not a LoRA factor"),
         ({"lora_unet_y.lora_down.weight": torch.ones(2, 2)}, r"lora_unet_y has no lora_up \(B\)"),
         ({"lora_unet_y.alpha": torch.tensor(1.0)}, "lora_unet_y has alpha but no factors"),
         (

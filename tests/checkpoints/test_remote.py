@@ -326,7 +326,7 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(
 def test_missing_and_hostile_places_are_one_line(server: Server, pair: tuple[Path, Path]):
     for source, said in {
         "org/nothing": "not found on the Hugging Face Hub, or private",
-        "hf://org/ft/nothing": "nothing lies there",
+        "hf://org/ft/nothing": "nothing is there",
         f"{server.url}/web/x.safetensors": "is not there (its server answers 404)",
         "http://127.0.0.1:1/x.safetensors": "attempts failed",
     }.items():
@@ -458,7 +458,7 @@ def test_a_survey_of_what_a_filter_of_the_hub_finds(server: Server, tmp_path: Pa
         assert [m.source for m in members([given])[0]] == found
     for wrong in ("hub:", "hub: lora", "hub: tag=lora", "hub: author=a author=b", "hub: filter=lora limit=0"):
         with pytest.raises(
-            CheckpointError, match=rf"{wrong}: no filter of the Hub; expected hub: and some of filter=TAG"
+            CheckpointError, match=rf"{wrong}: not a filter of the Hub; expected hub: and some of filter=TAG"
         ):
             members([wrong])
     with pytest.raises(CheckpointError, match="author=nobody: the Hub knows no model like this"):

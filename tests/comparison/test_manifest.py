@@ -186,7 +186,7 @@ f = {g = 1}
 def test_mapping_and_directories(analysis: Callable[..., deltaw.Analysis], saved: Callable[..., Path]) -> None:
     with pytest.raises(ManifestError, match="no runs"):
         deltaw.compare({})
-    with pytest.raises(ManifestError, match="is no Analysis"):
+    with pytest.raises(ManifestError, match="is neither an Analysis"):
         deltaw.compare({"a": 3})  # type: ignore[dict-item]
     a = saved("a")
     with pytest.raises(ManifestError, match="given twice"):

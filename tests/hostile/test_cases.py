@@ -285,7 +285,7 @@ CASES = {
         config('{"num_attention_heads": 2, "hidden_size": "x"}'), "inspect a b --split-fused", 1, "'hidden_size' is"
     ),
     "config_types 3": Case(config("[" * 100_000), "inspect a b --split-fused", 1, "nested too deeply"),
-    "pipeline_self": Case(pipeline_of_itself, "inspect p p", 1, "component '.' is no plain name"),
+    "pipeline_self": Case(pipeline_of_itself, "inspect p p", 1, "component '.' is not a plain name"),
     "adapter_types 1": Case(lora({"target_parameters": 5}), "inspect base ad", 1, "'target_parameters' is 5"),
     "adapter_types 2": Case(lora({"lora_alpha": 10**400}), "inspect base ad", 1, "expected a number"),
     "adapter_types 3": Case(
@@ -305,7 +305,7 @@ CASES = {
     "metadata of another type": Case(described_by([1]), SINGLE, 1, "'__metadata__' is [1]; expected an object"),
     "metadata that is no text": Case(described_by({"lora_adapter_metadata": {}}), SINGLE, 1, "expected a text"),
     "metadata of others": Case(described_by({"a": 5}), SINGLE, 0),
-    "bridge_regex": Case(ia3("["), ADAPTER, 1, "is no regular expression"),
+    "bridge_regex": Case(ia3("["), ADAPTER, 1, "is not a regular expression"),
     "format_twice": Case(named("w"), f"{FILES} --format csv,csv", 0),
     "results_tampered": Case(tampered, "report o --no-figures", 1, "'notes' is 5"),
     "manifest_bigint": Case(

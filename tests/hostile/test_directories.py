@@ -95,7 +95,7 @@ def test_an_empty_path_is_not_the_working_directory(outside: Path, command: str,
 
     done = CliRunner().invoke(main, [*command.split(), ""])
     assert done.exit_code == code
-    assert "empty" in done.stderr or "is no path" in done.stderr
+    assert "empty" in done.stderr or "is not a path" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -114,19 +114,19 @@ def test_what_does_not_belong_together_is_named(inputs: Path, tmp_path: Path):
     with pytest.raises(ResultsError, match=r"part 1/3 is given 2 times"):
         deltaw.gather([a, b, c, a])
     other = measured(inputs, "adapter", tmp_path / "y", 3)
-    with pytest.raises(ResultsError, match="has another fine-tuned side"):
+    with pytest.raises(ResultsError, match="in its fine-tuned side"):
         deltaw.gather([a, other[1], c])
     fast = measured(inputs, "full", tmp_path / "z", 3, mode="fast")
-    with pytest.raises(ResultsError, match="has another options"):
+    with pytest.raises(ResultsError, match="in its options"):
         deltaw.gather([a, fast[1], c])
-    with pytest.raises(ResultsError, match="another number of parts"):
+    with pytest.raises(ResultsError, match="in its number of parts"):
         deltaw.gather([a, *measured(inputs, "full", tmp_path / "w", 2)])
     with pytest.raises(ResultsError, match="is one of the parts"):
         deltaw.gather([a, b, c], out=b)
     with pytest.raises(OptionError, match="no directories"):
         deltaw.gather([])
     deltaw.analyze(inputs / "base", inputs / "full", out=tmp_path / "whole")
-    with pytest.raises(ResultsError, match="is no part"):
+    with pytest.raises(ResultsError, match="is not a part"):
         deltaw.gather([tmp_path / "whole"])
     with pytest.raises(ResultsError, match="holds part 1/3 of this analysis"):
         deltaw.analyze(inputs / "base", inputs / "full", out=a, part="2/3")

@@ -61,7 +61,7 @@ def sizes(value: object) -> tuple[int, ...]:
     """
     ok = isinstance(value, (tuple, list)) and len(value) <= MAX_DIMS
     if not ok or not all(isinstance(n, int) and 0 <= n < 2**62 for n in value):  # type: ignore[attr-defined]
-        raise PickleError("a tensor's shape or strides are no sizes")
+        raise PickleError("a tensor's shape or strides are not sizes")
     return tuple(int(n) for n in value)  # type: ignore[attr-defined]
 
 

@@ -239,7 +239,7 @@ def _ask(target: Target, headers: Mapping[str, str]) -> Answer:
             if at != target.url:
                 _sent_to[target.url] = at
             return answer
-    raise CheckpointError(f"{target.name}: its server sends from one address to the next; download it")
+    raise CheckpointError(f"{target.name}: its server redirects too many times; download it")
 
 
 def _origin(url: str) -> tuple[str, str]:

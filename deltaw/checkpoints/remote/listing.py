@@ -130,7 +130,7 @@ def _below(path: str, files: Mapping[str, RemoteFile], source: str) -> Listing:
     prefix = f"{path}/" if path else ""
     found = {name.removeprefix(prefix): file for name, file in files.items() if name.startswith(prefix)}
     if not found:
-        raise CheckpointError(f"{source}: nothing lies there; check the path")
+        raise CheckpointError(f"{source}: nothing is there; check the path")
     return Listing(found)
 
 

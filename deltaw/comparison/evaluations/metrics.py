@@ -123,7 +123,9 @@ def _items(metric: TaskMetric, value: float) -> Items | None:
 def _find(evaluation: Evaluation, reference: str, source: str) -> TaskMetric:
     task, colon, name = reference.partition(":")
     if not colon or not task or not name:
-        raise ManifestError(f'{source}: {reference!r} is no score; expected "task:metric", like "hellaswag:acc_norm"')
+        raise ManifestError(
+            f'{source}: {reference!r} is not a score; expected "task:metric", like "hellaswag:acc_norm"'
+        )
     tasks = list(dict.fromkeys(m.task for m in evaluation.metrics))
     of_task = [m for m in evaluation.metrics if m.task == task]
     if task in evaluation.empty:

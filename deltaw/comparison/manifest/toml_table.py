@@ -73,7 +73,7 @@ class Problems:
                 self.add(path, f"{what} {value!r} is a cycle of links; point to the directory itself")
                 return None
             if e.errno not in {errno.ENOENT, errno.ENOTDIR}:  # no permission, or too long
-                self.add(path, f"{what} {shown(value)} cannot be looked at ({e.strerror})")
+                self.add(path, f"{what} {shown(value)} cannot be accessed ({e.strerror})")
                 return None
         except (ValueError, RuntimeError) as e:  # a NUL in the name; `~` of nobody
             self.add(path, f"{what} {value!r} is no path ({e})")
