@@ -17,7 +17,7 @@ from deltaw.types import counted
 # What trainers leave beside the weights; none of it is weights.
 NOT_WEIGHTS = re.compile(
     r"^(training_args|optimizer|optim|scheduler|scaler|rng_state.*|random_states.*|trainer_state|dataloader.*|sampler.*)"
-    r"(_\d+)?\.\w+$|_optim_states\.pt$|^spectra\.safetensors$"
+    r"(_\d+)?\.\w+$|_optim_states\.pt$|^spectra\.safetensors$|\.(json|md|txt|py|jinja|ya?ml|toml|csv)$"
 )
 NOT_FOLDERS = re.compile(
     r"^(\.|checkpoint-\d|runs$|logs?$|wandb$|__pycache__$|figures$|deltaw-results$|onnx$|openvino$)"

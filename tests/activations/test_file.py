@@ -50,14 +50,14 @@ def entry(**changes):
     [
         ({"w": EYE}, {"format": 2}, "has format 2, expected 1"),
         ({"w": EYE}, {"matrices": 3}, "expected an object"),
-        ({"w": EYE}, {"matrices": entry(tensor="v")}, "no second moments"),
-        ({"w": EYE}, {"matrices": entry(form="mean")}, "no second moments"),
-        ({"w": EYE}, {"matrices": entry(form="counts")}, "no second moments"),
-        ({"w": EYE}, {"matrices": entry(count=0)}, "no second moments"),
-        ({"w": EYE}, {"matrices": entry(energy=-1.0)}, "no second moments"),
+        ({"w": EYE}, {"matrices": entry(tensor="v")}, "not second moments"),
+        ({"w": EYE}, {"matrices": entry(form="mean")}, "not second moments"),
+        ({"w": EYE}, {"matrices": entry(form="counts")}, "not second moments"),
+        ({"w": EYE}, {"matrices": entry(count=0)}, "not second moments"),
+        ({"w": EYE}, {"matrices": entry(energy=-1.0)}, "not second moments"),
         ({"w": EYE}, {"matrices": entry(count=1.5)}, "expected a whole number"),
-        ({"w": EYE.float()}, {"matrices": entry()}, "no second moments"),
-        ({"w": EYE[:2]}, {"matrices": entry()}, "no second moments"),
+        ({"w": EYE.float()}, {"matrices": entry()}, "not second moments"),
+        ({"w": EYE[:2]}, {"matrices": entry()}, "not second moments"),
     ],
 )
 def test_a_file_that_lies_is_refused_when_it_is_opened(tmp_path, tensors, about, message):

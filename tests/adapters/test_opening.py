@@ -182,7 +182,7 @@ def test_incomplete_variants(tmp_path):
 
 def test_tensors_that_change_the_update_are_not_overlooked(tmp_path):
     weights = tensors() | {f"base_model.model.{Q}.lora_secret.weight": torch.ones(2)}
-    assert "lora_secret.weight' is no tensor of LoRA" in error(write(tmp_path / "a", weights))
+    assert "lora_secret.weight' is not a tensor of LoRA" in error(write(tmp_path / "a", weights))
 
 
 def test_two_adapters_in_one_file(tmp_path):

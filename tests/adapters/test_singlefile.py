@@ -226,7 +226,7 @@ def test_a_full_checkpoint_is_no_adapter(tmp_path):
     assert not is_adapter(tmp_path / "absent")
     (tmp_path / "text.safetensors").write_text("no header")
     assert not is_adapter(tmp_path / "text.safetensors")
-    with pytest.raises(AdapterError, match="no LoRA factors"):
+    with pytest.raises(AdapterError, match="not LoRA factors"):
         open_adapter(tmp_path / "model.safetensors")
 
 

@@ -122,7 +122,8 @@ def test_links(tmp_path: Path, pico: State):
 
 
 def test_odd_paths(tmp_path: Path):
-    for path, word in (("", "no path"), ("  ", "no path"), ("a\0b", "no path"), ("x" * 5000, "cannot be looked at")):
+    given = {"": "not a path", "  ": "not a path", "a\0b": "not a path", "x" * 5000: "cannot be accessed"}
+    for path, word in given.items():
         with pytest.raises(CheckpointError, match=word):
             open_checkpoint(path)
     file = tmp_path / "w.safetensors"
@@ -285,7 +286,7 @@ def test_documents_of_others(tmp_path: Path, pico: State):
         refused(folder, "config.json")
     (folder / "config.json").unlink()
     (folder / "model_index.json").write_text('{".": ["diffusers", "X"]}')
-    refused(folder, "no plain name")
+    refused(folder, "not a plain name")
 
 
 def test_a_file_of_unknown_lora_keys_says_that_it_looks_like_an_adapter(tmp_path: Path):

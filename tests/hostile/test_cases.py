@@ -292,7 +292,7 @@ CASES = {
         lora({"use_bdlora": {"nblocks": 2, "target_modules_bd_a": [5]}}), "inspect base ad", 1, "target_modules_bd_a"
     ),
     "adapter_types 4": Case(
-        lora({"rank_pattern": {"a{99999999999}": 2}}), "inspect base ad", 1, "no regular expression"
+        lora({"rank_pattern": {"a{99999999999}": 2}}), "inspect base ad", 1, "not a regular expression"
     ),
     "adapter_types 5": Case(
         lora({"use_mora": True, "rank_pattern": {"x": "y"}}, drawn(6, 6), drawn(8, 6)),
