@@ -208,7 +208,7 @@ def prose(sentence: str) -> Markup:
 
 def breakable(name: str) -> Markup:
     """A name that a narrow page breaks after its dots, slashes and dashes, and not within a word."""
-    return Markup(re.sub(r"([./_-])(?=[^\W_])", r"\1<wbr>", str(escape(name))))
+    return Markup(re.sub(r"([/_-](?=[^\W_])|\.(?=[^\W\d_]))", r"\1<wbr>", str(escape(name))))
 
 
 @lru_cache(maxsize=1)

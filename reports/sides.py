@@ -22,10 +22,14 @@ def name_of(side: Source | None, unnamed: str = "in memory") -> str:
 
     `unnamed` where it has neither.
     """
-    path = side.path if side is not None else ""
+    return name_at(side.path if side is not None else "") or unnamed
+
+
+def name_at(path: str) -> str:
+    """The same of a path."""
     parts = _parts(path)
     short = path.startswith("/") and bool(parts) and not VAGUE.match(parts[-1])
-    return visible("/".join(parts[-1 if short else -2 :])) or unnamed
+    return visible("/".join(parts[-1 if short else -2 :]))
 
 
 def names_of(base: Source | None, ft: Source, unnamed: str = "no base") -> tuple[str, str]:

@@ -14,6 +14,7 @@ from deltaw.reports import figures, page, svg
 from deltaw.reports import survey_findings as findings
 from deltaw.reports.exports import BIBTEX
 from deltaw.reports.page import Picture, TableColumn
+from deltaw.reports.sides import name_at
 from deltaw.reports.survey_plots import DRAWN, SurveyPlots
 from deltaw.reports.text import EMPTY, duration, missing, number, percent, plural, short, visible, whole
 from deltaw.types import JsonValue
@@ -118,7 +119,7 @@ def html(survey: Survey, mark: str = "") -> str:
 
 
 def _title(survey: Survey) -> str:
-    of = f" of {short(survey.about.base, 60)}" if survey.about.base else ", without their base"
+    of = f" of {short(name_at(survey.about.base), 60)}" if survey.about.base else ", without their base"
     return plural(len(survey.adapters()), "adapter") + of
 
 

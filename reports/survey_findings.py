@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deltaw.reports.findings import Figure, Finding
+from deltaw.reports.sides import name_at
 from deltaw.reports.text import code, listed, number, percent, plural, strong, whole
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def map_sentence(survey: Survey, axes: tuple[int, int] = (1, 2)) -> str:
 
 def _many(survey: Survey, frame: pd.DataFrame) -> Finding:
     usable = int(frame["cluster"].notna().sum())
-    base = f" of {code(survey.about.base)}" if survey.about.base else ""
+    base = f" of {code(name_at(survey.about.base))}" if survey.about.base else ""
     compared = (
         "every pair was compared exactly, from the factors"
         if survey.about.compared == "exact"
