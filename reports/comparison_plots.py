@@ -17,6 +17,7 @@ from deltaw.reports import style
 from deltaw.reports.comparison_forest import forest
 from deltaw.reports.comparison_overlap import overlaps
 from deltaw.reports.comparison_points import (
+    ALL,
     by_block,
     decided_first,
     keyed,
@@ -220,7 +221,7 @@ class ComparisonPlots:
         return axes
 
     def _fingerprint_panel(self, ax: Axes, frame: pd.DataFrame, quantity: str, groups: list[str]) -> None:
-        from matplotlib.ticker import LogLocator, MaxNLocator
+        from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
         label, log = IN_PANELS[quantity]
         share = is_share(quantity)
@@ -234,7 +235,8 @@ class ComparisonPlots:
                 ax.plot([low[y], high[y]], [y, y], color=look.colour, linewidth=1.1, solid_capstyle="butt")
             ax.plot(values[y], y, color=look.colour, marker=look.marker, markersize=3.5, linestyle="")
         ax.axvline(values[0], color=style.LINE, linewidth=0.8, zorder=0)
-        ax.set_xlim(*reach(quantity, values, low, high, log=log))
+        left, right = reach(quantity, values, low, high, log=log)
+        ax.set_xlim(left, right)
         if log:
             style.log_scale(ax.xaxis, share)
             wide = known.max() > 30 * known.min() or known.min() < 1e-3  # long labels: fewer of them fit
@@ -242,7 +244,9 @@ class ComparisonPlots:
         else:
             # The digits follow the step: small numbers are long, and fewer of them fit.
             narrow = max(map(abs, ax.get_xlim())) < 0.01
-            ax.xaxis.set_major_locator(MaxNLocator(2 if narrow else 4))
+            ticks = MaxNLocator(2 if narrow else 4)
+            within = [t for t in ticks.tick_values(left, 1) if left <= t <= 1]  # the margin beyond all of it has none
+            ax.xaxis.set_major_locator(FixedLocator(within) if right == ALL and len(within) > 1 else ticks)
             style.ticks(ax.xaxis, share)
         ax.set_title(label)
         ax.grid(axis="y", visible=False)

@@ -15,6 +15,7 @@ from deltaw.errors import OptionError
 from deltaw.reports import figures, ramp, style
 from deltaw.reports.figures import figures_of
 from deltaw.results.analysis import Analysis
+from tests.reports.test_comparison_page import seeded
 from tests.reports.test_on_data import on_data
 
 
@@ -250,3 +251,12 @@ def test_a_misspelt_metric_suggests_the_near_ones(full_analysis: Analysis):
         full_analysis.plot.heatmap("efective_rank")
     with pytest.raises(OptionError, match="Did you mean 'rank_90'"):
         full_analysis.plot.ranks("rank90")
+
+
+def test_no_share_above_all_of_it_is_marked(kit: Any):
+    """The axis ends behind 100 %, so that a dot there is whole."""
+    runs = {name: [kit.make(seeded(change, 1))] for name, change in (("full", kit.full()), ("LoRA", kit.lora()))}
+    axes = deltaw.compare(runs).plot.fingerprints()
+    panel = next(ax for ax in axes.flat if ax.get_title(loc="left") == "energy at rank 16")
+    assert panel.get_xlim()[1] > 1
+    assert 0.9 < panel.get_xticks().max() <= 1
