@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Values
-from deltaw.checkpoints.quantised.values import cells, looked_up, nibbles, scaled
+from deltaw.checkpoints.quantised.values import cells, looked_up, nibbles, times_scale
 from deltaw.documents import Document, parse_object
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, times
@@ -108,8 +108,8 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     own = cells(code[order].double())[torch.argsort(order)]
     shape = (rows.stop - rows.start, *codes.shape[1:])
     return Values(
-        lambda: scaled(looked_up(code, picked), absmax).reshape(shape),
-        lambda: scaled(looked_up(own, picked), absmax.double() ** 2).reshape(shape),
+        lambda: times_scale(looked_up(code, picked), absmax).reshape(shape),
+        lambda: times_scale(looked_up(own, picked), absmax.double() ** 2).reshape(shape),
     )
 
 

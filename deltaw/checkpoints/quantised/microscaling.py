@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, ModuleTensors, Values, shown
-from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, looked_up, nibbles, real, scaled
+from deltaw.checkpoints.quantised.values import e2m1_cells, e2m1_ends, e2m1_table, looked_up, nibbles, real, times_scale
 from deltaw.types import Handle
 
 
@@ -85,14 +85,14 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         part = scale[..., None]
         # transformers' parameter is the transpose of the rows that are stored.
         return Values(
-            lambda: scaled(looked_up(e2m1_table(), picked), part).flatten(-2).mT.contiguous(),
-            lambda: scaled(looked_up(e2m1_cells(), picked), part.double() ** 2).flatten(-2).mT.contiguous(),
+            lambda: times_scale(looked_up(e2m1_table(), picked), part).flatten(-2).mT.contiguous(),
+            lambda: times_scale(looked_up(e2m1_cells(), picked), part.double() ** 2).flatten(-2).mT.contiguous(),
             lambda: e2m1_ends(picked).flatten(-2).mT.contiguous(),
         )
     assert codes.block is not None
     each = scale.repeat_interleave(codes.block[1], dim=-1)
     return Values(
-        lambda: scaled(looked_up(e2m1_table(), picked), each),
-        lambda: scaled(looked_up(e2m1_cells(), picked), each.double() ** 2),
+        lambda: times_scale(looked_up(e2m1_table(), picked), each),
+        lambda: times_scale(looked_up(e2m1_cells(), picked), each.double() ** 2),
         lambda: e2m1_ends(picked),
     )

@@ -16,7 +16,7 @@ from deltaw.checkpoints.quantised.values import (
     even_variance,
     looked_up,
     real,
-    scaled,
+    times_scale,
     unpacked,
 )
 
@@ -59,8 +59,8 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     each = real(codes.parts["scale"].read(rows)).repeat_interleave(group, dim=-1)
     if "bias" not in codes.parts:
         return Values(
-            lambda: scaled(looked_up(e2m1_table(), q), each),
-            lambda: scaled(looked_up(e2m1_cells(), q), each.double() ** 2),
+            lambda: times_scale(looked_up(e2m1_table(), q), each),
+            lambda: times_scale(looked_up(e2m1_cells(), q), each.double() ** 2),
             lambda: e2m1_ends(q),
         )
     bias = codes.parts["bias"].read(rows).float().repeat_interleave(group, dim=-1)

@@ -23,8 +23,8 @@ from deltaw.checkpoints.quantised.values import (
     looked_up,
     nibbles,
     real,
-    scaled,
     spread,
+    times_scale,
 )
 from deltaw.types import Handle
 
@@ -136,16 +136,16 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     if codes.format == "mxfp4":  # DeepSeek-V4: two codes a byte
         picked = nibbles(q)
         return Values(
-            lambda: scaled(looked_up(e2m1_table(), picked), scale),
-            lambda: scaled(looked_up(e2m1_cells(), picked), scale.double() ** 2),
+            lambda: times_scale(looked_up(e2m1_table(), picked), scale),
+            lambda: times_scale(looked_up(e2m1_cells(), picked), scale.double() ** 2),
             lambda: e2m1_ends(picked),
         )
     if float8:
         numbers, variances = float8_tables(q.dtype)
         octets = q.reshape(-1).view(torch.uint8).view(q.shape)
         return Values(
-            lambda: scaled(looked_up(numbers, octets), scale),
-            lambda: scaled(looked_up(variances, octets), scale.double() ** 2),
+            lambda: times_scale(looked_up(numbers, octets), scale),
+            lambda: times_scale(looked_up(variances, octets), scale.double() ** 2),
             lambda: ends(q.float(), -torch.finfo(q.dtype).max, torch.finfo(q.dtype).max),
         )
     weight = q.float()
@@ -159,7 +159,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
 
 
 def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size, *, blocks: bool = False) -> torch.Tensor:
-    """The scale of every entry of some rows, or as few as broadcast to them; with `blocks` as `scaled` takes them."""
+    """The scale of every entry of some rows, or as few as broadcast to them; with `blocks` for `times_scale`."""
     whole = codes.parts["codes"].shape
     if len(whole) < 2 or count(handle) == 1:
         return real(handle.read()).reshape([1] * len(shape))

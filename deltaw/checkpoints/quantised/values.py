@@ -176,7 +176,7 @@ def looked_up(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return out.view(codes.shape)
 
 
-def scaled(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def times_scale(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """A matrix times its scales, in its place.
 
     Args:

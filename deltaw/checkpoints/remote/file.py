@@ -72,17 +72,18 @@ class RemoteFile:
         Raises:
             CheckpointError: It cannot be read, or is not small.
         """
+        if self.address.partition(":")[0] in buckets.SCHEMES:
+            return buckets.read_small(self.address)
         from deltaw.checkpoints.remote import http
 
-        scheme = self.address.partition(":")[0]
-        return buckets.read_small(self.address) if scheme in buckets.SCHEMES else http.read_small(target(self.address))
+        return http.read_small(target(self.address))
 
     def _range(self, offset: int, into: memoryview) -> None:
-        from deltaw.checkpoints.remote import http
-
         if self.address.partition(":")[0] in buckets.SCHEMES:
             buckets.read_range(self.address, offset, into, self.etag)
         else:
+            from deltaw.checkpoints.remote import http
+
             http.read_range(target(self.address), offset, into, self.size, self.etag)
 
 
