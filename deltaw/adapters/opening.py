@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -46,7 +47,7 @@ def is_adapter(path: Path, opened: Checkpoint | None = None) -> bool:
         opened: What a file holds, where it is open already: a header is parsed once.
     """
     if path.is_dir():
-        return any((path / n).is_file() for n in (CONFIG, *WEIGHTS, *SINGLE))
+        return any(os.path.isfile(f"{path}/{n}") for n in (CONFIG, *WEIGHTS, *SINGLE))  # noqa: PTH113 (a tenth of Path's time)
     if path.name in {*WEIGHTS, MLX_FILE}:
         return True
     if not path.is_file():

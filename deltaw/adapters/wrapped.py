@@ -26,7 +26,7 @@ def is_wrapped(names: Iterable[str]) -> bool:
     for name in names:
         layers = layers or ".base_layer." in name
         factors = factors or is_factor(unwrap(name))
-        copies = copies or ".modules_to_save." in name or bool(ORIGINAL.search(name))
+        copies = copies or ".modules_to_save." in name or ".original_module." in name
     return (layers and factors) or (copies and not factors)
 
 

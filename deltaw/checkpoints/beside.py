@@ -5,8 +5,10 @@ So a reader can tell a leftover from half of the model: `value_head.bin`, `non_l
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from deltaw.checkpoints.kinds import Foreign, holds_tensors
@@ -36,8 +38,8 @@ def beside(folder: Path, read: Collection[Path], names: Collection[str] = ()) ->
     """
     own = {_identity(path) for path in read}
     notes: list[str] = []
-    for path in _files(folder):
-        if NOT_WEIGHTS.search(path.name) or _identity(path) in own:
+    for entry in _files(folder):
+        if NOT_WEIGHTS.search(entry.name) or _identity(path := Path(entry.path)) in own:
             continue
         kind = holds_tensors(path)
         if kind is not None:
@@ -65,11 +67,24 @@ def _about(path: Path, names: Collection[str]) -> str:
     return f"{counted(len(found), 'tensor')}, {'all of the same names' if not new else f'{new} of other names'}"
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    entries = sorted(folder.iterdir())[:LISTED]
-    for path in entries:
-        if path.is_file() and not path.name.startswith("."):
-            yield path
-    for path in entries:
-        if path.is_dir() and not NOT_FOLDERS.match(path.name):
-            yield from (p for p in sorted(path.iterdir())[:LISTED] if p.is_file() and not p.name.startswith("."))
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    entries = _entries(folder)
+    yield from _visible(entries)
+    for entry in entries:
+        if _followed(entry).is_dir() and not NOT_FOLDERS.match(entry.name):
+            yield from _visible(_entries(Path(entry.path)))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a directory; what each is came with its name, so that none is asked for by itself."""
+    with os.scandir(folder) as found:
+        return sorted(found, key=attrgetter("name"))[:LISTED]
+
+
+def _visible(entries: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+    return (e for e in entries if not e.name.startswith(".") and _followed(e).is_file())
+
+
+def _followed(entry: os.DirEntry[str]) -> os.DirEntry[str] | Path:
+    """A link as a path, which does not mind where it leads: to itself, or where nobody may look."""
+    return Path(entry.path) if entry.is_symlink() else entry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 
 from deltaw.checkpoints import parts
@@ -80,7 +81,7 @@ def is_part(path: Path) -> bool:
 
 def _open_plain(path: Path, wanted: str = "") -> Checkpoint:
     config = _config(path)
-    entries = sorted(path.iterdir())
+    entries = sorted(path.iterdir(), key=attrgetter("name"))
     for suffix, kind in zip(INDEX_SUFFIXES, ("safetensors", "pytorch"), strict=True):
         indices = [p for p in entries if p.name.endswith(suffix)]
         if indices:

@@ -43,8 +43,8 @@ DTYPES = {
     "BOOL": ("bool", 1),
     "C64": ("complex64", 8),
 }
-# Known to the format and to no tensor of torch's: bits per element.
-BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+# Bits of an element; the last three are known to the format and to no tensor of torch.
+BITS = {name: 8 * size for name, (_, size) in DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 
 class HeaderError(ValueError):
@@ -101,13 +101,13 @@ def read_metadata(path: Path | RemoteFile) -> Document:
 
 
 class HeaderEntry(NamedTuple):
-    """One tensor of a header: its name, dtype, shape, and where its bytes begin and end."""
+    """One tensor of a header: where its bytes begin and end, by which it is sorted, its name, dtype and shape."""
 
+    begin: int
+    end: int
     name: str
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
 
     def handle(self, path: Path | RemoteFile, start: int) -> Handle:
         """The handle of a tensor in a file whose bytes begin at `start`."""
@@ -127,7 +127,7 @@ def _entries(header: Mapping[str, object], start: int, size: int) -> list[Header
         HeaderError: They overlap, leave holes, or leave the file.
     """
     entries = [_entry(name, about) for name, about in header.items() if name != "__metadata__"]
-    entries.sort(key=lambda e: (e.begin, e.end))
+    entries.sort()
     end = 0
     for entry in entries:
         if entry.begin != end:
@@ -183,10 +183,10 @@ def _entry(name: str, about: object) -> HeaderEntry:
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
         raise HeaderError(f"{name[:80]!r} has no dtype, shape and data_offsets of the right kind")
     begin, end = offsets
-    bits = 8 * DTYPES[dtype][1] if dtype in DTYPES else BITS.get(dtype)
+    bits = BITS.get(dtype)
     if end < begin or (bits is not None and end - begin != -(-prod(shape) * bits // 8)):
         raise HeaderError(f"{name[:80]!r} of {dtype} {list(shape)} has {end - begin:,} bytes")
-    return HeaderEntry(name, dtype, shape, begin, end)
+    return HeaderEntry(begin, end, name, dtype, shape)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:

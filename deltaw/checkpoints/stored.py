@@ -41,7 +41,7 @@ class StoredHandle:
     @cached_property
     def storage(self) -> Hashable:
         """File, offset and layout; an empty tensor is tied to nothing."""
-        place: Hashable = self.offset if self.nbytes else self.name
+        place: Hashable = self.name if 0 in self.shape else self.offset
         return (str(self.path), place, self.dtype, self.shape, self.strides, self.negated)
 
     def read(self, rows: slice | None = None) -> torch.Tensor:

@@ -26,14 +26,15 @@ def orientations(matched: Iterable[Sized]) -> dict[str, Way]:
     matrices = [(n, b, f) for n, b, f in matched if len(b) == len(f) == 2]
     out: dict[str, Way] = {}
     votes: dict[str, Counter[Way]] = {}
-    for name, b, f in matrices:
-        if b[0] != b[1] or f[0] != f[1]:
-            out[name] = "turned" if b == f[::-1] else "same"
-            if kind(name, 2) not in TABLES and (b in (f, f[::-1])):
-                for family in _families(name):
-                    votes.setdefault(family, Counter())[out[name]] += 1
-    if all(way == "same" for way in out.values()):  # nearly always: no square one can be turned either
+    oblong = [m for m in matrices if m[1][0] != m[1][1] or m[2][0] != m[2][1]]
+    for name, b, f in oblong:
+        out[name] = "turned" if b == f[::-1] else "same"
+    if "turned" not in out.values():  # nearly always: no square one can be turned either
         return dict.fromkeys((name for name, _, _ in matrices), "same")
+    for name, b, f in oblong:
+        if kind(name, 2) not in TABLES and b in (f, f[::-1]):
+            for family in _families(name):
+                votes.setdefault(family, Counter())[out[name]] += 1
     for name, _, _ in matrices:
         if name not in out:
             out[name] = "same" if kind(name, 2) in TABLES else _settled(name, votes)

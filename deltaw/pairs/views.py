@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from math import prod
 
 from deltaw.checkpoints import numeric
@@ -14,7 +15,12 @@ from deltaw.types import Cell, Handle, Pair, Reason, Skipped, View, times
 
 def is_floating(handle: Handle) -> bool:
     """Whether a tensor holds real floating-point numbers; bare exponents, the scales of MXFP8 blocks, are not."""
-    return numeric(handle.dtype).startswith(("float", "bfloat")) and handle.dtype != "float8_e8m0fnu"
+    return _floats(handle.dtype)
+
+
+@lru_cache(maxsize=256)
+def _floats(dtype: str) -> bool:
+    return numeric(dtype).startswith(("float", "bfloat")) and dtype != "float8_e8m0fnu"
 
 
 def view_of(b: Handle, f: Handle) -> View | Skipped:
