@@ -188,10 +188,17 @@ def _planted(rng: Rng, seeds: int, comparisons: int, planted: int, spreads: floa
 
 
 def _unequal(tables: int) -> Iterator[Row]:
-    """The same with unequal spreads, three comparisons."""
+    """The same with unequal spreads, three comparisons; the reference's is the larger, or drawn."""
     for seeds, spreads in ((5, 3.0), (3, 6.0)):
         for ratio in (1.5, 2.0, 3.0):
             rng = np.random.default_rng([12, seeds, int(10 * ratio)])
             found = sum(_planted(rng, seeds, 3, 1, spreads, ratio).decisions[0].speaks == 1 for _ in range(tables))
             name = f"one of 3 LoRA groups {spreads:g} spreads lower, spreads 1 to {ratio:g}, {seeds} seeds: decided"
             yield rate(name, "≥ .80" if ratio <= 2 else "published", found, tables)
+        rng = np.random.default_rng([13, seeds])
+        drawn = 2 ** rng.uniform(-1, 1, 4 * tables)
+        found = sum(_planted(rng, seeds, 3, 1, spreads, float(ratio)).decisions[0].speaks == 1 for ratio in drawn)
+        name = (
+            f"one of 3 LoRA groups {spreads:g} spreads lower, spreads up to 1 to 2 either way, {seeds} seeds: decided"
+        )
+        yield rate(name, "≥ .80", found, len(drawn))

@@ -25,7 +25,7 @@ from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.registry import Value
 from deltaw.pairs.views import identity
 from deltaw.results.rows import number
-from deltaw.spectra import Noise, seeded, singular_values_batched, spectrum, stored_again
+from deltaw.spectra import Noise, by_line, seeded, singular_values_batched, spectrum, stored_again
 from deltaw.tensors.matrix import matrix
 from deltaw.tensors.memory import empty
 from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Reason, Skipped, Spectrum, Vector, is_update
@@ -161,7 +161,7 @@ def _without_rounding(
     delta: Delta, quantities: Quantities, device: torch.device
 ) -> tuple[Vector | None, dict[str, Interval]]:
     """The spectrum without its rounding, and what taking it out leaves open. None below precision."""
-    found = without_rounding(quantities)
+    found = without_rounding(quantities | by_line(delta.value, float(delta.sums.noise_row.sum())))
     if found is None or not found.share:
         return (None if found is None else found.values), {}
     return found.values, interval(found, _again(delta, found, device) if found.share > ENOUGH else None)
@@ -181,9 +181,11 @@ def _again(delta: Delta, found: Denoised, device: torch.device) -> Denoised | No
     base = delta.base[rows][:, cols]
     cast = sums.base_noise > 0
     generator = seeded(x.device)
-    s, size = stored_again(x, base, found.values[:k], sums.now.precision, cast=cast, generator=generator)
-    noise = Rounded(len(rows), len(cols), found.share * size, sums.noise_steps, sums.noise_counts)
-    return denoise(s, noise, size)
+    s, moved = stored_again(x, base, found.values[:k], sums.now.precision, cast=cast, generator=generator)
+    size = float(moved.row.sum())
+    noise = found.share * size / float(sums.noise_row.sum())
+    row, col = sums.noise_row[sums.noise_row > 0] * noise, sums.noise_col[sums.noise_col > 0] * noise
+    return denoise(s, Rounded.of(row, col, sums.noise_steps, sums.noise_counts, size, moved), size)
 
 
 def _residual(

@@ -6,6 +6,9 @@ is softened to Δ/(Δ² + 16v√(λ_iλ_j)), since two values that noise has mix
 noise for an update below the ulp: it loses entries (`metrics.quantiser`), so λ is divided by κ², and Σλ is set to the
 energy that such a quantiser would have had to see.
 
+The sizes of the rows, or of the columns where those differ more, are told apart: a row that moved little lost nearly
+all of itself, a large one nothing.
+
 A first estimate f0 of the share of the energy that r directions hold is biased where much is rounding. Stored again, it
 gives f1 from the same procedure, and what the procedure did to f0 corrects it: 2·f0 − f1 (iterated bootstrap). A band
 around both curves is the interval of every share, and where it crosses .9 that of the rank. It is wide enough to cover
@@ -18,11 +21,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from deltaw.metrics.precision import NOISY
-from deltaw.metrics.quantiser import RoundedGaussian, gaussian_rounding
+from deltaw.metrics.quantiser import RoundedGaussian, gaussian_rounding, uneven_rounding
 from deltaw.metrics.quantities import Quantities
 from deltaw.metrics.rank import rank_at
 from deltaw.types import Interval, Vector
@@ -30,10 +34,17 @@ from deltaw.types import Interval, Vector
 NEGLIGIBLE = 1e-5  # share of the energy: rounding below it changes no sum over σ by more than its last printed digit
 ENOUGH = 0.03  # share of the energy up to which f0 is as good as its correction
 UNCORRECTED, UNCORRECTABLE = 0.25, 0.35  # of the share that is rounding: what f0 may miss up to there, and beyond
-BAND_SLACK = 0.002  # of a share of the energy, where it was
-ABOVE = 0.004  # the noise that is left in the tail takes this of the head
-BEYOND = 2.0  # how far beyond the correction the truth may lie, in units of it; where the energy crosses .9 it does so
-BEYOND_RANK, WITHIN_RANK = 2.7, 0.2  # more often, and is never as far back as f0
+# Where the truth may lie, by some 1,100 updates of five kinds: between f0 and its correction, and, in units of that, so
+# far beyond the correction and behind f0. Where the energy crosses .9, what was lost is the tail, and the truth lies
+# further beyond; the more so, the deeper the tail lies in the rounding.
+BEYOND, BEHIND = 1.2, 0.3
+LATER, EARLIER = 1.65, 0.7
+DEEPER, SHALLOW = 15.0, 0.14
+SLACK, GROWS = 0.003, 0.01  # of a share of the energy: always, and for all that is rounding
+RANK_SLACK = 0.001
+ABOVE = 0.07  # of what is rounding: where steps differ between rows, too much of the head is taken for it
+LONG = 64  # entries of a line that tell its size
+TINY = 1e-300
 STEPS = 16  # of the way back; 40 differ by less than 1 %
 LEADING, GROUPS = 64, 64  # values followed one by one, and groups of those behind them: their pull is a sum
 RANK, ENERGY = "rank_90_denoised", "energy_at_16_denoised"
@@ -48,6 +59,7 @@ class Rounded:
         rows, cols: How many rows and columns were rounded.
         energy: Σ of the variances, at most ‖ΔW‖F².
         steps, counts: The quantiser's steps, and how many entries have each.
+        lines: What is known of the rows, or of the columns where those differ more; None where nothing is.
     """
 
     rows: int
@@ -55,18 +67,64 @@ class Rounded:
     energy: float
     steps: Vector
     counts: Vector
+    lines: Lines | None = None
 
     @classmethod
-    def of(cls, row: Vector, col: Vector, steps: Vector, counts: Vector, size: float) -> Rounded:
+    def of(
+        cls, row: Vector, col: Vector, steps: Vector, counts: Vector, size: float, moved: Moved | None = None
+    ) -> Rounded:
         """The noise of the sums over the entries.
 
         Args:
             row, col: Its variances, summed by row (m,) and by column (n,).
             steps, counts: See `Rounded`.
             size: ‖ΔW‖F².
+            moved: The update by row and column, where it is known.
         """
         energy = min(float(row.sum()), size)
-        return cls(int(np.count_nonzero(row)), int(np.count_nonzero(col)), energy, steps, counts)
+        rows, cols = int(np.count_nonzero(row)), int(np.count_nonzero(col))
+        lines = None if moved is None else Lines.of(moved, row, col)
+        return cls(rows, cols, energy, steps, counts, lines)
+
+    def gaussian(self, size: float) -> RoundedGaussian:
+        """The Gaussian update of which so much was stored, line by line where they are known."""
+        if self.lines is None:
+            return gaussian_rounding(self.steps, self.counts, size)
+        return uneven_rounding(self.steps, self.counts, self.lines.energies, self.lines.fineness)
+
+
+class Moved(NamedTuple):
+    """What is stored of an update: Σ_j Δ² by row (m,), and Σ_i Δ² by column (n,)."""
+
+    row: Vector
+    col: Vector
+
+
+class Lines(NamedTuple):
+    """The rows that were rounded, or the columns.
+
+    Attributes:
+        energies: The mean of Δ² over the entries of each, (l,).
+        fineness: The root mean square of each one's steps, over that of all, (l,).
+    """
+
+    energies: Vector
+    fineness: Vector
+
+    @classmethod
+    def of(cls, moved: Moved, row: Vector, col: Vector) -> Lines | None:
+        """Of the rows or the columns those whose energies differ more; None where the lines are too short to tell.
+
+        Args:
+            moved: The update.
+            row, col: The variances of its rounding, as `Rounded.of`.
+        """
+        found = [(x[there := v > 0], v[there]) for x, v in zip(moved, (row, col), strict=True)]
+        if min(len(v) for _, v in found) < LONG:
+            return None
+        x, v = max(found, key=lambda line: float(np.mean(line[0] ** 2)) / max(float(np.mean(line[0])) ** 2, TINY))
+        entries = float(len(found[0][0]) * len(found[1][0]) / len(x))
+        return cls(x / entries, np.sqrt(v / v.mean()))
 
 
 @dataclass(frozen=True)
@@ -100,7 +158,7 @@ def denoise(s: Vector, noise: Rounded, size: float) -> Denoised | None:
         return None
     if not (total > 0 and noise.counts.size and noise.energy > NEGLIGIBLE * size):
         return Denoised(s, 0.0, rank_at(s, 0.9))
-    seen = gaussian_rounding(noise.steps, noise.counts, size)
+    seen = noise.gaussian(size)
     entries, largest = float(noise.counts.sum()), max(noise.rows, noise.cols)
     before = seen.scale**2 * entries
     k = min(noise.rows, noise.cols, len(s))
@@ -119,7 +177,8 @@ def without_rounding(known: Quantities) -> Denoised | None:
     """`denoise` of a spectrum and the sums over the entries.
 
     Args:
-        known: `s`, complete; `noise_row`, `noise_col`, `noise_steps`, `noise_counts`, where W was stored.
+        known: `s`, complete; `noise_row`, `noise_col`, `noise_steps`, `noise_counts`, where W was stored;
+            `delta_row_sq` and `delta_col_sq`, where lines of their own size are to be told apart.
 
     Returns:
         None where most of it is rounding, and where nothing is known of the rounding's steps.
@@ -131,7 +190,10 @@ def without_rounding(known: Quantities) -> Denoised | None:
         return denoise(s, Rounded(0, 0, 0.0, np.zeros(0), np.zeros(0)), size)
     if known.noise_steps is None or known.noise_counts is None:
         return None
-    return denoise(s, Rounded.of(row, col, known.noise_steps, known.noise_counts, size), size)
+    moved = None
+    if known.delta_row_sq is not None and known.delta_col_sq is not None:
+        moved = Moved(known.delta_row_sq, known.delta_col_sq)
+    return denoise(s, Rounded.of(row, col, known.noise_steps, known.noise_counts, size, moved), size)
 
 
 def back(squares: Vector, variance: float, largest: int) -> Vector:
@@ -187,11 +249,15 @@ def interval(found: Denoised, again: Denoised | None = None) -> dict[str, Interv
         late, early = low, high
     else:
         better = np.clip(2 * f0 - _curve(again), 0.0, 1.0)
-        wide, slack = np.abs(better - f0), BAND_SLACK * (1 + 10 * found.share)
+        wide, lower = np.abs(better - f0), better < f0
         middle = np.maximum.accumulate(better)
-        least, most = np.minimum(f0, better), np.maximum(f0, better)
-        low, high = least - BEYOND * wide - slack, most + slack + ABOVE
-        late, early = least - BEYOND_RANK * wide - slack, most - WITHIN_RANK * wide + slack
+        slack = SLACK + GROWS * found.share
+        low = np.where(lower, better - BEYOND * wide, f0 - BEHIND * wide) - slack
+        high = np.where(lower, f0 + ABOVE * found.share, better + BEYOND * wide) + slack
+        slack += RANK_SLACK
+        later = LATER * (1 + DEEPER * max(0.0, found.share - SHALLOW))
+        late = np.where(lower, better - later * wide, f0 - BEHIND * wide) - slack
+        early = np.where(lower, f0, better + EARLIER * wide) + slack
     rank = _reached(middle)
     first = min(_reached(np.maximum.accumulate(early)), rank)
     last = max(_reached(np.maximum.accumulate(late)), rank, found.flat if found.share > ENOUGH else 0.0)

@@ -21,6 +21,7 @@ from deltaw.types import Vector
 
 FINE, COARSE = 0.2, 64.0  # q/t: below, the sums are their limits to 1e-200; above, nothing moves
 POINTS = 2048  # of the table between them, equidistant in log(q/t)
+SIZES = 512  # of the table of a line's energy by its size
 TERMS = 48  # of the sums: (j + ½)·FINE reaches beyond 9 standard deviations
 ROOT_2PI = math.sqrt(2 * math.pi)
 TRIES, NEAR = 60, 1e-12  # of the search for log t: at most, and how near its ends come
@@ -66,6 +67,39 @@ def gaussian_rounding(steps: Vector, counts: Vector, energy: float) -> RoundedGa
     gain = float(counts @ gains) / entries
     variance = max(0.0, float(weights @ kept) / entries - (gain * scale) ** 2)
     return RoundedGaussian(scale, gain, variance, float(counts @ unchanged) / entries)
+
+
+def uneven_rounding(steps: Vector, counts: Vector, energies: Vector, fineness: Vector) -> RoundedGaussian:
+    """The rounding of an update whose lines, its rows or its columns, are Gaussian and each of its own size.
+
+    One size for all of them would hold that a line which moved little had been of the size of the others, and kept as
+    much of itself: where lines differ, it finds too little energy, and the large ones' directions too early.
+
+    Args:
+        steps, counts: The quantiser's steps and how many entries have each, in all lines together, (h,).
+        energies: The mean of Q² over the entries of each line, (l,).
+        fineness: The root mean square of each line's steps, over that of all, (l,), positive.
+
+    Returns:
+        Of all entries together; `gain` is what survives of the update's energy, as a root.
+    """
+    shares = counts / counts.sum()
+    typical = math.sqrt(float(shares @ steps**2))
+    wanted = energies / fineness**2
+    if not wanted.any():
+        return RoundedGaussian(0.0, 0.0, 0.0, 1.0)
+    low, high = math.log(typical / COARSE), math.log(max(typical, math.sqrt(float(wanted.max())))) + 1
+    scales = np.linspace(low, high, SIZES)  # log t
+    kept, gains, unchanged = moments(steps * np.exp(-scales)[:, None])
+    energy = kept @ (shares * steps**2)
+    there = energy > 0
+    with np.errstate(divide="ignore"):
+        at = np.interp(np.log(wanted), np.log(energy[there]), scales[there], left=-math.inf)
+    sizes, gain = np.exp(at) * fineness, np.interp(at, scales, gains @ shares, left=0.0)
+    size, survives = float(np.mean(sizes**2)), float(np.mean((gain * sizes) ** 2))
+    still = np.interp(at, scales, unchanged @ shares, left=1.0)
+    variance = max(0.0, float(energies.mean()) - survives)
+    return RoundedGaussian(math.sqrt(size), math.sqrt(survives / size), variance, float(still.mean()))
 
 
 def _root(share: Callable[[float], float], low: float, high: float) -> float:

@@ -31,6 +31,7 @@ class Quantities:
         base_sq: ‖W0‖F².
         delta_base: ⟨ΔW, W0⟩.
         delta_row_sq: Σ_j Δ², (m,).
+        delta_col_sq: Σ_i Δ², (n,), where it is needed: much of ΔW is rounding.
         base_row_sq: Σ_j W0², (m,).
         delta_base_row: Σ_j Δ·W0, (m,).
         noise_row: Σ_j v_ij, (m,): variances of the rounding that storing W left in its entries; zeros where W was never
@@ -83,6 +84,7 @@ class Quantities:
     base_sq: float | None = None
     delta_base: float | None = None
     delta_row_sq: Vector | None = None
+    delta_col_sq: Vector | None = None
     base_row_sq: Vector | None = None
     delta_base_row: Vector | None = None
     noise_row: Vector | None = None

@@ -1,6 +1,6 @@
 """Singular values and vectors of ΔW: exact, factored, certified low rank, stochastic estimates."""
 
-from deltaw.spectra.bootstrap import stored_again
+from deltaw.spectra.bootstrap import by_line, stored_again
 from deltaw.spectra.estimate import estimate_spectrum
 from deltaw.spectra.exact import singular_values, singular_values_batched
 from deltaw.spectra.factored import factored_singular_values, factored_svd
@@ -16,6 +16,7 @@ __all__ = [
     "Noise",
     "Operator",
     "Triplets",
+    "by_line",
     "estimate_spectrum",
     "factored_singular_values",
     "factored_svd",

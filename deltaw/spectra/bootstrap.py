@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaw.metrics.deconvolution import Moved
+from deltaw.metrics.quantities import Quantities
 from deltaw.spectra.exact import singular_values
 from deltaw.spectra.lapack import gram
 from deltaw.tensors.bits import Precision, rounded
-from deltaw.types import Vector
+from deltaw.types import Factors, Vector
 
+UNEVEN = 0.003  # share of the energy that is rounding, from which the sizes of the lines change what is found
 NOTHING = 1e-12  # share of σ1 below which a direction of ΔW has no vectors to speak of
 
 
 def stored_again(
     x: Tensor, base: Tensor, values: Vector, precision: Precision, *, cast: bool, generator: torch.Generator
-) -> tuple[Vector, float]:
+) -> tuple[Vector, Moved]:
     """The singular values of an update with the singular vectors of ΔW and other values, after storing W0 + it.
 
     Args:
@@ -34,16 +37,35 @@ def stored_again(
         generator: The source of permutations and signs, on x's device.
 
     Returns:
-        All singular values of W − W0, (k,), and ‖W − W0‖F².
+        All singular values of W − W0, (k,), and what of it is in each row and column.
     """
     if x.shape[0] < x.shape[1]:
-        again, size = stored_again(x.mT, base.mT, values, precision, cast=cast, generator=generator)
-        return again, size
+        again, moved = stored_again(x.mT, base.mT, values, precision, cast=cast, generator=generator)
+        return again, Moved(moved.col, moved.row)
     update = _shuffled(_with_values(x.double(), values), generator)
     w0 = base.to(x.device).double()
     start = rounded(w0, precision) if cast else w0
     delta = rounded(update.add_(start), precision).sub_(w0)
-    return singular_values(delta).values, float(delta.square().sum())
+    return singular_values(delta).values, moved_by(delta)
+
+
+def by_line(x: Tensor | Factors | None, noise: float) -> Quantities:
+    """What of an update is in each row and column, where enough of it is rounding for that to matter.
+
+    Args:
+        x: ΔW, (m, n).
+        noise: Σ of the variances of its rounding.
+    """
+    if not isinstance(x, torch.Tensor) or not noise > UNEVEN * float(torch.linalg.vector_norm(x)) ** 2:
+        return Quantities()
+    moved = moved_by(x)
+    return Quantities(delta_row_sq=moved.row, delta_col_sq=moved.col)
+
+
+def moved_by(x: Tensor) -> Moved:
+    """The energy of an update in each of its rows and columns, (m, n)."""
+    row, col = (torch.linalg.vector_norm(x, dim=dim, dtype=torch.float64).square_().cpu().numpy() for dim in (1, 0))
+    return Moved(row, col)
 
 
 def _with_values(x: Tensor, values: Vector) -> Tensor:

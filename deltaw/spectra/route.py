@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deltaw.metrics.quantities import Quantities
+from deltaw.spectra.bootstrap import by_line
 from deltaw.spectra.estimate import estimate_spectrum, frobenius_squared
 from deltaw.spectra.exact import singular_values
 from deltaw.spectra.factored import factored_singular_values
@@ -64,5 +65,6 @@ def spectrum(
         if noise is not None:
             found = low_rank_spectrum(x, noise, energy=energy, quantities=quantities, generator=generator)
         if found is None and mode == "fast" and min(x.shape) >= FAST_FROM[x.device.type]:
+            quantities |= by_line(x, 0.0 if noise is None else noise.energy)
             found = estimate_spectrum(x, energy=energy, quantities=quantities, tolerance=tolerance, generator=generator)
     return found or singular_values(x, moderate=moderate)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from deltaw.metrics.quantiser import gaussian_rounding, moments
+from deltaw.metrics.quantiser import gaussian_rounding, moments, uneven_rounding
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.19, 0.21, 0.5, 1, 2, 4])
@@ -44,3 +44,30 @@ def test_nothing_moved():
     found = gaussian_rounding(np.array([1.0]), np.array([5.0]), 0.0)
     assert found == (0, 0, 0, 1)
     assert math.isfinite(gaussian_rounding(np.array([1e-30, 1.0]), np.array([5.0, 1.0]), 1e-70).scale)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_rows_of_their_own_size_are_told_apart(spread):
+    """Rows that differ in size, on a grid whose steps differ between rows, too: each is solved by itself."""
+    g = np.random.default_rng(2)
+    fineness = np.exp(0.5 * g.standard_normal((300, 1)))
+    steps = fineness * 2.0 ** g.integers(-1, 2, (300, 500))
+    x = 0.4 * np.exp(spread * g.standard_normal((300, 1))) * g.standard_normal(steps.shape)
+    q = np.round(x / steps) * steps
+    kinds, counts = np.unique(steps / fineness, return_counts=True)
+    typical = np.sqrt(np.mean(fineness**2))
+    found = uneven_rounding(kinds * typical, counts.astype(float), (q**2).mean(axis=1), (fineness / typical).ravel())
+    assert found.scale**2 == pytest.approx((x**2).mean(), rel=0.02)
+    assert found.unchanged == pytest.approx((q == 0).mean(), abs=0.01)
+    one_size = gaussian_rounding(kinds * typical, counts.astype(float), float((q**2).sum()))
+    if spread:  # as if all rows were of one size
+        assert abs(one_size.scale**2 / (x**2).mean() - 1) > 0.05
+
+
+def test_rows_of_one_size_are_one_update():
+    steps, counts = np.array([0.5, 1.0, 2.0]), np.array([2000.0, 5000.0, 1000.0])
+    whole = gaussian_rounding(steps, counts, 3000.0)
+    rows = uneven_rounding(steps, counts, np.full(80, 3000.0 / 8000), np.ones(80))
+    assert rows.scale == pytest.approx(whole.scale, rel=2e-3)
+    assert rows.unchanged == pytest.approx(whole.unchanged, abs=2e-3)
+    assert uneven_rounding(steps, counts, np.zeros(80), np.ones(80)) == (0, 0, 0, 1)

@@ -43,8 +43,10 @@ def test_it_is_rounded_where_it_lands(shape, cast):
     base = base if cast else base.bfloat16()
     x = 1e-3 * torch.randn(*shape, generator=seeded(1))
     values = torch.linalg.svdvals(x.double()).numpy()
-    again, size = stored_again(x, base, values, STORED[torch.bfloat16], cast=cast, generator=seeded())
-    assert again @ again == pytest.approx(size)
+    again, moved = stored_again(x, base, values, STORED[torch.bfloat16], cast=cast, generator=seeded())
+    size = again @ again
+    assert [len(v) for v in moved] == list(shape)
+    assert [v.sum() for v in moved] == pytest.approx([size, size])
     own = float((base.bfloat16().double() - base.double()).square().sum())  # of a base that is cast first
     step = 2.0 ** (torch.floor(torch.log2(base.double().abs())) - 7)
     assert size == pytest.approx(float(x.double().square().sum()) + float(step.square().sum()) / 12 + own, rel=0.1)
