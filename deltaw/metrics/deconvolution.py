@@ -33,7 +33,7 @@ from deltaw.types import Interval, Vector
 
 NEGLIGIBLE = 1e-5  # share of the energy: rounding below it changes no sum over σ by more than its last printed digit
 ENOUGH = 0.03  # share of the energy up to which f0 is as good as its correction
-UNCORRECTED, UNCORRECTABLE = 0.25, 0.35  # of the share that is rounding: what f0 may miss up to there, and beyond
+UNCORRECTED, UNCORRECTABLE = 0.25, 0.38  # of the share that is rounding: what f0 may miss up to there, and beyond
 # Where the truth may lie, by some 1,100 updates of five kinds: between f0 and its correction, and, in units of that, so
 # far beyond the correction and behind f0. Where the energy crosses .9, what was lost is the tail, and the truth lies
 # further beyond; the more so, the deeper the tail lies in the rounding.
