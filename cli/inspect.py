@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ import click
 from deltaw.cli.options import inputs, matching, verbosity
 
 if TYPE_CHECKING:
-    from deltaw.measurement.inspection import Inspection
+    from deltaw.measurement.inspection import Expected, Inspection
     from deltaw.types import Coverage, Skipped
 
 HEADS = ("tensors", "rows × cols", "stored as", "kind", "route")
@@ -26,10 +27,30 @@ NAMED = 3  # skipped tensors that are named, of each reason
 @click.argument("ft", required=False)
 @click.option("--no-base", is_flag=True, help="Look at an adapter alone.")
 @matching
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="What the expected minutes are of.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @verbosity
-def command(base: str | None, ft: str | None, no_base: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def command(
+    base: str | None,
+    ft: str | None,
+    no_base: bool,
+    mode: str,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Show which tensors of BASE and FT would be compared, and how; nothing but headers is read.
+
+    With it the bytes that this would read, its memory, and the minutes that it is expected to take on this machine,
+    whose speed is measured once for each mode (a second or two) and kept.
 
     With FT alone, its base is looked up and named.
 
@@ -40,12 +61,13 @@ def command(base: str | None, ft: str | None, no_base: bool, as_json: bool, quie
     opened, ft = inputs(base, ft, no_base, quiet=quiet)
     found = deltaw.inspect(opened, ft, **options)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
+        document = found.to_dict() | {"expected": asdict(found.expected(mode, device))}
+        click.echo(json.dumps(document, indent=1))
     elif not quiet:
-        show(found, each=bool(click.get_current_context().meta.get("deltaw.verbose")))
+        show(found, found.expected(mode, device), each=bool(click.get_current_context().meta.get("deltaw.verbose")))
 
 
-def show(found: Inspection, *, each: bool = False) -> None:
+def show(found: Inspection, expected: Expected, *, each: bool = False) -> None:
     """The pairs, everything that is skipped by reason, and the notes."""
     from rich.markup import escape
 
@@ -68,10 +90,23 @@ def show(found: Inspection, *, each: bool = False) -> None:
     by_route = [counted(n, "vector") if route == "vector" else f"{n:,} {route}" for route, n in routes.items()]
     out.print(f"{len(pairs):,} to measure{': ' if by_route else ''}{', '.join(by_route)}")
     out.print(coverage_line(found.plan.coverage()))
+    out.print(expected_line(expected))
     for line in skipped_lines(found.plan.skipped):
         out.print(escape(line), soft_wrap=True)
     for note in found.plan.notes:
         out.print(escape(f"note: {note}"), soft_wrap=True)
+
+
+def expected_line(e: Expected) -> str:
+    """What measuring takes, as an estimate, and what it rests on."""
+    from deltaw.reports.text import duration, size
+
+    largest = max(e.timed)
+    return (
+        f"expected ({e.mode}, {e.device}, {e.at_a_time} at a time): about {duration(e.seconds)} of computing, "
+        f"{size(e.bytes)} to read, {size(e.memory)} of memory; an estimate from matrices up to {largest}×{largest} "
+        "timed on this machine, as if every weight had changed"
+    )
 
 
 def coverage_line(c: Coverage) -> str:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from deltaw.edits import ExtractedRow, SavedModule
+from deltaw.measurement.inspection import Expected
 from deltaw.metrics import REGISTRY
 from deltaw.results.analysis import SCHEMA_VERSION
 from deltaw.results.columns import columns
@@ -144,6 +145,7 @@ def schemas() -> dict[str, Schema]:
                 "skipped": skipped(),
                 "coverage": of(Coverage),
                 "notes": of(list[str]),
+                "expected": of(Expected),
             },
         ),
         "compare": document(

@@ -67,6 +67,7 @@ def effect(
     moments: Moments,
     plain: Spectrum,
     *,
+    name: str = "",
     mode: str = "exact",
     tolerance: float = 0.03,
 ) -> Effect:
@@ -77,6 +78,7 @@ def effect(
         base: W0, (m, n); None without one.
         moments: Of the inputs, on the device to compute on.
         plain: The spectrum of ΔW itself.
+        name: What random probes are seeded by.
         mode, tolerance: As `analyze` has them.
 
     Raises:
@@ -84,7 +86,7 @@ def effect(
         ActivationsError: The sums are no second moments.
     """
     moved = moments.apply(delta)
-    generator = seeded(moments.sums.device)
+    generator = seeded(moments.sums.device, name)
     if isinstance(moved, Factors):
         found = spectrum(moved)
         delta_sq = float(found.values @ found.values)

@@ -103,7 +103,7 @@ def align(
     Args:
         delta: ΔW, (m, n), outputs × inputs, or its factors.
         base: W0 as stored, (m, n), outputs × inputs.
-        key: What the matrix is called in the table of intruders.
+        key: What the matrix is called in the table of intruders; its random numbers are seeded by it.
         rank: Dimension of ΔW's subspaces: its signal rank, or the adapter's rank; capped at 64.
         top_k: How many leading singular vectors of W may be intruders.
         epsilon: The largest cosine of an intruder.
@@ -132,7 +132,7 @@ def align(
         signed_entries=int(torch.count_nonzero(sides := old.x * new.x)),
         flipped=int(torch.count_nonzero(sides < 0)),
     )
-    quantities |= _subspaces(delta, old, min(rank, RANK_CAP, len(old.s)))
+    quantities |= _subspaces(key, delta, old, min(rank, RANK_CAP, len(old.s)))
     return Alignment(quantities, _counts(key, max_left, max_right, (base.shape[0], base.shape[1])))
 
 
@@ -164,7 +164,7 @@ def base_basis(base: Tensor, cache: BaseCache | None, device: torch.device) -> B
     return Basis(x, s, kept.double())
 
 
-def _subspaces(delta: Tensor | Factors, old: Basis, rank: int) -> Quantities:
+def _subspaces(key: str, delta: Tensor | Factors, old: Basis, rank: int) -> Quantities:
     """The top-r vectors of ΔW and of W0, and ‖UᵀW0V‖F; nothing for r = 0."""
     if rank == 0:
         return Quantities()
@@ -172,7 +172,7 @@ def _subspaces(delta: Tensor | Factors, old: Basis, rank: int) -> Quantities:
         found = factored_svd(delta)
         u, v = found.U[:, :rank], found.Vh[:rank].T
     else:
-        u, v = _top(delta, rank)
+        u, v = _top(key, delta, rank)
     u, v = u.to(old.x), v.to(old.x)
     base_left, base_right = old.top(rank)
     return Quantities(
@@ -184,7 +184,7 @@ def _subspaces(delta: Tensor | Factors, old: Basis, rank: int) -> Quantities:
     )
 
 
-def _top(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _top(key: str, delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The top-r left and right singular vectors of a dense ΔW.
 
     A Krylov space finds a few of many in no time, unless the spectrum is too flat for it; so it is kept small, and
@@ -192,7 +192,7 @@ def _top(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     if 16 * rank > min(delta.shape):
         return _leading_basis(delta, rank).top(rank)
-    found = top_triplets(delta, rank, generator=seeded(delta.device), capacity=max(64, 3 * rank))
+    found = top_triplets(delta, rank, generator=seeded(delta.device, key), capacity=max(64, 3 * rank))
     return found.U, found.Vh.T
 
 

@@ -33,12 +33,14 @@ class Delta:
         value: ΔW (outputs × inputs) on the device, its factors, or None where no SVD is needed.
         sums: The sums over its entries.
         base: W0 as a matrix on the CPU, as stored; None where it was not read whole.
+        name: What its random numbers are seeded by: the key of its pair.
     """
 
     route: Route
     value: Tensor | Factors | None
     sums: EntrySums
     base: Tensor | None = None
+    name: str = ""
 
     @property
     def is_vector(self) -> bool:
@@ -59,7 +61,7 @@ def difference(pair: Pair, device: torch.device) -> Delta:
         raise TensorError(
             f"its largest change is {size:.3g}; expected {SMALLEST:.0e} to {LARGEST:.0e}, whose squares float64 holds"
         )
-    return delta
+    return replace(delta, name=pair.key)
 
 
 def _difference(pair: Pair, device: torch.device) -> Delta:

@@ -75,11 +75,13 @@ def spread(delta: Delta, rank: int | None = None) -> tuple[KnownSpectrum, Triple
     assert x is not None
     noise = Noise(float(delta.sums.noise_row.sum()), delta.sums.noise_row, delta.sums.noise_col)
     if rank is None or min(rows, cols) <= EXACT_UP_TO:
-        return known(spectrum(x, energy=energy, noise=noise, generator=seeded(x.device)).values, complete=True), None
-    low = low_rank_spectrum(x, noise, energy=energy, generator=seeded(x.device))
+        return known(
+            spectrum(x, energy=energy, noise=noise, generator=seeded(x.device, delta.name)).values, complete=True
+        ), None
+    low = low_rank_spectrum(x, noise, energy=energy, generator=seeded(x.device, delta.name))
     if low is not None:
         return known(low.values, complete=True), None
-    found = leading_triplets(x, rank, generator=seeded(x.device))
+    found = leading_triplets(x, rank, generator=seeded(x.device, delta.name))
     return known(_array(found.S), complete=False), found
 
 
@@ -93,7 +95,7 @@ def triplets(delta: Delta, rank: int) -> Triplets:
         found = factored_svd(delta.value)
         return Triplets(found.U[:, :rank], found.S[:rank], found.Vh[:rank])
     assert delta.value is not None
-    return leading_triplets(delta.value, rank, generator=seeded(delta.value.device))
+    return leading_triplets(delta.value, rank, generator=seeded(delta.value.device, delta.name))
 
 
 def residual(delta: Delta, B: Tensor, A: Tensor) -> float:

@@ -204,7 +204,8 @@ def _edited(
             rows += [EditedRow(pair.name, pair.view.part, "drop", None, 1.0, size, 0.0)] if size else []
             value = old
         else:
-            found = changes(W0, delta, asked, decay=decay, edge=_edge(pair, device) if asked.denoise else 0.0)
+            edge = _edge(pair, device) if asked.denoise else 0.0
+            found = changes(pair.key, W0, delta, asked, decay=decay, edge=edge)
             if not found:
                 continue
             rows += told(pair.name, pair.view.part, delta, found)

@@ -33,10 +33,12 @@ class MatrixData:
     Attributes:
         moments: Their second moments.
         turned: Whether they meet the rows of the matrix, as its layout was not known.
+        name: What random numbers are seeded by.
     """
 
     moments: Moments
     turned: bool
+    name: str
 
     @classmethod
     def of(cls, pair: Pair, inputs: MatrixInputs, device: torch.device) -> MatrixData | None:
@@ -46,7 +48,7 @@ class MatrixData:
             ActivationsError: They cannot be read.
         """
         moments = inputs.of(pair)
-        return None if moments is None else cls(moments.to(device), inputs.turned(pair))
+        return None if moments is None else cls(moments.to(device), inputs.turned(pair), pair.key)
 
     def spread(self, delta: Delta, rank: int | None = None) -> tuple[KnownSpectrum, Triplets | None]:
         """What decides the rank, and the best pairs: as `directions.spread`, with what each direction does to the data.
@@ -88,7 +90,7 @@ class MatrixData:
         if isinstance(moved, Factors):
             found = factored_svd(moved)
         else:
-            found = leading_triplets(moved, rank, generator=seeded(moved.device))
+            found = leading_triplets(moved, rank, generator=seeded(moved.device, self.name))
         rank = min(rank, len(found.S))
         values: Vector = found.S[:rank].cpu().numpy()
         if self.moments.acts_on_rows:

@@ -98,10 +98,13 @@ class Change:
     directions: int | None
 
 
-def changes(W0: Tensor, delta: Tensor, asked: Operations, *, decay: float | None, edge: float) -> list[Change]:
+def changes(
+    name: str, W0: Tensor, delta: Tensor, asked: Operations, *, decay: float | None, edge: float
+) -> list[Change]:
     """The update after each operation that changes it.
 
     Args:
+        name: What random numbers are seeded by.
         W0: (m, n) or (n,), float64.
         delta: W − W0, float64.
         asked: What is to be done.
@@ -120,9 +123,9 @@ def changes(W0: Tensor, delta: Tensor, asked: Operations, *, decay: float | None
         values = singular_values(now()).values
         signal = int(np.count_nonzero(values > edge))
         if signal < len(values):
-            out.append(Change("denoise", _leading(now(), signal), len(values) - signal))
+            out.append(Change("denoise", _leading(name, now(), signal), len(values) - signal))
     if asked.keep_rank is not None and matrix and asked.keep_rank < min(delta.shape):
-        kept, before = _leading(now(), asked.keep_rank), torch.linalg.vector_norm(now())
+        kept, before = _leading(name, now(), asked.keep_rank), torch.linalg.vector_norm(now())
         after = torch.linalg.vector_norm(kept)
         if asked.rescale and after:
             kept = kept * (before / after)
@@ -134,10 +137,10 @@ def changes(W0: Tensor, delta: Tensor, asked: Operations, *, decay: float | None
     return out
 
 
-def _leading(x: Tensor, rank: int) -> Tensor:
+def _leading(name: str, x: Tensor, rank: int) -> Tensor:
     if not rank:
         return torch.zeros_like(x)
-    found: Triplets = leading_triplets(x, rank, generator=seeded(x.device))
+    found: Triplets = leading_triplets(x, rank, generator=seeded(x.device, name))
     out: Tensor = (found.U * found.S) @ found.Vh
     return out
 

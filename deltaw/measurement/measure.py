@@ -26,6 +26,7 @@ from deltaw.metrics.registry import Value
 from deltaw.pairs.views import identity
 from deltaw.results.rows import number
 from deltaw.spectra import Noise, by_line, seeded, singular_values_batched, spectrum, stored_again
+from deltaw.spectra.route import BATCHED_UP_TO
 from deltaw.tensors.matrix import matrix
 from deltaw.tensors.memory import empty
 from deltaw.types import Cell, Factors, Interval, IntruderCount, Pair, Reason, Skipped, Spectrum, Vector, is_update
@@ -93,7 +94,8 @@ def _measure(pairs: Sequence[Pair], options: Options, device: torch.device) -> l
     deltas = [difference(pair, device) for pair in pairs]
     dense = [i for i, delta in enumerate(deltas) if delta.route == "dense"]
     found: dict[int, Spectrum] = {}
-    if len(dense) > 1:
+    # One alone takes the way of a stack, too: what a row says does not depend on its company.
+    if dense and min(pairs[dense[0]].shape) <= BATCHED_UP_TO.get(device.type, 0):
         stack = torch.stack([v for i in dense if isinstance(v := deltas[i].value, torch.Tensor)])
         found = dict(zip(dense, singular_values_batched(stack), strict=True))
     return [
@@ -153,7 +155,7 @@ def _spectrum(delta: Delta, options: Options, device: torch.device) -> Spectrum:
         energy=float(delta.sums.delta_row_sq.sum()),
         noise=noise,
         tolerance=options.tolerance,
-        generator=seeded(device),
+        generator=seeded(device, delta.name),
     )
 
 
@@ -180,7 +182,7 @@ def _again(delta: Delta, found: Denoised, device: torch.device) -> Denoised | No
     k = min(x.shape)
     base = delta.base[rows][:, cols]
     cast = sums.base_noise > 0
-    generator = seeded(x.device)
+    generator = seeded(x.device, delta.name)
     s, moved = stored_again(x, base, found.values[:k], sums.now.precision, cast=cast, generator=generator)
     size = float(moved.row.sum())
     noise = found.share * size / float(sums.noise_row.sum())
@@ -212,7 +214,7 @@ def _residual(
             mode=options.mode,
             energy=totals.delta_sq + 2 * c * totals.delta_base + c**2 * totals.base_sq,
             tolerance=options.tolerance,
-            generator=seeded(device),
+            generator=seeded(device, delta.name),
         )
     if rest.complete:
         return rest.values, {}

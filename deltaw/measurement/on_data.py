@@ -45,7 +45,7 @@ def on_data(pair: Pair, delta: Delta, plain: Spectrum, options: Options, device:
         effects[which] = (
             unchanged(moments, W0)
             if value is None
-            else effect(value, W0, moments, plain, mode=options.mode, tolerance=options.tolerance)
+            else effect(value, W0, moments, plain, name=pair.key, mode=options.mode, tolerance=options.tolerance)
         )
     quantities, given = Quantities(), dict[str, Value]()
     for which, found in effects.items():

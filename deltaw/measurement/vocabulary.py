@@ -145,7 +145,7 @@ def _triplets(pair: Pair, top: int) -> Triplets:
     if isinstance(delta, Factors):
         whole = factored_svd(delta)
     else:
-        found = top_triplets(delta, top, generator=seeded(cpu))
+        found = top_triplets(delta, top, generator=seeded(cpu, pair.key))
         whole = Triplets(found.U, found.S, found.Vh)
     kept = min(top, int((1e-6 * whole.S[0] < whole.S).sum()))  # of a rank that is smaller, the others are no directions
     return Triplets(whole.U[:, :kept], whole.S[:kept], whole.Vh[:kept])

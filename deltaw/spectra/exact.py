@@ -97,8 +97,10 @@ def singular_values_batched(xs: Tensor) -> list[Spectrum]:
     """
     _, rows, cols = xs.shape
     scales = [_power_of_two(x) for x in xs]
-    if not all(scales):
-        return [singular_values(x) for x in xs]
+    if not all(scales):  # zeros and the like take nobody along
+        stacked = [i for i, scale in enumerate(scales) if scale]
+        found_of = dict(zip(stacked, singular_values_batched(xs[stacked]), strict=True)) if stacked else {}
+        return [found_of[i] if i in found_of else singular_values(x) for i, x in enumerate(xs)]
     tall = _tall(xs)
     d = tall.double() / torch.tensor(scales, dtype=torch.float64, device=tall.device)[:, None, None]
     try:

@@ -143,7 +143,7 @@ def check_merge(
     for number, (key, shape) in enumerate(sorted(shapes.items(), key=lambda item: natural(item[0])), start=1):
         having = [pairs.get(key) for pairs in opened]
         values = [None if p is None or p.shape != shape else _value(p) for p in having]
-        one = _sums(values, shape)
+        one = _sums(key, values, shape)
         kind = kind_of(key)
         for into in (ALL, kind):
             by_kind[into] = by_kind.get(into, MergeSums.zero(len(opened))).plus(one)
@@ -168,7 +168,7 @@ def _value(pair: Pair) -> Tensor | Factors | None:
     return found if found is None or isinstance(found, Factors) else found.double()
 
 
-def _sums(values: Sequence[Tensor | Factors | None], shape: tuple[int, int]) -> MergeSums:
+def _sums(name: str, values: Sequence[Tensor | Factors | None], shape: tuple[int, int]) -> MergeSums:
     """Of one matrix."""
     import torch
 
@@ -178,7 +178,7 @@ def _sums(values: Sequence[Tensor | Factors | None], shape: tuple[int, int]) -> 
         for j in there:
             if i <= j:
                 gram[i, j] = gram[j, i] = inner(values[i], values[j])  # type: ignore[arg-type]
-    rows, scale = _rows(shape)
+    rows, scale = _rows(name, shape)
     X = torch.stack([_some(v, rows, shape) for v in values])
     signs = X.sign()
     several = (signs != 0).sum(0) > 1
@@ -195,13 +195,13 @@ def _sums(values: Sequence[Tensor | Factors | None], shape: tuple[int, int]) -> 
     )
 
 
-def _rows(shape: tuple[int, int]) -> tuple[Tensor, float]:
+def _rows(name: str, shape: tuple[int, int]) -> tuple[Tensor, float]:
     """Which rows of a matrix are looked at, and how many each stands for."""
     import torch
 
     m, n = shape
     count = min(m, max(1, ENTRIES // max(n, 1)))
-    generator = seeded(torch.device("cpu"))
+    generator = seeded(torch.device("cpu"), name)
     rows = torch.randperm(m, generator=generator)[:count] if count < m else torch.arange(m)
     return rows, m / count
 

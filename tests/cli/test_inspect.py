@@ -1,15 +1,21 @@
 """The table of `deltaw inspect`: alike tensors in one line, aligned, within the terminal, for thousands too."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rich.cells
+import torch
 from click.testing import CliRunner
 
+from deltaw.checkpoints.memory import MemoryHandle
 from deltaw.cli import main
 from deltaw.cli.inspect import HEADS, table
+from deltaw.measurement import unit_costs
 from deltaw.reports.grouping import grouped
+from deltaw.types import Pair
+from tests.conftest import changed, save_single
 
 
 def pair(name: str, **other: Any) -> dict[str, Any]:
@@ -94,3 +100,48 @@ def test_verbose_gives_each_its_own_line(pico_pair: tuple[Path, Path]):
     each = CliRunner().invoke(main, ["inspect", "-v", *map(str, pico_pair)]).stdout
     assert "model.layers.1.mlp.down_proj.weight" in each
     assert "×2" not in each
+
+
+def test_what_it_costs_here_is_expected_from_what_was_timed(
+    tmp_path: Path, pico: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base, ft = save_single(pico, tmp_path / "base"), save_single(changed(pico), tmp_path / "ft")
+    done = CliRunner().invoke(main, ["inspect", str(base), str(ft), "--json", "--mode", "fast", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    expected = json.loads(done.stdout)["expected"]
+    stored = sum(w.numel() * w.element_size() for w in pico.values())
+    assert (expected["mode"], expected["device"], expected["bytes"]) == ("fast", "cpu", 2 * stored)
+    assert 0 < expected["seconds"] < 60
+    assert 0 < expected["memory"] < 100e6
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("timed again")
+
+    monkeypatch.setattr(unit_costs, "measured", refuse)
+    again = CliRunner().invoke(main, ["inspect", str(base), str(ft), "--json", "--mode", "fast", "--device", "cpu"])
+    assert json.loads(again.stdout)["expected"]["seconds"] == expected["seconds"]
+    shown = CliRunner().invoke(main, ["inspect", str(base), str(ft), "--mode", "fast", "--device", "cpu"])
+    assert "expected (fast, cpu, " in shown.stdout
+    (kept,) = (tmp_path / "cache" / "deltaw" / "unit-costs").iterdir()
+    for damaged in ('{"device": "cpu", "devices": 1, "squares": {"x": 1}}', "[]", '{"device": "cpu"}'):
+        kept.write_text(damaged)
+        assert unit_costs._kept(kept) is None
+
+
+def test_costs_follow_size_rank_and_route():
+    costs = unit_costs.UnitCosts(
+        "cpu", 1, {32: 0.003, 1024: 0.1, 2048: 0.8}, {32: 0.0001, 1024: 0.02}, {16: 6e-3, 64: 2e-2}
+    )
+
+    def seconds(m: int, n: int) -> float:
+        return costs.seconds(Pair("w", None, MemoryHandle("w", torch.empty(m, n, device="meta"))))
+
+    assert seconds(2048, 2048) == pytest.approx(0.8)
+    assert seconds(4096, 4096) == pytest.approx(6.4)  # by the last power: k³
+    assert seconds(1024, 3072) == seconds(3072, 1024) == pytest.approx(0.1 + 2 * 0.02)
+    assert seconds(4096, 2048) == pytest.approx(0.8 * 1.2)
+    assert seconds(4, 4) == 0.003
+    assert costs.seconds(Pair("w", None, MemoryHandle("w", torch.empty(1000, device="meta")))) == 0.003
+    small, large = (costs.seconds(Pair("w", None, unit_costs._Thin(rank))) for rank in (16, 64))
+    assert (small, large) == (pytest.approx(6e-3), pytest.approx(2e-2))

@@ -78,15 +78,14 @@ class Workers:
         Raises:
             Exception: Whatever a unit or `done` raises.
         """
-        import psutil
         import torch
         from threadpoolctl import threadpool_limits
 
         devices = self.devices
         cores = usable_cores()
-        jobs = self.jobs or (min(cores, MAX_JOBS) if devices[0].type != "cuda" else per_gpu * len(devices))
+        jobs = self.jobs or (cores_at_a_time() if devices[0].type != "cuda" else per_gpu * len(devices))
         jobs = min(jobs, max(1, most))
-        budget = Budget(self.memory or int(psutil.virtual_memory().available * FREE_SHARE))
+        budget = Budget(self.memory or free_memory())
         allowed = torch.get_num_threads()  # the caller's: a training that is measured has set its own
         if devices[0].type == "cuda":
             for device in devices:
@@ -118,6 +117,18 @@ class Workers:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_at_a_time() -> int:
+    """Units at a time on a CPU, where their number is not given."""
+    return min(usable_cores(), MAX_JOBS)
+
+
+def free_memory() -> int:
+    """Bytes that units may hold together, where their number is not given."""
+    import psutil
+
+    return int(psutil.virtual_memory().available * FREE_SHARE)
 
 
 def threads_of(work: float, total: float, *, jobs: int, cores: int, allowed: int) -> int:
