@@ -1,4 +1,7 @@
-"""Print the result tables of docs/study.md from the output of a study: `python docs/study_tables.py OUT`."""
+"""Print the result tables of docs/study.md from the output of a study: `python docs/study_tables.py OUT`.
+
+With `--rewritten` that of docs/act.md: what the runs learned and forgot, as trained and written again.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,33 @@ def arms(out: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["target, arm", *SHOWN])
 
 
+def rewritten(out: Path) -> pd.DataFrame:
+    """By target, arm and way of writing it again: the losses, and how they differ from the run's own, by its runs.
+
+    The interval is Student's, 95 %, over the runs of an arm (learning rates and seeds) that were written both ways.
+    """
+    from scipy.stats import t
+
+    table = pd.read_csv(out / "rewritten.csv").dropna(subset=["target_loss"])
+    rows = []
+    for (target, arm), of_arm in table.groupby(["target", "arm"], sort=False):
+        own = of_arm[of_arm["written"] == "as trained"].set_index("run")
+        for written, part in of_arm.groupby("written", sort=False):
+            trained = written == "as trained"
+            found: dict[str, str] = {"target, arm": f"**{target}**: {arm}, as trained" if trained else str(written)}
+            found["relative error"] = (
+                "" if part["relative_error"].isna().all() else f"{part['relative_error'].mean():.3f}"
+            )
+            for axis in ("target", "source"):
+                mine = part.set_index("run")[f"{axis}_loss"]
+                found[f"loss on {axis}"] = f"{mine.mean():.3f}"
+                by = mine - own.loc[mine.index, f"{axis}_loss"]
+                half = t.ppf(0.975, len(by) - 1) * by.std() / len(by) ** 0.5 if len(by) > 1 else float("nan")
+                found[f"by, {axis}"] = "" if trained else f"{by.mean():+.3f} ± {half:.3f}"
+            rows.append(found | {"runs": str(len(part))})
+    return pd.DataFrame(rows)
+
+
 def claims(out: Path) -> pd.DataFrame:
     """The verdict on each claim, one column for each domain and kind of training."""
     table = pd.read_csv(out / "comparison" / "claims.csv", keep_default_na=False)
@@ -60,7 +90,12 @@ def main() -> None:
     """Parse the arguments and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--rewritten", action="store_true", help="the table of docs/act.md instead")
+    asked = parser.parse_args()
+    out = asked.out
+    if asked.rewritten:
+        sys.stdout.write(markdown(rewritten(out)) + "\n")
+        return
     table = arms(out)
     for column, form in SHOWN.items():
         table[column] = table[column].map(lambda v, form=form: "" if pd.isna(v) else form.format(v)).astype(str)

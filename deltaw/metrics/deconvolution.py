@@ -37,9 +37,9 @@ UNCORRECTED, UNCORRECTABLE = 0.25, 0.38  # of the share that is rounding: what f
 # Where the truth may lie, by some 1,100 updates of five kinds: between f0 and its correction, and, in units of that, so
 # far beyond the correction and behind f0. Where the energy crosses .9, what was lost is the tail, and the truth lies
 # further beyond; the more so, the deeper the tail lies in the rounding.
-BEYOND, BEHIND = 1.2, 0.3
-LATER, EARLIER = 1.65, 0.7
-DEEPER, SHALLOW = 15.0, 0.14
+BEYOND, BEHIND = 1.0, 0.1
+LATER, EARLIER = 1.4, 0.5
+DEEPER, SHALLOW = 20.0, 0.14
 SLACK, GROWS = 0.003, 0.01  # of a share of the energy: always, and for all that is rounding
 RANK_SLACK = 0.001
 ABOVE = 0.07  # of what is rounding: where steps differ between rows, too much of the head is taken for it
@@ -256,7 +256,7 @@ def interval(found: Denoised, again: Denoised | None = None) -> dict[str, Interv
         high = np.where(lower, f0 + ABOVE * found.share, better + BEYOND * wide) + slack
         slack += RANK_SLACK
         later = LATER * (1 + DEEPER * max(0.0, found.share - SHALLOW))
-        late = np.where(lower, better - later * wide, f0 - BEHIND * wide) - slack
+        late = np.where(lower, better - later * wide, f0) - slack
         early = np.where(lower, f0, better + EARLIER * wide) + slack
     rank = _reached(middle)
     first = min(_reached(np.maximum.accumulate(early)), rank)

@@ -29,7 +29,7 @@ SLACK = 0.1  # of c: nor does a matrix with a tiny spread have to agree to it; d
 MOST = 0.5  # of the matrices that can tell
 FINEST = 1e-3  # of c: no interval is narrower on either side
 MEAN = 0.1  # how far energy that is not shrink may be from that of a mean with unrelated weights
-ALONE = 0.02  # of c: the spread of rows that moved by decay alone
+ALONE = 0.01  # of c: the spread of rows that moved by decay alone
 NEARLY_ALL = 0.99  # of the rows: then it is the whole matrix
 NAMED = 20  # exempt tensors that are listed by name
 

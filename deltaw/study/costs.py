@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -87,7 +87,7 @@ def estimate(plan: StudyPlan, *, device: str = "auto", jobs: int | None = None) 
     points = len(runs) * t.points
     run_tokens = t.steps * t.batch * t.length
     base_tokens = 0 if plan.base.model else plan.base.steps * plan.base.batch * t.length
-    train = sum(t.steps * step[r.arm.method] + t.points * point for r in runs)
+    train = sum(t.steps * step[r.arm.method] + t.points * point.all for r in runs)
     full = step.get("full") or max(step.values())
     seconds = {
         "data": sum((d.characters or 0) + 2 * plan.held_out for d in (plan.source, *plan.targets)) / READ,
@@ -95,6 +95,8 @@ def estimate(plan: StudyPlan, *, device: str = "auto", jobs: int | None = None) 
         "runs": train / min(jobs, len(runs)),
         "comparison": COMPARED * points,
     }
+    if again := _written_again(plan, runs):
+        seconds["writing again"] = again * point.written_again / min(jobs, len(runs))
     return PlanCost(
         parameters=parameters,
         trainable=trainable,
@@ -137,15 +139,30 @@ def _step_seconds(model: Any, plan: StudyPlan, batch: int) -> float:
     return _quickest(step, model.device) * batch / few
 
 
-def _point_seconds(model: Any, plan: StudyPlan) -> float:
-    """Scoring and measuring one saved point."""
+class PointSeconds(NamedTuple):
+    """Scoring and measuring one saved point; writing one checkpoint again, and its two losses."""
+
+    all: float
+    written_again: float
+
+
+def _written_again(plan: StudyPlan, runs: Sequence[PlannedRun]) -> int:
+    """How many checkpoints are written again."""
+    asked = plan.rewriting
+    if asked is None:
+        return 0
+    mine = [r for r in runs if not asked.arms or r.arm.name in asked.arms]
+    return sum(len(asked.ranks) + (len(asked.edits) if r.arm.method == "full" else 0) for r in mine)
+
+
+def _point_seconds(model: Any, plan: StudyPlan) -> PointSeconds:
     s, length = plan.scores, plan.training.length
     model.eval()
     few = _measured(s.batch, length, model.device)
     ids = torch.randint(model.config.vocab_size, (few, length), device=model.device)
     with torch.no_grad():
         forward = _quickest(lambda: model(input_ids=ids, use_cache=False), model.device) / ids.numel()
-        total = 2 * s.tokens * forward
+        total = losses = 2 * s.tokens * forward
         solving = s.problems if any(t.corpus == "maths" for t in plan.targets) else 0
         solution = int(SOLUTION * length)
         asked = [(s.samples, s.new_tokens)] * s.prompts + [(solving, solution)]
@@ -156,7 +173,8 @@ def _point_seconds(model: Any, plan: StudyPlan) -> float:
     changed = {name: w * 1.01 + 1e-4 for name, w in model.state_dict().items()}
     started = time.perf_counter()
     deltaw.analyze(model.state_dict(), changed, device=str(model.device), jobs=1)
-    return total + time.perf_counter() - started
+    measured = time.perf_counter() - started  # to read, solve and write takes about as long
+    return PointSeconds(total + measured, losses + measured)
 
 
 def _measured(batch: int, length: int, device: torch.device) -> int:

@@ -37,12 +37,13 @@ def points_table(jobs: Sequence[Job]) -> pd.DataFrame:
     rows: list[dict[str, Cell]] = []
     for job in jobs:
         found = read_json(job.out / "run.json")
-        rows += [_identity(job) | {name: point.get(name) for name in POINT} for point in found["points"]]
+        rows += [identity_of(job) | {name: point.get(name) for name in POINT} for point in found["points"]]
     frame = pd.DataFrame(rows)
     return frame.astype({c: "Float64" for c in POINT if c not in {"step", "tokens"}} | {"seed": "Int64"})
 
 
-def _identity(job: Job) -> dict[str, Cell]:
+def identity_of(job: Job) -> dict[str, Cell]:
+    """The columns that say which run a row is of."""
     run = job.run
     about: dict[str, Cell] = {"run": job.name, "target": job.target.name, "training": TRAINING[job.target.regime]}
     if run is None:

@@ -133,6 +133,30 @@ class Scoring:
     new_tokens: int = 24
 
 
+OPERATIONS = ("without-decay", "denoise", "without-intruders")  # of `deltaw edit`: what may be taken out of an update
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """`[rewriting]`, the optional last step: the end of each run, written again with a part of its update, is scored.
+
+    Attributes:
+        ranks: `extract` it as adapters of these ranks.
+        edits: Of full checkpoints, what `edit` takes out, each by itself: of `OPERATIONS`.
+        arms: The names of the arms whose runs are written again; all without it.
+    """
+
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    edits: tuple[str, ...] = ("denoise", "without-intruders")
+    arms: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for operation in self.edits:
+            _one_of("[rewriting] edits", operation, OPERATIONS)
+        if wrong := [rank for rank in self.ranks if rank < 1]:
+            raise OptionError(f"[rewriting] ranks: {wrong[0]} is no rank; expected 1 or more")
+
+
 @dataclass(frozen=True)
 class Arm:
     """One of `[[arms]]`: a way to fine-tune, trained at each of its learning rates.
@@ -245,6 +269,7 @@ class StudyPlan:
         seeds: Of the replicates.
         threads: torch's threads of one run on a CPU: part of the plan, because they may change the last bit.
         held_out: Characters of held-out text to gather per domain.
+        rewriting: What is scored of the runs when they are finished; nothing without it.
     """
 
     title: str
@@ -257,6 +282,7 @@ class StudyPlan:
     scores: Scoring = field(default_factory=Scoring)
     threads: int = 1
     held_out: int = 200_000
+    rewriting: Rewriting | None = None
 
     def __post_init__(self) -> None:
         for what, names in (
@@ -271,12 +297,14 @@ class StudyPlan:
             if double:
                 raise OptionError(f"the plan has {what} of the same name: {', '.join(double)}; names are unique")
         known = {a.name for a in self.arms}
-        for target in self.targets:
-            if unknown := sorted(set(target.arms) - known):
+        chosen = {f"target {target.name!r}": target.arms for target in self.targets}
+        for what, arms in (chosen | {"[rewriting]": self.rewriting.arms if self.rewriting else ()}).items():
+            if unknown := sorted(set(arms) - known):
                 raise OptionError(
-                    f"target {target.name!r}, arms: no arm is named {', '.join(unknown)}; expected some of "
-                    f"{', '.join(sorted(known))}"
+                    f"{what}, arms: no arm is named {', '.join(unknown)}; expected some of {', '.join(sorted(known))}"
                 )
+        if self.rewriting and self.training.checkpoints == "none":
+            raise OptionError("[rewriting] needs the runs' last weights; set [training] checkpoints to all or last")
 
     def runs(self) -> Iterator[PlannedRun]:
         """Every training: seeds outermost, so that an interrupted study has whole replicates first."""

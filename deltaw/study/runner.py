@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -35,6 +35,7 @@ from deltaw.study.extra import require
 from deltaw.study.job import Job, work
 from deltaw.study.outcome import write_outcome
 from deltaw.study.plan import StudyPlan
+from deltaw.study.rewriting import RewrittenRun, rewrite, rewritten_runs, write_rewritten
 from deltaw.study.workspace import remove_unfinished
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Stage(NamedTuple):
 
 
 Report = Callable[[Stage], None]
+J = TypeVar("J", Job, RewrittenRun)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def run(
                 _discard(out)
             remove_unfinished(out)
             remove_unfinished(out / "runs")
+            remove_unfinished(out / "rewritten")
             data = _data(plan, out, Path(cache) if cache else default_cache(), device, say)
             with arms.quiet():
                 parameters = sum(p.numel() for p in arms.open_base(data.base).parameters())
@@ -128,9 +131,13 @@ def run(
                 for domain in (plan.source, *plan.targets):
                     moments.activations(data, domain.name, device)
             todo = [j for j in list_jobs(plan, data, out, device) if j.run is None or j.run.arm.name not in left_out]
-            _work(todo, jobs or default_jobs(plan, device, parameters), say)
+            processes = jobs or default_jobs(plan, device, parameters)
+            _work(work, todo, processes, ("training", "trained"), say)
             say(Stage("comparing", 0, 1))
             points = write_outcome(plan, todo, out, left_out)
+            again = rewritten_runs(todo, plan.rewriting, out)
+            _work(rewrite, again, processes, ("writing again", "wrote again"), say)
+            write_rewritten(again, out)
             return Study(out, points, compare(out), left_out)
     except Timeout:
         raise ResultsError(f"{out}: another study is running there; wait for it, or choose another --out") from None
@@ -192,23 +199,24 @@ def default_jobs(plan: StudyPlan, device: str, parameters: int) -> int:
 
 def _discard(out: Path) -> None:
     """Remove what a study wrote, and nothing else."""
-    for name in ("data", "runs", "comparison"):
+    for name in ("data", "runs", "rewritten", "comparison"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("points.csv", "runs.toml", "study.json"):
+    for name in ("points.csv", "runs.toml", "study.json", "rewritten.csv"):
         (out / name).unlink(missing_ok=True)
 
 
-def _work(jobs: Sequence[Job], processes: int, say: Report) -> None:
-    """Carry out what is not finished, and report after each."""
+def _work(work: Callable[[J], str], jobs: Sequence[J], processes: int, called: tuple[str, str], say: Report) -> None:
+    """Carry out what is not finished, and report after each what is `called` so, while it is done and when it is."""
     todo = [job for job in jobs if not job.out.exists()]
     done, started = len(jobs) - len(todo), time.monotonic()
-    say(Stage("training", done, len(jobs)))
-    for i, name in enumerate(_finished(todo, min(processes, len(todo))), 1):
+    if jobs:
+        say(Stage(called[0], done, len(jobs)))
+    for i, name in enumerate(_finished(work, todo, min(processes, len(todo))), 1):
         left = (time.monotonic() - started) / i * (len(todo) - i)
-        say(Stage(f"trained {name}", done + i, len(jobs), left))
+        say(Stage(f"{called[1]} {name}", done + i, len(jobs), left))
 
 
-def _finished(jobs: Sequence[Job], processes: int) -> Iterator[str]:
+def _finished(work: Callable[[J], str], jobs: Sequence[J], processes: int) -> Iterator[str]:
     """The names of jobs as they finish; the first error ends it, and what is finished stays.
 
     Raises:

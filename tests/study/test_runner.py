@@ -247,10 +247,9 @@ def full(job: object) -> str:
     ("processes", "message"),
     [(1, "one training does not fit into the GPU's memory"), (2, "2 ran at a time: run the same command again with")],
 )
-def test_a_gpu_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, processes: int, message: str) -> None:
-    monkeypatch.setattr(runner, "work", full)
+def test_a_gpu_that_is_full_is_one_line(processes: int, message: str) -> None:
     with pytest.raises(ResultsError, match=message):
-        list(runner._finished(["a", "b"], processes))  # type: ignore[list-item]
+        list(runner._finished(full, ["a", "b"], processes))  # type: ignore[list-item]
 
 
 def wait_for_end(pids: list[int]) -> None:
