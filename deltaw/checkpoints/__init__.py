@@ -14,7 +14,7 @@ from deltaw.checkpoints.checkpoint import Checkpoint
 from deltaw.checkpoints.folder import open_file, open_folder
 from deltaw.checkpoints.memory import open_memory
 from deltaw.checkpoints.naming import check_names
-from deltaw.checkpoints.quantised import QuantisedHandle, numeric
+from deltaw.checkpoints.quantised import QuantisedHandle, ScaledBytes, numeric
 from deltaw.checkpoints.remote import is_address, mirrored, named
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle, why_unread, without_codes
@@ -24,6 +24,7 @@ from deltaw.files import expanded, near_path
 __all__ = [
     "Checkpoint",
     "QuantisedHandle",
+    "ScaledBytes",
     "StoredHandle",
     "UnreadHandle",
     "as_named",

@@ -7,22 +7,27 @@ side is quantised, ΔW holds its rounding; where both are, it holds both. A quan
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Literal
 
 import numpy as np
 import torch
 
 from deltaw.checkpoints import QuantisedHandle
+from deltaw.delta import sums as sums_of_entries
+from deltaw.delta.compiled_codes import BASE, CHANGE, CLIPPED, PRODUCT, VARIANCE, code_sums, takes
 from deltaw.delta.entry_sums import EntrySums
 from deltaw.delta.rounding import histogram
+from deltaw.delta.sums import compute_dtype
 from deltaw.tensors.bits import STORED
 from deltaw.tensors.matrix import matrix
+from deltaw.tensors.memory import empty
 from deltaw.tensors.numbers import Grid, StoredNumbers
 from deltaw.tensors.slices import Slice
-from deltaw.types import Handle, View
+from deltaw.types import Handle, Pair, Vector, View
 
 SAMPLE = 1 << 18  # entries whose steps are counted
-CLIPPED = 0.98  # share of ‖ΔW‖² that the cells explain, below which one asks what was clipped
+ALL_OF_IT = 0.98  # share of ‖ΔW‖² that the cells explain, below which one asks what was clipped
 
 
 def cells(handle: Handle) -> Handle | None:
@@ -71,19 +76,61 @@ def with_cells(sums: EntrySums, delta: torch.Tensor, base: Handle, ft: Handle, v
     still = torch.from_numpy(sums.delta_row_sq == 0)  # equal rows hold none of it
     variance[still], row[still] = 0, 0
     clipped = 0
-    if float(row.sum()) < CLIPPED * float(sums.delta_row_sq.sum()):
+    if float(row.sum()) < ALL_OF_IT * float(sums.delta_row_sq.sum()):
         where, squares = _clipped(variance, delta, ft, view)
         clipped, variance = int(where.sum()), torch.where(where, squares, variance)
         row = variance.sum(1)
-    every = max(1, variance.numel() // SAMPLE)
-    sample = variance.flatten()[::every]
-    steps, counts = histogram((sample[sample > 0] * 12).sqrt_().numpy())
+    sample = variance.flatten()[:: _every(variance.numel())].numpy()
+    return _with(sums, row.numpy(), variance.sum(0).numpy(), sample, clipped)
+
+
+def difference_of_codes(pair: Pair) -> tuple[torch.Tensor, EntrySums] | None:
+    """ΔW and the sums over its entries on a CPU, from the bytes of both sides; None where the general way has to go.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    base, ft = pair.base, pair.ft
+    if not (isinstance(base, QuantisedHandle) and isinstance(ft, QuantisedHandle)):
+        return None
+    if replace(pair.view, part="") != View() or prod(ft.shape) < sums_of_entries.COMPILED_FROM:
+        return None
+    old, new = base.stored(), ft.stored()
+    if old is None or new is None or not takes(old, new):
+        return None
+    if torch.equal(old.codes, new.codes) and torch.equal(old.scale, new.scale):
+        return None
+    m, n = new.codes.shape
+    delta = empty((m, n), compute_dtype())
+    found = code_sums(old, new, delta, _every(m * n))
+    if found.equal == m * n or not np.isfinite(found.rows.sum()):
+        return None
+    sums = EntrySums(
+        *(m, n, found.largest, found.equal),
+        *(found.rows[:, CHANGE], found.rows[:, BASE], found.rows[:, PRODUCT]),
+        *(found.rows[:, VARIANCE], found.cols[0]),
+        was=coded(base),
+        now=coded(ft),
+    )
+    row, col = sums.noise_row, sums.noise_col
+    if row.sum() >= ALL_OF_IT * sums.delta_row_sq.sum():
+        return delta, _with(sums, row, col, found.sample[0], 0)
+    return delta, _with(sums, row + found.rows[:, CLIPPED], col + found.cols[1], found.sample[1], found.clipped)
+
+
+def _every(entries: int) -> int:
+    return max(1, entries // SAMPLE)
+
+
+def _with(sums: EntrySums, row: Vector, col: Vector, sample: Vector, clipped: int) -> EntrySums:
+    """The sums with a rounding: its variances by row and by column, and of a sample of the entries."""
+    steps, counts = histogram(np.sqrt(12 * sample[sample > 0]))
     return replace(
         sums,
-        noise_row=row.numpy(),
-        noise_col=variance.sum(0).numpy(),
+        noise_row=row,
+        noise_col=col,
         noise_steps=steps,
-        noise_counts=counts * (variance.numel() / len(sample)),
+        noise_counts=counts * (sums.rows * sums.cols / len(sample)),
         equal_null=np.nan,
         base_noise=0.0,
         within_ulp=False,

@@ -68,7 +68,7 @@ def block_sums(old: Tensor, new: Tensor, delta: Tensor, precision: Precision) ->
         out = delta[some].numpy()
         scratch = np.empty((3, PIECE), dtype=f"u{wide.itemsize}")
         of_dtype = scratch.dtype.type
-        largest, equal = _compiled(
+        largest, equal = compiled(
             _add_rows,
             *(x for x, _ in sides),
             *(of_dtype(shift) for _, shift in sides),
@@ -80,7 +80,7 @@ def block_sums(old: Tensor, new: Tensor, delta: Tensor, precision: Precision) ->
 
     step = max(1, CHUNK // max(1, n))
     cols, top, equal = np.zeros(n), 0.0, 0
-    for some_cols, some_top, some_equal in _mapped(chunk, range(0, m, step)):
+    for some_cols, some_top, some_equal in mapped(chunk, range(0, m, step)):
         cols += some_cols
         top, equal = max(top, some_top), equal + some_equal
     return BlockSums(rows, cols, top, equal)
@@ -96,14 +96,15 @@ def row_squares(x: Tensor) -> Vector:
         bits, shift = _bits(x[start : start + step], wide)
         scratch = np.empty(PIECE, dtype=f"u{wide.itemsize}")
         floats = scratch.view(f"f{wide.itemsize}")
-        _compiled(_add_squares, bits, scratch.dtype.type(shift), scratch, floats, out[start : start + step])
+        compiled(_add_squares, bits, scratch.dtype.type(shift), scratch, floats, out[start : start + step])
 
-    for _ in _mapped(chunk, range(0, len(x), step)):
+    for _ in mapped(chunk, range(0, len(x), step)):
         pass
     return out
 
 
-def _mapped(function: Callable[[int], T], starts: range) -> Iterable[T]:
+def mapped(function: Callable[[int], T], starts: range) -> Iterable[T]:
+    """A function of some first rows, in order, by as many threads as torch would take."""
     threads = min(torch.get_num_threads(), len(starts))
     if threads < 2:
         return map(function, starts)
@@ -124,7 +125,8 @@ def _exponent(dtype: torch.dtype) -> int:
     return ((1 << f.exponent) - 1) << f.fraction
 
 
-def _compiled(function: Kernel, *arguments: object) -> Any:
+def compiled(function: Kernel, *arguments: object) -> Any:
+    """Call a function of arrays and numbers as machine code."""
     try:
         return _compile(function, kept=True)(*arguments)
     except (OSError, EOFError, UnpicklingError):  # it cannot be kept on this disk, or what was kept is damaged there

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from deltaw.checkpoints import why_unread
-from deltaw.delta.cells import coded, with_cells
+from deltaw.delta.cells import coded, difference_of_codes, with_cells
 from deltaw.delta.entry_sums import EntrySums
 from deltaw.delta.sums import sweep, sweep_factors, sweep_update, unchanged_sums
 from deltaw.errors import TensorError
@@ -32,15 +33,24 @@ class Delta:
         route: How it was obtained.
         value: ΔW (outputs × inputs) on the device, its factors, or None where no SVD is needed.
         sums: The sums over its entries.
-        base: W0 as a matrix on the CPU, as stored; None where it was not read whole.
+        read_base: Gives W0 whole; None where that is to be avoided.
         name: What its random numbers are seeded by: the key of its pair.
     """
 
     route: Route
     value: Tensor | Factors | None
     sums: EntrySums
-    base: Tensor | None = None
+    read_base: Callable[[], Tensor] | None = None
     name: str = ""
+
+    @cached_property
+    def base(self) -> Tensor | None:
+        """W0 as a matrix on the CPU, as stored; None where it was not read whole. Of codes it is read when asked for.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+        return None if self.read_base is None else self.read_base()
 
     @property
     def is_vector(self) -> bool:
@@ -69,14 +79,17 @@ def _difference(pair: Pair, device: torch.device) -> Delta:
         return _updated(pair, pair.ft, device)
     assert pair.base is not None
     assert is_handle(pair.ft)
-    w0, w = matrix(pair.base, pair.view), matrix(pair.ft, pair.view)
+    read = partial(matrix, pair.base, pair.view)
+    if device.type == "cpu" and (found := difference_of_codes(pair)) is not None:
+        return Delta("dense", *found, read)
+    w0, w = read(), matrix(pair.ft, pair.view)
     if same_bits(w0, w):
-        return Delta("unchanged", None, unchanged_sums(w0, device=device), w0)
+        return Delta("unchanged", None, unchanged_sums(w0, device=device), lambda: w0)
     if w.ndim < 2:
         return Delta("vector", None, sweep(w0, w, device=device, keep=False)[1])
     value, sums = sweep(w0, w, device=device, known=(coded(pair.base), coded(pair.ft)))
     assert value is not None
-    return Delta("dense", value, with_cells(sums, value, pair.base, pair.ft, pair.view), w0)
+    return Delta("dense", value, with_cells(sums, value, pair.base, pair.ft, pair.view), lambda: w0)
 
 
 def _updated(pair: Pair, update: Update, device: torch.device) -> Delta:
@@ -91,11 +104,11 @@ def _updated(pair: Pair, update: Update, device: torch.device) -> Delta:
         read = None if base is None else _reader(base, pair.view)
         transposed = pair.view.transposed and base is not None and _plain(base, pair.view)
         return Delta("factored", value, sweep_factors(value, read, transposed=transposed))
-    value, w0 = outputs(value, pair.view), None if w0 is None else outputs(w0, pair.view)
-    sums = sweep_update(w0, value.to(device))
+    value, old = outputs(value, pair.view), None if w0 is None else outputs(w0, pair.view)
+    sums = sweep_update(old, value.to(device))
     if value.ndim < 2:
         return Delta("vector", None, sums)
-    return Delta("dense", value.to(device), sums, w0)
+    return Delta("dense", value.to(device), sums, None if old is None else lambda: old)
 
 
 def _plain(handle: Handle, view: View) -> bool:

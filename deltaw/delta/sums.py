@@ -40,7 +40,11 @@ LARGEST_FACTOR = 1e140  # of the entries of B and A: their squares, and sums of 
 
 
 def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype of the subtraction: float64 where a side is float32 or wider, float32 otherwise."""
+    """The dtype of the subtraction: float64 where a side is float32 or wider, float32 otherwise.
+
+    Args:
+        dtypes: Of the sides that are stored as numbers. Codes are coarser than float32, whatever their scales are.
+    """
     return torch.float64 if any(d in (torch.float32, torch.float64) for d in dtypes) else torch.float32
 
 
@@ -72,7 +76,7 @@ def sweep(
     assert base.shape == ft.shape, (base.shape, ft.shape)
     w0, w = _matrix(base), _matrix(ft)
     where = _sums_device(device)
-    dtype = compute_dtype(base.dtype, ft.dtype)
+    dtype = compute_dtype(*(x.dtype for x, codes in zip((base, ft), known, strict=True) if codes is None))
     delta = empty(w.shape, dtype, where) if keep else None
     was, now = known[0] or numbers(base), known[1] or numbers(ft)
     sums = _Accumulator(w.shape, where, precision=now.precision)

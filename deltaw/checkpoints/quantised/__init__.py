@@ -6,6 +6,6 @@ config; one file per scheme knows its layout.
 
 from deltaw.checkpoints.quantised.detection import Detection, detect
 from deltaw.checkpoints.quantised.handle import QuantisedHandle, numeric
-from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Quantisation
+from deltaw.checkpoints.quantised.module import Codes, ModuleTensors, Quantisation, ScaledBytes
 
-__all__ = ["Codes", "Detection", "ModuleTensors", "Quantisation", "QuantisedHandle", "detect", "numeric"]
+__all__ = ["Codes", "Detection", "ModuleTensors", "Quantisation", "QuantisedHandle", "ScaledBytes", "detect", "numeric"]

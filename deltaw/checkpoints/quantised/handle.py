@@ -8,7 +8,8 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from deltaw.checkpoints.quantised.module import FORMAT, Codes, Values
+from deltaw.checkpoints.quantised import scaled
+from deltaw.checkpoints.quantised.module import FORMAT, Codes, ScaledBytes, Values
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
 
@@ -54,6 +55,14 @@ class QuantisedHandle:
             CheckpointError: The bytes cannot be read.
         """
         return self._found(lambda values: values.variance(), rows)
+
+    def stored(self) -> ScaledBytes | None:
+        """The matrix as it is stored, where that is a byte for every entry, times a scale; else None.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+        return scaled.stored(self.codes) if self.codes.dequantise is scaled.dequantise else None
 
     def over(self, stored: Handle) -> QuantisedHandle:
         """The same weight with its codes read from another tensor, such as its rows in another order."""

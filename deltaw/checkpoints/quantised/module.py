@@ -127,6 +127,36 @@ class ModuleTensors:
         return ((leaf, h) for leaf, h in self.leaves.items() if h.dtype in CODES)
 
 
+class ByteTable(NamedTuple):
+    """What codes of one byte stand for, before their scale.
+
+    Attributes:
+        numbers: q of every code, (256,) float32.
+        variances: The mean square of the rounding inside its cell, (256,) float64.
+        ends: −1 for the lowest code of the grid and what lies beyond, 1 for the highest, else 0; (256,) int8.
+    """
+
+    numbers: torch.Tensor
+    variances: torch.Tensor
+    ends: torch.Tensor
+
+
+class ScaledBytes(NamedTuple):
+    """A matrix as it is stored: W = q·scale, where q is a byte's number.
+
+    Attributes:
+        codes: (m, n) uint8.
+        table: Of the codes.
+        scale: One for every block, (⌈m/height⌉, ⌈n/width⌉) float32.
+        block: The height and width of a block.
+    """
+
+    codes: torch.Tensor
+    table: ByteTable
+    scale: torch.Tensor
+    block: tuple[int, int]
+
+
 class Values(NamedTuple):
     """Some rows of a weight, and the rounding in them.
 

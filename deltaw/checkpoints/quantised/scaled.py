@@ -13,13 +13,22 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from deltaw.checkpoints.quantised.module import EXPONENTS, FLOAT8, Codes, ModuleTensors, Values, count, shown
+from deltaw.checkpoints.quantised.module import (
+    EXPONENTS,
+    FLOAT8,
+    ByteTable,
+    Codes,
+    ModuleTensors,
+    ScaledBytes,
+    Values,
+    count,
+    shown,
+)
 from deltaw.checkpoints.quantised.values import (
     e2m1_cells,
     e2m1_ends,
     e2m1_table,
     ends,
-    even_variance,
     looked_up,
     nibbles,
     real,
@@ -125,14 +134,9 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     Raises:
         CheckpointError: The bytes cannot be read.
     """
-    import torch
-
-    stored = codes.parts["codes"]
-    q = stored.read(rows)
-    float8 = q.dtype != torch.int8 and codes.format != "mxfp4"
-    scale = _scale_of(codes, codes.parts["scale"], rows, q.shape, blocks=float8)
-    if codes.format == "bnb_int8":
-        scale = (scale.double() / 127).float()
+    q = codes.parts["codes"].read(rows)
+    by_block = "zero" not in codes.parts and codes.format != "mxfp4"
+    scale = _of_steps(codes, _scale_of(codes, codes.parts["scale"], rows, q.shape, blocks=by_block))
     if codes.format == "mxfp4":  # DeepSeek-V4: two codes a byte
         picked = nibbles(q)
         return Values(
@@ -140,22 +144,48 @@ def dequantise(codes: Codes, rows: slice) -> Values:
             lambda: times_scale(looked_up(e2m1_cells(), picked), scale.double() ** 2),
             lambda: e2m1_ends(picked),
         )
-    if float8:
-        numbers, variances = float8_tables(q.dtype)
-        octets = q.reshape(-1).view(torch.uint8).view(q.shape)
-        return Values(
-            lambda: times_scale(looked_up(numbers, octets), scale),
-            lambda: times_scale(looked_up(variances, octets), scale.double() ** 2),
-            lambda: ends(q.float(), -torch.finfo(q.dtype).max, torch.finfo(q.dtype).max),
-        )
-    weight = q.float()
-    if "zero" in codes.parts:
-        weight = weight - _scale_of(codes, codes.parts["zero"], rows, q.shape)
+    table, octets = byte_table(q.dtype), _octets(q)
+
+    def weight() -> torch.Tensor:
+        numbers = looked_up(table.numbers, octets)
+        if "zero" in codes.parts:
+            numbers.sub_(_scale_of(codes, codes.parts["zero"], rows, q.shape))
+        return times_scale(numbers, scale)
+
     return Values(
-        lambda: weight * scale,
-        lambda: even_variance(q, scale),
-        lambda: ends(q.clamp(-127, 127), -127, 127),
+        weight,
+        lambda: times_scale(looked_up(table.variances, octets), scale.double() ** 2),
+        lambda: looked_up(table.ends, octets),
     )
+
+
+def stored(codes: Codes) -> ScaledBytes | None:
+    """A whole matrix as it is stored; None where that is not q·scale with a byte for every entry.
+
+    Raises:
+        CheckpointError: The bytes cannot be read.
+    """
+    handle, each = codes.parts["codes"], codes.parts["scale"]
+    if "zero" in codes.parts or len(handle.shape) != 2 or handle.shape != codes.shape or codes.block is None:
+        return None
+    m, n = handle.shape
+    q, scale = handle.read(), _of_steps(codes, real(each.read()))
+    if count(each) == 1:
+        return ScaledBytes(_octets(q), byte_table(q.dtype), scale.reshape(1, 1), (m, n))
+    if each.shape == (m,):
+        scale = scale[:, None]
+    return ScaledBytes(_octets(q), byte_table(q.dtype), scale, codes.block)
+
+
+def _octets(q: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return q.reshape(-1).view(torch.uint8).view(q.shape)
+
+
+def _of_steps(codes: Codes, scale: torch.Tensor) -> torch.Tensor:
+    """The scales; what LLM.int8 stores instead, the largest number of every row, is 127 of them."""
+    return (scale.double() / 127).float() if codes.format == "bnb_int8" else scale
 
 
 def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size, *, blocks: bool = False) -> torch.Tensor:
@@ -187,11 +217,15 @@ def _scale_of(codes: Codes, handle: Handle, rows: slice, shape: torch.Size, *, b
 
 
 @functools.cache
-def float8_tables(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 256 numbers of a float8 format, float32, and the variances of rounding to each, float64."""
+def byte_table(dtype: torch.dtype) -> ByteTable:
+    """What the 256 codes of int8 or of a float8 format stand for."""
     import torch
 
     from deltaw.tensors.bits import ulp
 
     every = torch.arange(256, dtype=torch.uint8).view(dtype)
-    return every.float(), ulp(every) ** 2 / 12
+    numbers = every.float()
+    if dtype == torch.int8:
+        return ByteTable(numbers, torch.full((256,), 1 / 12, dtype=torch.float64), ends(every.clamp(-127), -127, 127))
+    most = torch.finfo(dtype).max
+    return ByteTable(numbers, ulp(every) ** 2 / 12, ends(numbers, -most, most))
