@@ -20,6 +20,7 @@ from deltaw.checkpoints.pickles.archive import MAX_PICKLE
 from deltaw.checkpoints.pickles.machine import Inert, Machine, PickleError, RefusalError
 from deltaw.checkpoints.pickles.mapping import find_weights
 from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, RawTensor, Rebuilder, Storage, dtype_name
+from deltaw.checkpoints.remote import remote_at
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle, Reason, times
@@ -87,7 +88,7 @@ class PiecedHandle:
         return out
 
     def _part(self, piece: Piece, rows: slice | None) -> torch.Tensor:
-        handle = read_piece(self.name, piece.path, piece.start, piece.length)
+        handle = read_piece(self.name, remote_at(piece.path) or piece.path, piece.start, piece.length)
         if (handle.shape, handle.dtype) != (piece.sizes, self.dtype):
             raise CheckpointError(
                 f"{piece.path}: its piece of {self.name!r} is {handle.dtype} {times(handle.shape)}, where {METADATA} "
@@ -198,13 +199,22 @@ def _tensor(name: str, about: Mapping[object, object], places: Mapping[tuple[str
         if changed:
             detail = f"its pieces are changed ({changed[:80]}); load and save it without extensions"
             return UnreadHandle(name, shape, dtype, 0, Reason.UNSUPPORTED, "transformed pieces", detail)
-        if not path.is_file() or start + length > path.stat().st_size:
-            gone = "is not there" if not path.is_file() else "ends before its piece does"
+        size = _size(path)
+        if size is None or start + length > size:
+            gone = "is not there" if size is None else "ends before its piece does"
             return _failed(name, shape, dtype, f"{path.name} {gone}; copy the checkpoint whole")
         pieces.append(Piece(offsets, sizes, path, start, length))
     if not _fits(shape, pieces):
         return _failed(name, shape, dtype, "its pieces do not make the whole tensor")
     return PiecedHandle(name, shape, dtype, tuple(pieces))
+
+
+def _size(path: Path) -> int | None:
+    """Of a file, here or elsewhere; None where there is none."""
+    elsewhere = remote_at(path)
+    if elsewhere is not None:
+        return elsewhere.size
+    return path.stat().st_size if path.is_file() else None
 
 
 def _pieces(chunks: object) -> Iterator[Mapping[object, object]]:  # whatever a pickle holds

@@ -21,7 +21,7 @@ FILE = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|gguf|json|npz|h5|onnx|msgpack|txt|csv|toml|md|zip|tar|gz)$", re.IGNORECASE
 )
 SMALL = ["*.json", "README.md"]
-WEIGHTS = (["*.safetensors"], ["*.bin"])
+WEIGHTS = (["*.safetensors"], ["*.bin"], ["*.distcp", "*.metadata"])
 
 
 def looks_like_id(source: str) -> bool:

@@ -50,6 +50,7 @@ def measure_all(
     journal: Journal | None,
     progress: Callable[[Progress], None] | None,
     share: Share | None = None,
+    ahead: int = 0,
 ) -> dict[str, Measured]:
     """Measure what the journal does not have yet.
 
@@ -60,6 +61,7 @@ def measure_all(
         journal: What is finished is kept there; None to keep nothing.
         progress: Called after each matrix.
         share: Of the pairs, only those of this share.
+        ahead: Matrices in work beyond those that compute, see `share_out`.
 
     Returns:
         What came of each pair, by its key.
@@ -116,5 +118,6 @@ def measure_all(
         total=total_work,  # threads decide the last digits too
         most=most,
         per_gpu=per_gpu,
+        ahead=ahead,
     )
     return measured

@@ -119,7 +119,8 @@ def analyze(
         journal = claim(Path(out), sides.sources, sides.configs, options, resume=resume, force=force, share=share)
     try:
         with nullcontext(threads) if threads else on_cluster(sides, options, jobs, ray_address) as workers:
-            measured = measure_all(planned.pairs, options, workers, journal, progress, share)
+            ahead = int(any(side is not None and side.elsewhere for side in sides.sources))
+            measured = measure_all(planned.pairs, options, workers, journal, progress, share, ahead)
         seconds = time.perf_counter() - started
         analysis = _assemble(planned, measured, sides.sources, options, str(workers), seconds, share)
         if out is not None and journal is not None:

@@ -99,6 +99,11 @@ class Source:
             return HUB_ADDRESS.sub(rf"\1@{self.revision}", self.path)
         return f"{self.path.partition('@')[0]}@{self.revision}"
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is read where it lies, by ranges."""
+        return any("://" in file.path for file in self.files)
+
     def hashed(self) -> Source:
         """The same with the hash of its files."""
         return replace(self, hash=content_hash(self.files))

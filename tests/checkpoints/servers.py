@@ -1,4 +1,4 @@
-"""A server on the loopback that speaks the Hub's API, HTTP with ranges, and enough of S3; and has faults on demand."""
+"""A server on the loopback that speaks the Hub's API, HTTP with ranges, some S3, GCS and Azure; and has faults."""
 
 import hashlib
 import json
@@ -72,6 +72,7 @@ def serving(root: Path) -> Iterator[Server]:
 
 class Handler(BaseHTTPRequestHandler):
     at: Server
+    about: dict[str, str]  # what is said of the file that is asked for
     protocol_version = "HTTP/1.1"
     timeout = 20
 
@@ -116,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/web/"):
             self.file(self.at.root / path[1:])
         elif found := re.fullmatch(r"/([^/]+)/?", path):
-            self.bucket(found[1], query.get("prefix", [""])[0])
+            self.bucket(found[1], query.get("prefix", [""])[0], azure="comp" in query)
         else:
             self.file(self.at.root / "s3" / path[1:])
 
@@ -179,7 +180,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.file(path, common)
 
-    def bucket(self, bucket: str, prefix: str) -> None:
+    def bucket(self, bucket: str, prefix: str, azure: bool) -> None:
+        """S3's list of version 2, which Google's XML API has too, and Azure's."""
         folder = self.at.root / "s3" / bucket
         if not folder.is_dir():
             self.answer(404, b"<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>")
@@ -190,6 +192,15 @@ class Handler(BaseHTTPRequestHandler):
             f"<ETag>{etag(p)}</ETag><Size>{p.stat().st_size}</Size></Contents>"
             for p in files
         )
+        if azure:
+            blobs = "".join(
+                f"<Blob><Name>{p.relative_to(folder)}</Name><Properties><Etag>{etag(p)}</Etag>"
+                f"<Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified><Content-Type>a/b</Content-Type>"
+                f"<Content-Length>{p.stat().st_size}</Content-Length></Properties></Blob>"
+                for p in files
+            )
+            self.answer(200, f"<EnumerationResults><Blobs>{blobs}</Blobs><NextMarker/></EnumerationResults>".encode())
+            return
         self.answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>".encode())
 
     def file(self, path: Path, headers: dict[str, str] | None = None) -> None:
@@ -204,6 +215,7 @@ class Handler(BaseHTTPRequestHandler):
         if wanted and wanted != about["ETag"]:
             self.answer(412, b"")
             return
+        self.about = about
         data = path.read_bytes() if path.stat().st_size < 1 << 28 else b""
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None:
@@ -248,7 +260,7 @@ def status(code: int) -> Fault:
 def short(handler: Handler, data: bytes, first: int, last: int) -> bool:
     """Half of what was asked for, then the connection ends."""
     size = last - first + 1
-    about = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+    about = handler.about | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
     handler.answer(206, data[first : first + size // 2], about, length=size)
     handler.close_connection = True
     return True
@@ -265,7 +277,7 @@ def reset(handler: Handler, data: bytes, first: int, last: int) -> bool:
 
 def slow(handler: Handler, data: bytes, first: int, last: int) -> bool:
     """Some bytes, and then nothing for longer than anybody waits."""
-    about = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+    about = handler.about | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
     handler.answer(206, data[first : first + 1], about, length=last - first + 1)
     time.sleep(0.5)
     handler.close_connection = True
@@ -274,12 +286,13 @@ def slow(handler: Handler, data: bytes, first: int, last: int) -> bool:
 
 def whole(handler: Handler, data: bytes, first: int, last: int) -> bool:
     """A server that does not know ranges."""
-    handler.answer(200, data)
+    handler.answer(200, data, handler.about)
     return True
 
 
 def other(handler: Handler, data: bytes, first: int, last: int) -> bool:
     """Another range than was asked for."""
     body = data[first + 1 : last + 2]
-    handler.answer(206, body, {"Content-Range": f"bytes {first + 1}-{first + len(body)}/{len(data)}"})
+    about = {"Content-Range": f"bytes {first + 1}-{first + len(body)}/{len(data)}"}
+    handler.answer(206, body, handler.about | about)
     return True

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -19,10 +22,13 @@ from deltaw.checkpoints.remote import RemoteFile, buckets, hub_address, hub_part
 from deltaw.checkpoints.remote import http as remote_http
 from deltaw.cli import main
 from deltaw.errors import CheckpointError, EditError
+from deltaw.measurement import measure
 from deltaw.surveys import inputs
 from deltaw.surveys.inputs import members
 from tests.checkpoints import servers
 from tests.checkpoints.servers import COMMIT, Server, serving
+from tests.checkpoints.test_distcp import in_pieces
+from tests.checkpoints.test_distcp import save as save_in_pieces
 from tests.conftest import State, changed, pico_state, save_bin, save_lora, save_sharded, save_single
 from tests.surveys.conftest import TINY
 
@@ -53,10 +59,21 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             "AWS_ACCESS_KEY_ID": "a",
             "AWS_SECRET_ACCESS_KEY": "b",
             "AWS_REGION": "us-east-1",
+            "GOOGLE_BASE_URL": found.url,
+            "GOOGLE_ALLOW_HTTP": "true",
+            "GOOGLE_SKIP_SIGNATURE": "true",
+            "AZURE_ENDPOINT": found.url,
+            "AZURE_ALLOW_HTTP": "true",
+            "AZURE_STORAGE_ACCOUNT_NAME": "account",
+            "AZURE_SKIP_SIGNATURE": "true",
         }.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(remote_http, "BACKOFF", 0.001)
         monkeypatch.setattr(remote_http, "TIMEOUT", 0.4)
+        quick = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2), "base": 2}
+        monkeypatch.setattr(buckets, "RETRIES", {**buckets.RETRIES, "backoff": quick})
+        monkeypatch.setattr(buckets, "BACKOFF", 0.001)
+        buckets._store.cache_clear()
         huggingface_hub.close_session()
         yield found
         huggingface_hub.close_session()
@@ -182,22 +199,126 @@ def test_web_files_and_directories(server: Server, tmp_path: Path):
         open_checkpoint(f"{url}/base")
 
 
-def test_a_bucket(server: Server, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("scheme", buckets.SCHEMES)
+def test_a_bucket(server: Server, scheme: str, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("obstore")
+    at = f"{scheme}://bucket"
     base = save_sharded(pico_state(), server.root / "s3" / "bucket" / "models" / "base")
     ft = save_single(changed(pico_state()), server.root / "s3" / "bucket" / "models" / "ft")
-    same_rows(deltaw.analyze("s3://bucket/models/base", "s3://bucket/models/ft/"), deltaw.analyze(base, ft))
-    one = open_checkpoint("s3://bucket/models/ft/model.safetensors")
+    same_rows(deltaw.analyze(f"{at}/models/base", f"{at}/models/ft/"), deltaw.analyze(base, ft))
+    one = open_checkpoint(f"{at}/models/ft/model.safetensors")
     name = "lm_head.weight"
     assert torch.equal(one.tensors[name].read(slice(3, 9)), load_file(ft / "model.safetensors")[name][3:9])
     monkeypatch.setattr(buckets, "MOST", 3)
-    with pytest.raises(CheckpointError, match="s3://bucket: more than 3 files lie there; give the directory of one"):
-        open_checkpoint("s3://bucket")
-    with pytest.raises(CheckpointError, match="s3://bucket/nothing: is not there"):
-        open_checkpoint("s3://bucket/nothing")
+    with pytest.raises(CheckpointError, match=f"{at}: more than 3 files lie there; give the directory of one"):
+        open_checkpoint(at)
+    with pytest.raises(CheckpointError, match=f"{at}/nothing: is not there"):
+        open_checkpoint(f"{at}/nothing")
     save_file({name: torch.zeros(2, 2)}, ft / "model.safetensors")
     with pytest.raises(CheckpointError, match="was changed since it was opened"):
         one.tensors[name].read()
+
+
+@pytest.mark.parametrize("scheme", buckets.SCHEMES)
+@pytest.mark.parametrize(
+    "fault", [servers.status(503), servers.status(429), servers.short, servers.reset, servers.slow]
+)
+def test_passing_faults_of_a_bucket(server: Server, scheme: str, fault: servers.Fault):
+    pytest.importorskip("obstore")
+    expected = open_checkpoint(save_single(wide(), server.root / "s3" / "bucket" / "ft"))
+    server.faults = [fault]  # of the header
+    found = open_checkpoint(f"{scheme}://bucket/ft")
+    for name, handle in list(found.tensors.items())[:2]:
+        server.faults = [fault]
+        assert torch.equal(handle.read(), expected.tensors[name].read())
+    assert not server.faults
+
+
+@pytest.mark.parametrize("scheme", buckets.SCHEMES)
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (servers.status(503), "cannot be read ("),
+        (servers.reset, "cannot be read ("),
+        (servers.short, "cannot be read ("),
+        (servers.whole, "cannot be read ("),
+        (servers.other, "cannot be read ("),
+        (servers.status(401), "may not be read; set "),  # a token that expired
+        (servers.status(403), "may not be read; set "),
+        (servers.status(404), "is not there; check the address"),
+        (servers.status(412), "was changed since it was opened; run again"),
+    ],
+)
+def test_lasting_faults_of_a_bucket_are_one_line(server: Server, scheme: str, fault: servers.Fault, line: str):
+    pytest.importorskip("obstore")
+    save_single(wide(), server.root / "s3" / "bucket" / "ft")
+    handle = open_checkpoint(f"{scheme}://bucket/ft").tensors["model.layers.0.mlp.up_proj.weight"]
+    server.always = fault
+    with pytest.raises(CheckpointError) as caught:
+        handle.read()
+    assert str(caught.value).startswith(f"{scheme}://bucket/ft/model.safetensors: {line}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("scheme", ["hf", *buckets.SCHEMES])
+def test_pieces_of_torch_distributed_are_read_where_they_lie(server: Server, scheme: str):
+    pytest.importorskip("obstore")
+    root = server.root / ("hub/org" if scheme == "hf" else "s3/bucket")
+    at = f"{scheme}://{'org' if scheme == 'hf' else 'bucket'}"
+    base, ft = save_single(wide(), root / "base"), save_in_pieces(in_pieces(changed(wide())), root / "ft")
+    expected = deltaw.analyze(base, ft)
+    opened = open_checkpoint(f"{at}/ft")
+    server.reset()
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(opened.tensors[name].read(), changed(wide())[name])
+    assert server.sent < 1.1 * 4 * WIDE * WIDE
+    assert len(server.asked) <= 6 * len(opened.tensors[name].pieces) * (2 if scheme == "hf" else 1)  # type: ignore[attr-defined]
+    found = deltaw.analyze(f"{at}/base", f"{at}/ft")
+    same_rows(found, expected)
+    assert {f.path.rpartition("/")[2] for f in found.ft.files} >= {".metadata", "__0_0.distcp"}
+    server.always = servers.status(404)
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp.*is not there"):
+        opened.tensors[name].read()
+    server.always = None
+    if scheme == "hf":
+        same_rows(deltaw.analyze(f"{at}/base", f"{at}/ft", download=True), expected)
+
+
+def test_one_is_read_while_another_is_computed_within_the_memory(server: Server, monkeypatch: pytest.MonkeyPatch):
+    web = server.root / "web"
+    save_single(wide(), web / "base")
+    save_single(changed(wide()), web / "ft")
+    asked, overlapped = threading.Event(), []
+    first = threading.Lock()
+    compute = measure._spectrum
+
+    def told(handler: servers.Handler, data: bytes, start: int, last: int) -> bool:
+        if computing.is_set() and last - start > 1 << 19:
+            asked.set()
+        return False
+
+    def slow(*args: Any) -> Any:
+        if first.acquire(blocking=False):  # the first matrix is not done before another one is asked for, or a while
+            asked.clear()
+            computing.set()
+            overlapped.append(asked.wait(patience))
+        return compute(*args)
+
+    computing = threading.Event()
+    server.always = told
+    sides = f"{server.url}/web/base", f"{server.url}/web/ft"
+    expected = deltaw.analyze(web / "base", web / "ft", jobs=1)
+    monkeypatch.setattr(measure, "_spectrum", slow)
+    patience = 20.0
+    same_rows(deltaw.analyze(*sides, jobs=1), expected)
+    assert overlapped == [True]
+    first.release()
+    computing.clear()
+    overlapped.clear()
+    patience = 0.3
+    deltaw.analyze(*sides, jobs=1, memory=1 << 20)  # less than two
+    assert overlapped == [False]
 
 
 def test_a_bucket_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
@@ -338,6 +459,21 @@ def test_missing_and_hostile_places_are_one_line(server: Server, pair: tuple[Pat
     (server.root / "web" / "x.safetensors").write_bytes(b"\xff" * 7 + b"\x7f" + b"{}" * 50)
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         open_checkpoint(f"{server.url}/web/x.safetensors")
+
+
+@pytest.mark.parametrize("scheme", ["hf", "http", *buckets.SCHEMES])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_is_refused_in_one_line_that_names_the_way_out(server: Server, scheme: str, name: str):
+    pytest.importorskip("obstore")
+    folder = {"hf": "hub/org/ft", "http": "web/ft"}.get(scheme, "s3/bucket/ft")
+    at = {"hf": "hf://org/ft", "http": f"{server.url}/web/ft"}.get(scheme, f"{scheme}://bucket/ft")
+    save_bin(pico_state(), server.root / folder)
+    (server.root / folder / "pytorch_model.bin").rename(server.root / folder / name)
+    address = f"{at}/{name}" if scheme == "http" else at
+    with pytest.raises(CheckpointError, match=r"analyze --download fetches it whole") as caught:
+        open_checkpoint(address)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_pickles_are_not_read_where_they_lie_but_downloaded_whole(server: Server, tmp_path: Path):

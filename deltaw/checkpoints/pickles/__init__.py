@@ -18,6 +18,7 @@ from deltaw.checkpoints.pickles.arrays import Array
 from deltaw.checkpoints.pickles.machine import Inert, PickleError, RefusalError
 from deltaw.checkpoints.pickles.mapping import find_weights
 from deltaw.checkpoints.pickles.rebuild import ITEMSIZE, RawTensor, Refused, Storage, Tensor
+from deltaw.checkpoints.remote.file import Ranges, RemoteFile
 from deltaw.checkpoints.stored import StoredHandle
 from deltaw.checkpoints.unread import UnreadHandle
 from deltaw.errors import CheckpointError
@@ -95,14 +96,14 @@ def _told(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: not a complete PyTorch file ({e}); copy or download it again") from e
 
 
-def read_piece(name: str, path: Path, start: int, length: int) -> Handle:
-    """A tensor that lies alone in an archive within a file.
+def read_piece(name: str, path: Path | RemoteFile, start: int, length: int) -> Handle:
+    """A tensor that lies alone in an archive within a file; of one that lies elsewhere, what describes it is read.
 
     Raises:
         CheckpointError: There is no such archive, or it holds something else.
     """
     try:
-        opened = archive.open_archive(path, start, length)
+        opened = archive.open_archive(path if isinstance(path, Path) else Ranges(path), start, length)
         tensor = archive.load(opened)
         if not isinstance(tensor, RawTensor | Refused | Array):
             raise CheckpointError(f"{path}: no tensor lies at byte {start:,}; copy it again")
@@ -115,7 +116,7 @@ def read_piece(name: str, path: Path, start: int, length: int) -> Handle:
         raise CheckpointError(f"{path}: the piece of {name!r} cannot be read ({e.strerror or e})") from e
 
 
-def _handle(name: str, tensor: Tensor, path: Path, place: Place) -> Handle:
+def _handle(name: str, tensor: Tensor, path: Path | RemoteFile, place: Place) -> Handle:
     if isinstance(tensor, Refused):
         return UnreadHandle(name, tensor.shape, tensor.dtype, 0, tensor.because, tensor.subject, tensor.detail)
     if isinstance(tensor, Array):

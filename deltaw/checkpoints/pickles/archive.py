@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from deltaw.checkpoints.pickles.legacy import read_nested
 from deltaw.checkpoints.pickles.machine import Machine, PickleError, RefusalError
 from deltaw.checkpoints.pickles.rebuild import Rebuilder, Storage
+from deltaw.checkpoints.remote.file import Ranges
 from deltaw.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ MAX_PICKLE = 2**30
 class Archive:
     """An open archive: where it lies in its file, its entries, and the folder that they lie in."""
 
-    path: Path
+    path: Path | Ranges
     start: int
     size: int
     entries: dict[str, zipfile.ZipInfo]
@@ -102,7 +103,7 @@ class Window(io.RawIOBase):
         return len(data)
 
 
-def open_archive(path: Path, start: int = 0, size: int | None = None) -> Archive:
+def open_archive(path: Path | Ranges, start: int = 0, size: int | None = None) -> Archive:
     """Open a zip archive of torch's.
 
     Args:
@@ -113,7 +114,9 @@ def open_archive(path: Path, start: int = 0, size: int | None = None) -> Archive
         CheckpointError: It is damaged, or an archive of something else.
     """
     try:
-        size = path.stat().st_size if size is None else size
+        if size is None:
+            assert isinstance(path, Path)
+            size = path.stat().st_size
         with path.open("rb") as raw, zipfile.ZipFile(Window(raw, start, size)) as file:
             infos = file.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, EOFError) as e:

@@ -6,8 +6,9 @@ Credentials, regions and endpoints are read from the environment, by the names t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from itertools import chain, islice
@@ -21,7 +22,10 @@ LOGIN = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true",
 }
+PLAIN = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}  # a server of one's own
 MOST = 100_000  # files below one address: more is no checkpoint
+TRIES = 6  # of an answer that ends early
+BACKOFF = 0.2  # seconds before the second, doubled for each one after it
 RETRIES = {"max_retries": 5, "retry_timeout": timedelta(minutes=3)}
 
 
@@ -74,7 +78,7 @@ def read_range(address: str, offset: int, into: memoryview, etag: str) -> None:
     if etag:
         options["if_match"] = etag
     with _told(address):
-        found = obstore.get(_store(bucket), path, options=options).bytes()
+        found = _body(lambda: obstore.get(_store(bucket), path, options=options))
     if len(found) != len(into):
         raise CheckpointError(f"{address}: sent {len(found):,} of {len(into):,} bytes; run again")
     into[:] = memoryview(found)
@@ -91,7 +95,19 @@ def read_small(address: str) -> bytes:
 
     bucket, path = split(address)
     with _told(address):
-        return bytes(obstore.get(_store(bucket), path).bytes())
+        return bytes(_body(lambda: obstore.get(_store(bucket), path)))
+
+
+def _body(ask: Callable[[], Any]) -> Any:
+    """What an answer holds; asked for again where it ends early, which obstore no longer does once an answer began."""
+    from obstore.exceptions import BaseError
+
+    for attempt in range(TRIES - 1):
+        answer = ask()
+        with suppress(BaseError, OSError):
+            return answer.bytes()
+        time.sleep(BACKOFF * 2**attempt)
+    return ask().bytes()
 
 
 @cache
@@ -99,7 +115,8 @@ def _store(bucket: str) -> Any:
     from obstore.store import from_url
 
     # Options that are given take the place of those of the environment, so what allows http is read here.
-    plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}
+    scheme = bucket.partition(":")[0]
+    plain = os.environ.get(PLAIN[scheme], "").lower() in {"1", "true"}
     return from_url(bucket, retry_config=RETRIES, client_options={"timeout": timedelta(minutes=5), "allow_http": plain})
 
 

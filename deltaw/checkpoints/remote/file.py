@@ -5,17 +5,21 @@ HTTP is loaded when something is asked for: opening a local file takes 20 ms, an
 
 from __future__ import annotations
 
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
 
 from deltaw.checkpoints.remote import buckets
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+
     from deltaw.checkpoints.remote.http import Target
 
 CHUNK = 16 << 20  # bytes of a request: a failure costs no more, and a signed address serves many
+BLOCK = 4 << 10  # bytes: what describes a tensor in an archive takes less at either end of it
 PARALLEL = 16  # requests at a time, of all threads together
 HUB = "hf"
 LOGIN = "log in (hf auth login), or ask for access on the model's page"
@@ -85,6 +89,53 @@ class RemoteFile:
             from deltaw.checkpoints.remote import http
 
             http.read_range(target(self.address), offset, into, self.size, self.etag)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """A remote file that is opened as a local one, for the little that describes an archive; blocks of it are kept."""
+
+    file: RemoteFile
+    kept: dict[int, bytes] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open it for reading.
+
+        Raises:
+            CheckpointError: When it is read, and cannot be.
+        """
+        assert mode == "rb"
+        return io.BufferedReader(_Blocks(self), BLOCK)
+
+
+class _Blocks(io.RawIOBase):
+    """Read in whole blocks, each fetched once."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self.ranges, self.at = ranges, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.ranges.file.size}[whence]
+        return self.at
+
+    def readinto(self, into: Buffer) -> int:
+        view = memoryview(into).cast("B")
+        number, inside = divmod(self.at, BLOCK)
+        if number not in self.ranges.kept:
+            self.ranges.kept[number] = self.ranges.file.read(number * BLOCK, BLOCK)
+        data = self.ranges.kept[number][inside : inside + len(view)]
+        view[: len(data)] = data
+        self.at += len(data)
+        return len(data)
 
 
 def named(address: str) -> str:

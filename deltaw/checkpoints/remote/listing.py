@@ -23,7 +23,7 @@ ADDRESS = re.compile(rf"^({HUB}|https?|{'|'.join(buckets.SCHEMES)})://", re.IGNO
 PAGE = re.compile(
     r"^https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/(?:resolve|blob|tree)/([^/?]+)(/[^?]*)?)?/?(?:\?.*)?$"
 )
-WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf)$", re.IGNORECASE)
+WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|distcp)$", re.IGNORECASE)
 # What a web server, which lists nothing, is asked for.
 INDICES = tuple(f"{n}.safetensors.index.json" for n in ("model", "diffusion_pytorch_model", "adapter_model"))
 SINGLE = (

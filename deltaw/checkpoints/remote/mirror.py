@@ -23,8 +23,8 @@ from deltaw.errors import CheckpointError
 from deltaw.files import cache_directory
 from deltaw.results.sources import FileStamp
 
-SMALL = re.compile(r"(^|/)(README\.md|[^/]+\.json)$")
-NOT_NEEDED = re.compile(r"(^|/)(tokenizer|vocab|special_tokens|added_tokens|trainer_state|onnx/|\.)[^/]*")
+SMALL = re.compile(r"(^|/)(README\.md|\.metadata|[^/]+\.json)$")
+NOT_NEEDED = re.compile(r"(^|/)(tokenizer|vocab|special_tokens|added_tokens|trainer_state|onnx/|\.(?!metadata$))[^/]*")
 DEEPEST = 3  # parts of a path below the directory: components of a pipeline, initial adapters
 VERSION = 1  # of what is kept, and how
 

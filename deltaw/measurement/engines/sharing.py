@@ -62,6 +62,7 @@ class Workers:
         total: float,
         most: int,
         per_gpu: int = 1,
+        ahead: int = 0,
     ) -> None:
         """Do every unit, the costliest first so that no thread is left with it at the end.
 
@@ -74,6 +75,8 @@ class Workers:
             total: What all units cost, those included that an earlier run finished.
             most: Units at a time, at most: of all, not of what is left, as threads decide the last digits too.
             per_gpu: Units at a time on each GPU, where their number is not given.
+            ahead: On a CPU, units in work beyond those, within the memory of all: where reading is waiting, they wait
+                while the others compute.
 
         Raises:
             Exception: Whatever a unit or `done` raises.
@@ -105,9 +108,10 @@ class Workers:
             return function(item, device)
 
         todo = sorted(items, key=work, reverse=True)
+        in_work = jobs if devices[0].type == "cuda" else jobs + ahead  # a GPU's number has one that reads in it
         blas = threadpool_limits(1, user_api="blas")  # NumPy's threads, which torch's number does not reach
         try:
-            for item, found in map_unordered(one, todo, jobs=jobs, budget=budget, need=need, prepare=prepare):
+            for item, found in map_unordered(one, todo, jobs=in_work, budget=budget, need=need, prepare=prepare):
                 done(item, found)
         finally:
             blas.restore_original_limits()
