@@ -31,7 +31,7 @@ def described(s: Spectrum) -> dict[str, JsonValue]:
         "cols": s.cols,
         "method": s.method,
         "energy": s.energy,
-        "estimates": {k: list(v) for k, v in s.estimates.items()},
+        "estimates": {k: list(map(float, v)) for k, v in s.estimates.items()},  # as they are read again
         "note": s.note,
     }
 

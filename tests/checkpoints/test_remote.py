@@ -444,6 +444,17 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(
     assert open_checkpoint("org/ft").tensors["model.norm.weight"].read().shape == (WIDE,)
 
 
+def test_a_base_that_may_not_be_read_is_named_with_the_way_out(server: Server, pair: tuple[Path, Path], tmp_path: Path):
+    here = save_single(changed(wide()), tmp_path / "ft")
+    (here / "README.md").write_text("---\nbase_model: org/base\n---\n")
+    server.token = "hf_secret"
+    with pytest.raises(
+        CheckpointError, match=r"no base was found: .*org/base.*answers 401.*deltaw analyze BASE"
+    ) as caught:
+        deltaw.analyze(here)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_and_hostile_places_are_one_line(server: Server, pair: tuple[Path, Path]):
     for source, said in {
         "org/nothing": "not found on the Hugging Face Hub, or private",

@@ -119,6 +119,15 @@ def test_a_config_names_it_as_a_path_or_an_id(base: Path, ft: Path, pico: State,
         assert found.found_by.startswith("named by config.json (_name_or_path)")
 
 
+def test_a_pipeline_names_it(base: Path, tmp_path: Path, pico: State):
+    folder = tmp_path / "pipeline"
+    save_single(changed(pico), folder / "transformer")
+    (folder / "model_index.json").write_text(json.dumps({"_name_or_path": "org/base", "transformer": ["a", "B"]}))
+    found = find_base(folder)
+    assert found.source == "org/base"
+    assert found.found_by.startswith("named by model_index.json (_name_or_path)")
+
+
 def test_the_hub_is_asked_last_but_one_and_once_a_commit(
     hub: Callable[[str], Path], base: Path, pico: State, monkeypatch: pytest.MonkeyPatch
 ):

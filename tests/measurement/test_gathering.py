@@ -27,6 +27,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     g = torch.Generator().manual_seed(5)
     state = pico_state(layers=3) | {"model.layers.0.mlp.experts.down_proj": torch.randn(4, 16, 8, generator=g)}
     state["model.layers.1.mlp.wide.weight"] = torch.randn(300, 280, generator=g)
+    state["model.layers.2.mlp.large.weight"] = torch.randn(1024, 1024, generator=g)  # fast mode estimates it
     save_single(state, folder / "base")
     save_single(changed(state), folder / "full")
     factors = {}
@@ -41,10 +42,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(about))
     coded = {}
     for name, w in state.items():
-        eight = w.ndim == 2 and "self_attn" in name
+        eight = w.ndim == 2 and ("self_attn" in name or "large" in name)
         coded[name] = w.to(torch.float8_e4m3fn) if eight else w
         if eight:
-            coded[f"{name}_scale_inv"] = torch.ones(1, 1)
+            coded[f"{name}_scale_inv"] = torch.ones(-(-w.shape[0] // 128), -(-w.shape[1] // 128))
     save_single(coded, folder / "fp8")
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     (folder / "fp8" / "config.json").write_text(json.dumps(config))
@@ -66,12 +67,17 @@ def said(path: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("ft", "mode", "count"),
-    [("full", "exact", 1), ("full", "exact", 7), ("full", "fast", 2), ("adapter", "exact", 16), ("fp8", "exact", 2)],
+    [
+        *(("full", "exact", 1), ("full", "exact", 7), ("full", "fast", 2), ("full", "fast", 16)),
+        *(("adapter", "fast", 1), ("adapter", "exact", 2), ("adapter", "fast", 7), ("adapter", "exact", 16)),
+        *(("fp8", "fast", 1), ("fp8", "exact", 2), ("fp8", "fast", 7), ("fp8", "exact", 16)),
+    ],
 )
 def test_what_is_gathered_is_what_one_run_gives(inputs: Path, tmp_path: Path, ft: str, mode: str, count: int):
     whole = deltaw.analyze(inputs / "base", inputs / ft, out=tmp_path / "whole", mode=mode, jobs=1)
     folders = measured(inputs, ft, tmp_path, count, mode)
     found = deltaw.gather(folders[::-1], out=tmp_path / "all")
+    assert ("estimate" in {row["method"] for row in whole.rows}) == (mode == "fast" and ft != "adapter")
     frames = [pd.read_csv(tmp_path / name / "layers.csv").drop(columns="seconds") for name in ("whole", "all")]
     pd.testing.assert_frame_equal(*frames, check_exact=True)
     spectra = [(tmp_path / name / "spectra.safetensors").read_bytes() for name in ("whole", "all")]
