@@ -1,6 +1,7 @@
 """Quantised storage: the noise that the codes predict against the true one, and what stands above its edge.
 
-Gaussian weights, Student's t(4) and rows of log-normal scale are rounded to every format; GGUF's by its own package.
+Gaussian weights, Student's t(4) and rows of log-normal scale are rounded to every format, those of GGUF by its own
+package where it writes them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import gguf
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import deltaw
+from benchmarks.calibration.blocks import BLOCKS, quantise
 from benchmarks.calibration.rows import Row, rate
 from deltaw.checkpoints import QuantisedHandle, open_checkpoint
 from deltaw.delta.difference import difference
@@ -126,19 +129,53 @@ def symmetric(bits: int, group: int, share: float = 1.0) -> Callable[[Tensor], S
     return encode
 
 
-def gptq(w: Tensor) -> State:
-    """GPTQ's storage of int4 with zero points, groups of 128, rounded to nearest."""
+def with_zeros(w: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Int4 with zero points, groups of 128, to nearest: codes, scales and zeros; `share` below 1 clips the largest."""
     groups = w.reshape(len(w), -1, 128)
-    low, high = groups.amin(-1), groups.amax(-1)
+    low, high = share * groups.amin(-1), share * groups.amax(-1)
     scale = ((high - low) / 15).half().float()
     zero = (-low / scale).round().clamp(0, 15)
     codes = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 15).reshape(w.shape)
+    return codes, scale, zero
+
+
+def gptq(w: Tensor) -> State:
+    """GPTQ's storage of int4 with zero points."""
+    codes, scale, zero = with_zeros(w)
     return {
         f"{STEM}qweight": packed(codes, 4).view(torch.int32).T.contiguous(),
         f"{STEM}qzeros": packed((zero.T - 1).remainder(16), 4).view(torch.int32),
         f"{STEM}scales": scale.T.half().contiguous(),
         f"{STEM}g_idx": (torch.arange(w.shape[1]) // 128).int(),
     }
+
+
+def awq(share: float = 1.0) -> Callable[[Tensor], State]:
+    """AWQ's storage of the same: eight outputs to a word, in its own order."""
+
+    def words(codes: Tensor) -> Tensor:
+        return packed(codes.reshape(len(codes), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1), 4).view(torch.int32)
+
+    def encode(w: Tensor) -> State:
+        codes, scale, zero = with_zeros(w, share)
+        scales = scale.T.half().contiguous()
+        return {f"{STEM}qweight": words(codes.T), f"{STEM}qzeros": words(zero.T), f"{STEM}scales": scales}
+
+    return encode
+
+
+def mlx(w: Tensor) -> State:
+    """MLX's affine int4, groups of 64: the end that is further from zero is met exactly, with a step of either sign."""
+    groups = w.reshape(len(w), -1, 64)
+    low, high = groups.amin(-1), groups.amax(-1)
+    below = low.abs() > high.abs()
+    step = torch.where(below, high - low, low - high) / 15
+    edge = torch.where(below, low, high)
+    whole = (edge / step).round()
+    step = torch.where(whole != 0, edge / whole, step).half()
+    edge = torch.where(whole != 0, edge, 0.0).half()
+    codes = ((groups - edge.float()[..., None]) / step.float()[..., None]).round().clamp(0, 15).reshape(w.shape)
+    return {NAME: packed(codes, 4), f"{STEM}scales": step, f"{STEM}biases": edge}
 
 
 STATES: Mapping[str, Callable[[Tensor], State]] = {
@@ -152,21 +189,32 @@ STATES: Mapping[str, Callable[[Tensor], State]] = {
     "int4 g128": symmetric(4, 128),
     "int4 g32": symmetric(4, 32),
     "int4 g32, clipped": symmetric(4, 32, 0.85),
+    "int4 g128, clipped": symmetric(4, 128, 0.85),
+    "int8, rows, clipped": symmetric(8, 0, 0.85),
     "GPTQ int4 g128": gptq,
+    "AWQ int4 g128": awq(),
+    "AWQ int4 g128, clipped": awq(0.85),
+    "MLX int4 g64": mlx,
 }
-GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-CODEBOOKS = frozenset({"MXFP4", "NVFP4", "NF4"})
+CONFIGS = {"MLX int4 g64": {"quantization": {"group_size": 64, "bits": 4}}}
+GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *BLOCKS)
+CODEBOOKS = frozenset({"MXFP4", "NVFP4", "NF4", "IQ4_NL"})
 SCHEMES = (*STATES, *GGUF)
 
 
 def rounded(w: Tensor, scheme: str, folder: Path) -> object:
     """The weights in a scheme, as something that is opened."""
+    if scheme in CONFIGS:
+        save_file(STATES[scheme](w), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(CONFIGS[scheme]), encoding="utf-8")
+        return folder
     if scheme in STATES:
         return STATES[scheme](w)
     path = folder / "m.gguf"
     kind = gguf.GGMLQuantizationType[scheme]
     writer = gguf.GGUFWriter(path, "falcon")
-    writer.add_tensor(GGUF_NAME, gguf.quantize(w.numpy(), kind), raw_dtype=kind)
+    codes = quantise(w.numpy(), scheme) if scheme in BLOCKS else gguf.quantize(w.numpy(), kind)
+    writer.add_tensor(GGUF_NAME, codes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

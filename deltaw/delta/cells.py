@@ -31,11 +31,11 @@ ALL_OF_IT = 0.98  # share of ‖ΔW‖² that the cells explain, below which one
 
 
 def cells(handle: Handle) -> Handle | None:
-    """A tensor of the variances of another's rounding; None where that one is not stored as codes."""
+    """A tensor of the squared widths of another's cells, over 12; None where that one is not stored as codes."""
     return _beside(handle, "variance")
 
 
-def _beside(handle: Handle, what: Literal["variance", "ends"]) -> Handle | None:
+def _beside(handle: Handle, what: Literal["variance", "noise", "ends"]) -> Handle | None:
     if isinstance(handle, QuantisedHandle):
         return handle.beside(what)
     if isinstance(handle, Slice) and (inner := _beside(handle.handle, what)) is not None:
@@ -62,7 +62,7 @@ def with_cells(sums: EntrySums, delta: torch.Tensor, base: Handle, ft: Handle, v
     Raises:
         CheckpointError: The bytes cannot be read.
     """
-    own, other = cells(ft), cells(base)
+    own, other = _beside(ft, "noise"), _beside(base, "noise")
     if own is None:
         return sums
     variance = matrix(own, view)

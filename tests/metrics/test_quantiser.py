@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from deltaw.metrics.quantiser import gaussian_rounding, moments, uneven_rounding
+from deltaw.metrics.quantiser import gaussian_rounding, inside_cells, moments, uneven_rounding
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.19, 0.21, 0.5, 1, 2, 4])
@@ -16,6 +16,15 @@ def test_moments_of_a_rounding_that_is_carried_out(ratio):
     assert kept * ratio**2 == pytest.approx((q**2).mean(), rel=5e-3)
     assert gain == pytest.approx((q * x).mean(), abs=4e-3)
     assert unchanged == pytest.approx((q == 0).mean(), abs=2e-3)
+
+
+@pytest.mark.parametrize("size", [0.15, 0.2, 0.3, 0.5, 1])
+def test_how_far_a_gaussian_fills_its_cells(size):
+    x = size * np.random.default_rng(0).standard_normal(1_000_000)
+    error = 12 * ((x - np.round(x)) ** 2).mean()
+    still = np.array([(np.round(x) == 0).mean()])
+    assert inside_cells(still)[0] == pytest.approx(error, rel=0.01)
+    assert inside_cells(np.array([0.0, 0.3]))[:] == pytest.approx(1, abs=1e-6)
 
 
 def test_limits():

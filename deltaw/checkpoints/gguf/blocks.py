@@ -42,6 +42,7 @@ class BlockCells(NamedTuple):
         codebook: The values of the codes, where they are not evenly spaced.
         top: The largest code of an even grid that reaches further down than up: what would have been rounded to the
             next one was clipped, so its cell counts as twice as wide.
+        group: How many weights share a scale, where zero is a code that may hold most of them.
     """
 
     start: int
@@ -49,27 +50,28 @@ class BlockCells(NamedTuple):
     one: int
     codebook: tuple[int, ...] = ()
     top: int | None = None
+    group: int = 0
 
 
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1 = (-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12)  # twice the values: the scale is halved
 GRIDS = {
-    "Q4_0": BlockCells(2, 18, 0x11, top=7),
+    "Q4_0": BlockCells(2, 18, 0x11, top=7, group=32),
     "Q4_1": BlockCells(4, 20, 0x11),
-    "Q5_0": BlockCells(6, 22, 0x11, top=15),
+    "Q5_0": BlockCells(6, 22, 0x11, top=15, group=32),
     "Q5_1": BlockCells(8, 24, 0x11),
     "Q8_0": BlockCells(2, 34, 0x01),
     "Q2_K": BlockCells(16, 80, 0x55),
-    "Q3_K": BlockCells(32, 96, 0x55, top=3),
+    "Q3_K": BlockCells(32, 96, 0x55, top=3, group=16),
     "Q4_K": BlockCells(16, 144, 0x11),
     "Q5_K": BlockCells(48, 176, 0x11),
-    "Q6_K": BlockCells(0, 128, 0x11, top=31),
+    "Q6_K": BlockCells(0, 128, 0x11, top=31, group=16),
     "TQ1_0": BlockCells(0, 52, 0x80),  # five digits of base 3, as a fraction: 1/2 is 111…
     "TQ2_0": BlockCells(0, 64, 0x55),
     "IQ4_NL": BlockCells(2, 18, 0x88, IQ4),
     "IQ4_XS": BlockCells(8, 136, 0x88, IQ4),
-    "MXFP4": BlockCells(1, 17, 0x11, E2M1),
-    "NVFP4": BlockCells(4, 36, 0x11, E2M1),
+    "MXFP4": BlockCells(1, 17, 0x11, E2M1, group=32),
+    "NVFP4": BlockCells(4, 36, 0x11, E2M1, group=16),
 }
 # The high bits of codes that lie apart from the low ones, which are the same in the codes 0 and 1.
 HIGH_BITS = {"Q5_0": (2, 6), "Q5_1": (4, 8), "Q3_K": (0, 32), "Q5_K": (16, 48), "Q6_K": (128, 192)}
@@ -112,6 +114,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         lambda: _read(octets, kind)[picked],
         lambda: _variance(octets, kind)[picked],
         (lambda: _ends(octets, kind)[picked]) if kind in GRIDS and kind != "Q8_0" else None,
+        GRIDS[kind].group if kind in GRIDS else 0,
     )
 
 

@@ -85,7 +85,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         if codes.variant != "v2":
             zeros = (zeros + 1) & (2**bits - 1)
     zero, symmetric = zeros[:, rows], bool((zeros == 2 ** (bits - 1)).all())
-    group = torch.arange(inputs) // codes.block[1]
+    group = in_order = torch.arange(inputs) // codes.block[1]
     if "group_index" in parts:
         group = parts["group_index"].read().long()
     each = scale[group]
@@ -94,6 +94,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         lambda: ((q.float() - zero.float()[group]) * each).T.contiguous(),
         lambda: even_variance(q, each, top).T.contiguous(),
         lambda: ends(q, 0, 2**bits - 1).T.contiguous(),
+        codes.block[1] if torch.equal(group, in_order) and inputs % codes.block[1] == 0 else 0,
     )
 
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from deltaw.checkpoints.quantised import scaled
 from deltaw.checkpoints.quantised.module import FORMAT, Codes, ScaledBytes, Values
+from deltaw.checkpoints.quantised.values import inside
 from deltaw.errors import CheckpointError
 from deltaw.types import Handle
 
 if TYPE_CHECKING:
     import torch
+
+Known = Literal["variance", "noise", "ends"]  # what is known of every entry beside its value
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,25 @@ class QuantisedHandle:
         return self._found(lambda values: values.weight(), rows)
 
     def variance(self, rows: slice | None = None) -> torch.Tensor:
-        """The variance of the rounding in every entry, in float64.
+        """The variance of the rounding in every entry, in float64, where cells are evenly filled: width²/12.
 
         Raises:
             CheckpointError: The bytes cannot be read.
         """
         return self._found(lambda values: values.variance(), rows)
+
+    def noise(self, rows: slice | None = None) -> torch.Tensor:
+        """The variance of the rounding in every entry, in float64, as far as the other codes of its group tell it.
+
+        Raises:
+            CheckpointError: The bytes cannot be read.
+        """
+
+        def found(values: Values) -> torch.Tensor:
+            even = values.variance()
+            return inside(even, values.weight(), values.group) if values.group else even
+
+        return self._found(found, rows)
 
     def stored(self) -> ScaledBytes | None:
         """The matrix as it is stored, where that is a byte for every entry, times a scale; else None.
@@ -82,8 +98,8 @@ class QuantisedHandle:
 
         return self._found(found, rows)
 
-    def beside(self, what: Literal["variance", "ends"]) -> Beside:
-        """The variances or the ends as a tensor of their own, to be looked at as the weight is."""
+    def beside(self, what: Known) -> Beside:
+        """One of these as a tensor of its own, to be looked at as the weight is."""
         return Beside(self, what)
 
     def _found(self, what: Callable[[Values], torch.Tensor], rows: slice | None) -> torch.Tensor:
@@ -114,11 +130,12 @@ class Beside:
 
     Attributes:
         of: The weight.
-        what: The variance of its rounding, or which codes are outermost.
+        what: The variance of its rounding, where cells are evenly filled or as far as is known, or which codes are
+            outermost.
     """
 
     of: QuantisedHandle
-    what: Literal["variance", "ends"]
+    what: Known
 
     @property
     def name(self) -> str:
@@ -133,7 +150,7 @@ class Beside:
     @property
     def dtype(self) -> str:
         """As it is read."""
-        return "float64" if self.what == "variance" else "int8"
+        return "int8" if self.what == "ends" else "float64"
 
     @property
     def nbytes(self) -> int:
@@ -151,7 +168,8 @@ class Beside:
         Raises:
             CheckpointError: The bytes cannot be read.
         """
-        return self.of.variance(rows) if self.what == "variance" else self.of.ends(rows)
+        read = {"variance": self.of.variance, "noise": self.of.noise, "ends": self.of.ends}[self.what]
+        return read(rows)
 
 
 @lru_cache

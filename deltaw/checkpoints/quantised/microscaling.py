@@ -95,4 +95,5 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         lambda: times_scale(looked_up(e2m1_table(), picked), each),
         lambda: times_scale(looked_up(e2m1_cells(), picked), each.double() ** 2),
         lambda: e2m1_ends(picked),
+        codes.block[1],
     )

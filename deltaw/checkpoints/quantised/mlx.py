@@ -51,6 +51,8 @@ def dequantise(codes: Codes, rows: slice) -> Values:
     Raises:
         CheckpointError: The bytes cannot be read.
     """
+    import torch
+
     assert codes.shape is not None
     assert codes.bits is not None
     assert codes.block is not None
@@ -62,7 +64,9 @@ def dequantise(codes: Codes, rows: slice) -> Values:
             lambda: times_scale(looked_up(e2m1_table(), q), each),
             lambda: times_scale(looked_up(e2m1_cells(), q), each.double() ** 2),
             lambda: e2m1_ends(q),
+            group,
         )
     bias = codes.parts["bias"].read(rows).float().repeat_interleave(group, dim=-1)
     top = 2**codes.bits - 1
-    return Values(lambda: q.float() * each + bias, lambda: even_variance(q, each), lambda: ends(q, 0, top))
+    up = each.sign().to(torch.int8)  # MLX has steps of either sign: the highest code may be the lowest number
+    return Values(lambda: q.float() * each + bias, lambda: even_variance(q, each), lambda: ends(q, 0, top) * up)

@@ -165,11 +165,14 @@ class Values(NamedTuple):
         variance: Finds the mean square of the rounding inside every entry's cell, float64.
         ends: Finds the outermost codes, behind which a clipped weight may lie at any distance: −1 at the lower end, 1
             at the upper, else 0. None where the format clips nothing.
+        group: How many neighbours in a row share a scale, where zero is one of their codes; 0 where groups lie
+            otherwise, or where the cell of zero is far too narrow to hold most of a group.
     """
 
     weight: Callable[[], torch.Tensor]
     variance: Callable[[], torch.Tensor]
     ends: Callable[[], torch.Tensor] | None = None
+    group: int = 0
 
 
 @dataclass(frozen=True)

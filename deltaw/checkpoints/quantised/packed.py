@@ -83,6 +83,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
         lambda: q * each,
         lambda: even_variance(u, each, None if "zero" in codes.parts else half - 1),
         lambda: ends(u, -half, half - 1),
+        0 if "group_index" in codes.parts or columns % codes.block[1] else codes.block[1],
     )
 
 

@@ -143,6 +143,7 @@ def dequantise(codes: Codes, rows: slice) -> Values:
             lambda: times_scale(looked_up(e2m1_table(), picked), scale),
             lambda: times_scale(looked_up(e2m1_cells(), picked), scale.double() ** 2),
             lambda: e2m1_ends(picked),
+            32,
         )
     table, octets = byte_table(q.dtype), _octets(q)
 

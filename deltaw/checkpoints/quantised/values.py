@@ -121,6 +121,29 @@ def cells(codes: torch.Tensor) -> torch.Tensor:
     return ((up * up - up * down + down * down) / 12).nan_to_num(0.0)
 
 
+def inside(variance: torch.Tensor, weight: torch.Tensor, group: int) -> torch.Tensor:
+    """The mean square of the rounding where one large weight may have set the step for its whole group.
+
+    Then the cell of zero holds most of the others, and they do not fill it. How many it holds tells how little, for
+    weights that are normal but for the largest (`deltaw.metrics.quantiser`). All cells as wide as zero's are scaled.
+
+    Args:
+        variance: Where weights fill their cells evenly, (…, n).
+        weight: W, (…, n).
+        group: How many neighbours share a scale.
+    """
+    import torch
+
+    from deltaw.metrics.quantiser import inside_cells
+
+    by_group = variance.reshape(*variance.shape[:-1], -1, group)
+    zero = (weight == 0).reshape(by_group.shape)
+    share = zero.double().mean(-1, keepdim=True).clamp(max=1 - 0.5 / group)  # those that are all zero may hide one more
+    factor = torch.from_numpy(inside_cells(share.numpy()))
+    width = torch.where(zero, by_group, 0.0).amax(-1, keepdim=True)
+    return torch.where(by_group <= width * (1 + 1e-9), by_group * factor, by_group).reshape(variance.shape)
+
+
 def real(scale: torch.Tensor) -> torch.Tensor:
     """A tensor of scales as float32; bytes and E8M0 are exponents of two, 255 is NaN."""
     import torch

@@ -215,6 +215,8 @@ def test_gptq(bits: int, version: str, act_order: bool):
     found = handle(leaves, {"quant_method": "gptq", "bits": bits, "group_size": g, "checkpoint_format": version})
     assert found.dtype == f"gptq_int{bits}_g32"
     check(found, ((q - z[index]).double() * scale[index].double()).T.numpy())
+    if act_order:  # no group lies together, so that nothing can be told from one
+        assert torch.equal(found.noise(), found.variance())
 
 
 def test_awq():
@@ -271,6 +273,14 @@ def test_mlx(bits: int):
     assert found.dtype == f"mlx_int{bits}_g32"
 
 
+def test_a_step_of_mlx_below_zero_has_its_highest_code_at_the_lower_end():
+    q, bias = torch.arange(16).repeat(2, 2), torch.zeros(2, 1)
+    scale = torch.tensor([[0.5], [-0.5]])
+    found = handle({"weight": pack(q, 4), "scales": scale, "biases": bias}, {"group_size": 32, "bits": 4})
+    assert found.read()[:, 15].tolist() == [7.5, -7.5]
+    assert found.ends()[:, :16].tolist() == [[-1, *[0] * 14, 1], [1, *[0] * 14, -1]]
+
+
 def test_what_does_not_fit_is_not_read():
     q = (rand(32, 48) - 1).to(torch.float8_e4m3fn)
     for leaves in ({"weight": q, "weight_scale_inv": rand(3, 7)}, {"weight": q}):
@@ -299,6 +309,22 @@ def test_the_variance_is_that_of_the_rounding():
     q8 = (w / scale).round().to(torch.int8)
     found = handle({"weight": q8, "weight_scale": scale}, {"quant_method": "compressed-tensors"})
     assert 0.97 <= noise(found, w) <= 1.05
+
+
+@pytest.mark.parametrize(("size", "even"), [(3, 1.01), (10, 1.004), (20, 1.044), (30, 1.24)])
+def test_one_large_weight_in_a_group_leaves_the_others_in_the_cell_of_zero(size: int, even: float):
+    """The true mean square is that of the others, and not of a cell that they do not fill: their share tells."""
+    w = torch.randn(2048, 128, generator=G)
+    w[:, 0] = size
+    scale = w.abs().amax(1, keepdim=True) / 7.5
+    q = (w / scale).round().clamp(-8, 7)
+    leaves = {"weight_packed": signed(pack(q.long() + 8, 4)), "weight_scale": scale}
+    leaves["weight_shape"] = torch.tensor(w.shape)
+    found = handle(leaves, {"quant_method": "compressed-tensors"})
+    true = (found.read().double() - w.double()).square().sum()
+    assert noise(found, w) == pytest.approx(even, rel=0.01)
+    assert 0.99 <= math.sqrt(found.noise().sum() / true) <= 1.03
+    assert torch.equal(found.noise(slice(3, 9)), found.noise()[3:9])
 
 
 def noise(found: QuantisedHandle, w: torch.Tensor) -> float:
