@@ -18,6 +18,8 @@ from deltaw.metrics import noise_edge, numerical_rank
 from deltaw.spectra import Noise, Triplets, factored_svd, leading_triplets, low_rank_spectrum, seeded, spectrum
 from deltaw.types import Factors, Vector
 
+LEFT = 1e-4  # of ‖ΔW‖F²: what is left where float32 tells it to 1e-7
+SMALLEST_IN_FLOAT32 = 1e-20  # ‖ΔW‖F² below which single squares may underflow
 EXACT_UP_TO = 512  # k up to which all singular values are found, whatever is asked for
 
 
@@ -81,7 +83,7 @@ def spread(delta: Delta, rank: int | None = None) -> tuple[KnownSpectrum, Triple
     low = low_rank_spectrum(x, noise, energy=energy, generator=seeded(x.device, delta.name))
     if low is not None:
         return known(low.values, complete=True), None
-    found = leading_triplets(x, rank, generator=seeded(x.device, delta.name))
+    found = leading_triplets(x, rank, energy_only=True, generator=seeded(x.device, delta.name))
     return known(_array(found.S), complete=False), found
 
 
@@ -95,7 +97,7 @@ def triplets(delta: Delta, rank: int) -> Triplets:
         found = factored_svd(delta.value)
         return Triplets(found.U[:, :rank], found.S[:rank], found.Vh[:rank])
     assert delta.value is not None
-    return leading_triplets(delta.value, rank, generator=seeded(delta.value.device, delta.name))
+    return leading_triplets(delta.value, rank, energy_only=True, generator=seeded(delta.value.device, delta.name))
 
 
 def residual(delta: Delta, B: Tensor, A: Tensor) -> float:
@@ -113,10 +115,21 @@ def residual(delta: Delta, B: Tensor, A: Tensor) -> float:
     x = delta.value
     assert x is not None
     B, A = B.to(x.device), A.to(x.device)
+    energy = float(delta.sums.delta_row_sq.sum())
+    if x.dtype == torch.float32 and not x.is_cuda and SMALLEST_IN_FLOAT32 < energy < 1 / SMALLEST_IN_FLOAT32:
+        rest = _left(x, B.float(), A.float())
+        if rest > LEFT * energy:  # of less, float32 products would tell their own rounding
+            return math.sqrt(rest)
+    return math.sqrt(_left(x, B, A))
+
+
+def _left(x: Tensor, B: Tensor, A: Tensor) -> float:
+    """‖ΔW − B·A‖F², in the dtype of the factors, summed in float64."""
     total, step = 0.0, max(1, (1 << 22) // max(1, x.shape[1]))
     for i in range(0, x.shape[0], step):
-        total += float(torch.addmm(x[i : i + step].double(), B[i : i + step], A, alpha=-1).square().sum())
-    return math.sqrt(total)
+        rest = torch.addmm(x[i : i + step].to(B.dtype), B[i : i + step], A, alpha=-1)
+        total += float(torch.linalg.vector_norm(rest, dtype=torch.float64)) ** 2
+    return total
 
 
 def _array(x: Tensor) -> Vector:
