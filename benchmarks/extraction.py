@@ -2,7 +2,7 @@
 
 The loop is what other extractors do: subtract, SVD in float32, keep r, write. It is run twice: subtracting after the
 upcast, and in the stored dtype. Rounds are interleaved; medians of wall and processor time, and their ratios. Errors
-are ‖ΔW − BA‖F/‖ΔW‖F of the factors against the float64 ΔW, the largest of all matrices; finding the loop's is not timed.
+are ‖ΔW − BA‖F/‖ΔW‖F of the factors against the float64 ΔW, the largest of all; finding the loop's is not timed.
 
     --layers N       of the pair; default 1
     --ranks N,N      default 16,64
