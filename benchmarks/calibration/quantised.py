@@ -212,7 +212,7 @@ def rounded(w: Tensor, scheme: str, folder: Path) -> object:
         return STATES[scheme](w)
     path = folder / "m.gguf"
     kind = gguf.GGMLQuantizationType[scheme]
-    writer = gguf.GGUFWriter(path, "falcon")
+    writer = gguf.GGUFWriter(path, "mpt")
     codes = quantise(w.numpy(), scheme) if scheme in BLOCKS else gguf.quantize(w.numpy(), kind)
     writer.add_tensor(GGUF_NAME, codes, raw_dtype=kind)
     writer.write_header_to_file()

@@ -126,7 +126,7 @@ def gguf_lora(path: Path, opened: GgufContents) -> Translated:
     architecture = header.text("general.architecture")
     if header.text("adapter.type") not in {"", "lora"}:
         raise AdapterError(f"{path}: a GGUF adapter of type {header.text('adapter.type')[:40]!r}; only lora is read")
-    if architecture not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES or ARCHITECTURES[architecture].interleaved:
         raise AdapterError(
             f"{path}: a GGUF adapter of the architecture {architecture[:60]!r}, whose names are not known here; give "
             "the PEFT adapter that it was made from"

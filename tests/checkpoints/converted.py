@@ -17,6 +17,12 @@ def permute(w: np.ndarray, heads: int) -> np.ndarray:
     return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
 
+def apart(w: np.ndarray, heads: int, keys: int) -> np.ndarray:
+    """The converter's own: all queries, all keys, all values."""
+    groups = w.reshape(keys, heads // keys + 2, -1, *w.shape[1:])
+    return np.concatenate([x.reshape(-1, *w.shape[1:]) for x in (groups[:, :-2], groups[:, -2], groups[:, -1])])
+
+
 def gguf_tensors(state: dict[str, torch.Tensor], arch: str, config: Any) -> dict[str, np.ndarray]:
     kind = next(k for k, word in gguf.MODEL_ARCH_NAMES.items() if word == arch)
     table = gguf.get_tensor_name_map(kind, 8)
@@ -35,10 +41,12 @@ def gguf_tensors(state: dict[str, torch.Tensor], arch: str, config: Any) -> dict
             continue
         new = table.get_name(name, try_suffixes=(".weight", ".bias"))
         assert new, name
-        if arch == "llama" and ".attn_q." in new:
+        if arch in {"llama", "mistral3"} and ".attn_q." in new:
             w = permute(w, config.num_attention_heads)
-        if arch == "llama" and ".attn_k." in new:
+        if arch in {"llama", "mistral3"} and ".attn_k." in new:
             w = permute(w, config.num_key_value_heads)
+        if arch in {"falcon", "bloom", "gptneox"} and ".attn_qkv." in new:
+            w = apart(w, config.num_attention_heads, getattr(config, "num_kv_heads", config.num_attention_heads))
         if arch.startswith("gemma") and new.endswith("norm.weight"):
             w = w + 1
         if arch == "gpt2" and re.search(r"(attn_qkv|attn_output|ffn_up|ffn_down)\.weight$", new):
@@ -71,7 +79,8 @@ def write(
 def metadata(config: Any) -> dict[str, Any]:
     heads = getattr(config, "num_attention_heads", None) or config.n_head
     out = {"block_count": 2, "embedding_length": config.hidden_size, "head_count": heads}
-    if hasattr(config, "num_key_value_heads"):
-        out["head_count_kv"] = config.num_key_value_heads
+    for said in ("num_key_value_heads", "num_kv_heads"):
+        if hasattr(config, said):
+            out["head_count_kv"] = getattr(config, said)
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     return out | ({"expert_count": experts} if experts else {})

@@ -45,7 +45,7 @@ def coded(path: Path, kind: str, shape: tuple[int, ...] = (6, 512)) -> tuple[Pat
         blocks[:, 48:56:2] &= 0x0F
         blocks[:, 49:56:2] = 0x2F
     data = blocks.reshape(*shape[:-1], shape[-1] // weights * octets)
-    writer = gguf.GGUFWriter(path, "falcon")
+    writer = gguf.GGUFWriter(path, "mpt")
     writer.add_tensor("blk.0.attn_qkv.weight", data, raw_dtype=Kind[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -92,7 +92,7 @@ def test_the_step_is_that_between_two_codes(kind: str, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"])
 def test_the_noise_is_that_of_the_rounding(kind: str, tmp_path: Path):
     w = rng.standard_normal((256, 512)).astype(np.float32)
-    path = write(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": w}, "falcon", Kind[kind])
+    path = write(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": w}, "mpt", Kind[kind])
     handle = open_checkpoint(path).tensors["blk.0.ffn_up.weight"]
     error = float(((handle.read().numpy() - w) ** 2).sum())
     ratio = math.sqrt(float(handle.variance().sum()) / error)
@@ -168,17 +168,17 @@ def test_a_directory_with_several_files_asks_which(tmp_path: Path):
 
 def test_two_gguf_files_of_an_architecture_that_is_not_known(tmp_path: Path):
     w = {"blk.0.attn_qkv.weight": rng.standard_normal((64, 64)).astype(np.float32)}
-    a = write(tmp_path / "a.gguf", w, "falcon")
-    b = write(tmp_path / "b.gguf", {n: 1.1 * t for n, t in w.items()}, "falcon")
+    a = write(tmp_path / "a.gguf", w, "mpt")
+    b = write(tmp_path / "b.gguf", {n: 1.1 * t for n, t in w.items()}, "mpt")
     result = deltaw.analyze(str(a), str(b))
     assert result.rows[0]["relative_change"] == pytest.approx(0.1, rel=1e-5)
-    assert "'falcon' is not one whose changes are undone" in " ".join(result.notes)
+    assert "'mpt' is not one whose changes are undone" in " ".join(result.notes)
 
 
 def test_both_sides_quantised_hold_both_noises(tmp_path: Path):
     w = {"blk.0.attn_qkv.weight": rng.standard_normal((256, 512)).astype(np.float32)}
-    a = write(tmp_path / "a.gguf", w, "falcon", Kind.Q4_0)
-    b = write(tmp_path / "b.gguf", w, "falcon", Kind.Q5_1)
+    a = write(tmp_path / "a.gguf", w, "mpt", Kind.Q4_0)
+    b = write(tmp_path / "b.gguf", w, "mpt", Kind.Q5_1)
     (row,) = deltaw.analyze(str(a), str(b)).rows
     assert row["rounding_noise"] == pytest.approx(row["fro_norm"], rel=0.05)
     assert row["signal_rank"] == 0

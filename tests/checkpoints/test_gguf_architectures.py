@@ -44,6 +44,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "phi3": ("phi3", "Phi3", {}),
     "starcoder2": ("starcoder2", "Starcoder2", {}),
     "gpt2": ("gpt2", "GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96, "n_positions": 64}),
+    "ministral3": ("mistral3", "Ministral3", {}),
+    "falcon 7b": ("falcon", "Falcon", {"num_kv_heads": 1}),
+    "falcon 40b": ("falcon", "Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "bloom": ("bloom", "Bloom", {"n_layer": 2, "n_head": 4}),
+    "gpt-neox": ("gptneox", "GPTNeoX", {}),
     "bert": ("bert", "Bert", {}),
 }
 
@@ -52,7 +57,7 @@ def model(name: str) -> tuple[dict[str, torch.Tensor], Any]:
     _, kind, more = CASES[name]
     word = f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config"
     sizes = {"vocab_size": 96} if kind == "GPT2" else SMALL
-    if kind in {"GPT2", "Bert"}:
+    if kind in {"GPT2", "Bert", "Falcon", "Bloom", "GPTNeoX"}:
         sizes = {k: v for k, v in sizes.items() if k not in {"num_key_value_heads", "head_dim"}}
     config = getattr(transformers, word)(**{**sizes, **more})
     named = {"GPT2": "GPT2LMHeadModel", "Bert": "BertModel"}
@@ -62,6 +67,10 @@ def model(name: str) -> tuple[dict[str, torch.Tensor], Any]:
     state = {k: v.detach().clone() for k, v in made.state_dict().items() if "position_ids" not in k}
     if config.tie_word_embeddings and "lm_head.weight" in state:
         del state["lm_head.weight"]
+    if kind == "Bloom":  # as its checkpoints have it
+        state = {k.removeprefix("transformer."): v for k, v in state.items()}
+    if kind == "GPTNeoX":
+        state = {k.replace("lm_head", "embed_out"): v for k, v in state.items()}
     return {k: torch.randn_like(v) if v.ndim == 1 else v for k, v in state.items()}, config
 
 
@@ -108,3 +117,18 @@ def test_a_quantised_file_beside_its_original(name: str, tmp_path: Path):
         assert row["signal_rank"] == 0
     others = [r for r in result.rows if r["ft_dtype"] != "q8_0"]
     assert max((r["relative_change"] for r in others), default=0) < 1e-6
+
+
+@pytest.mark.parametrize(("name", "keys"), [("falcon 7b", 16), ("falcon 40b", 32), ("bloom", 64), ("gpt-neox", 64)])
+def test_the_parts_of_fused_heads_are_known_without_the_original(name: str, keys: int, tmp_path: Path):
+    """Two GGUF files, of which nothing but their metadata says how many heads share a key."""
+    state, config = model(name)
+    arch = CASES[name][0]
+    tensors = gguf_tensors(state, arch, config)
+    a = write(tmp_path / "a.gguf", tensors, arch, **metadata(config))
+    stored = next(n for n in tensors if n.endswith("0.attn_qkv.weight"))
+    moved = tensors[stored].copy()
+    moved[64 : 64 + keys] += 0.01  # in the file keys lie behind all queries
+    b = write(tmp_path / "b.gguf", {**tensors, stored: moved}, arch, **metadata(config))
+    changed = [r for r in deltaw.analyze(str(a), str(b), split_fused=True).rows if r["fro_norm"]]
+    assert [(r["part"], r["rows"]) for r in changed] == [("k", keys)]

@@ -26,6 +26,25 @@ DECODER = (
     "lm_head",
 )
 GPT2 = ("transformer.h.{bid}.", "transformer.w", "transformer.ln_f", "lm_head")
+FALCON = (
+    "transformer.h.{bid}.self_attention.",
+    "transformer.h.{bid}.mlp.dense",
+    "transformer.h.{bid}.input_layernorm",
+    "transformer.h.{bid}.ln_attn",
+    "transformer.word_embeddings",
+    "transformer.ln_f",
+    "lm_head",
+)
+BLOOM = (
+    "h.{bid}.self_attention.",
+    "h.{bid}.mlp.dense",
+    "h.{bid}.input_layernorm",
+    "h.{bid}.post_attention_layernorm",
+    "ln_f",
+    "lm_head",
+    "word_embeddings",
+)
+NEOX = ("gpt_neox.", "embed_out")
 BERT = ("encoder.layer.{bid}.", "embeddings.")
 
 
@@ -37,6 +56,7 @@ class ConverterRules:
         model_type: transformers' word for it.
         spelling: How its tensors' names begin.
         permuted: Whether the rows of the queries and keys are in the order of ggml's rotary embedding.
+        interleaved: Whether queries, keys and values, which are fused, were put apart.
         norm_offset: What was added to the weights of norms.
         transposed: Endings of the names of the weights that were turned round (`Conv1D`).
     """
@@ -44,12 +64,14 @@ class ConverterRules:
     model_type: str
     spelling: tuple[str, ...] = DECODER
     permuted: bool = False
+    interleaved: bool = False
     norm_offset: float = 0.0
     transposed: tuple[str, ...] = ()
 
 
 ARCHITECTURES = {
     "llama": ConverterRules("llama", permuted=True),  # Mistral and Mixtral, too
+    "mistral3": ConverterRules("ministral3", permuted=True),
     "qwen2": ConverterRules("qwen2"),
     "qwen2moe": ConverterRules("qwen2_moe"),
     "qwen3": ConverterRules("qwen3"),
@@ -64,6 +86,9 @@ ARCHITECTURES = {
     "gpt2": ConverterRules(
         "gpt2", GPT2, transposed=("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
     ),
+    "falcon": ConverterRules("falcon", FALCON, interleaved=True),
+    "bloom": ConverterRules("bloom", BLOOM, interleaved=True),
+    "gptneox": ConverterRules("gpt_neox", NEOX, interleaved=True),
     "bert": ConverterRules("bert", BERT),
 }
 # What is no weight of the model in transformers: factors of the rotary embedding.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from deltaw.checkpoints.gguf.arrangement import Shifted, unpermuted
+from deltaw.checkpoints.gguf.arrangement import Shifted, interleaved, unpermuted
 from deltaw.checkpoints.gguf.blocks import GRIDS, NUMBERS, dequantise, readable, sizes
 from deltaw.checkpoints.gguf.header import Header, TensorInfo, read_header
 from deltaw.checkpoints.gguf.names import ARCHITECTURES, NOT_WEIGHTS, ConverterRules, library, renamed
@@ -167,6 +167,8 @@ def _named(info: TensorInfo, architecture: str, header: Header) -> str:
     if architecture == "bert" and info.name.startswith("position_embd") and not _is_bert(header):
         return ""  # RoBERTa's first positions were cut off: its rows are others
     name = renamed(info.name, architecture)
+    if architecture == "falcon" and any(".attn_norm_2." in t.name for t in header.tensors):
+        name = name.replace(".input_layernorm.", ".ln_mlp.")  # of two norms side by side; alone it has the other name
     return name.removesuffix(".weight") if len(info.shape) == 3 and ".experts." in name else name
 
 
@@ -185,10 +187,10 @@ def _arranged(handle: Handle, stored: str, changed: ConverterRules, header: Head
     leaf = stored.split(".")[-2] if "." in stored else ""
     if changed.permuted and leaf in {"attn_q", "attn_k"}:
         heads = _heads(header, keys=leaf == "attn_k")
-        if isinstance(handle, QuantisedHandle):  # rows of bytes are moved as rows of numbers are
-            codes = handle.codes.parts["codes"]
-            return handle.over(unpermuted(codes, heads, str(header.path)))
-        return unpermuted(handle, heads, str(header.path))
+        return _moved(handle, lambda stored: unpermuted(stored, heads, str(header.path)))
+    if changed.interleaved and leaf == "attn_qkv":
+        heads, keys = _heads(header, keys=False), _heads(header, keys=True)
+        return _moved(handle, lambda stored: interleaved(stored, heads, keys, str(header.path)))
     if changed.norm_offset and stored.endswith("norm.weight"):
         return Shifted(handle, changed.norm_offset)
     if stored.endswith(changed.transposed) and len(handle.shape) == 2 and changed.transposed:
@@ -198,6 +200,13 @@ def _arranged(handle: Handle, stored: str, changed: ConverterRules, header: Head
             handle.name, (1, *handle.shape), handle.dtype, handle.path, handle.offset, handle.itemsize
         )
     return handle
+
+
+def _moved(handle: Handle, rows: Callable[[Handle], Handle]) -> Handle:
+    """A tensor with its rows in another order. Rows of bytes are moved as rows of numbers are."""
+    if isinstance(handle, QuantisedHandle):
+        return handle.over(rows(handle.codes.parts["codes"]))
+    return rows(handle)
 
 
 def _heads(header: Header, *, keys: bool) -> int:
@@ -218,6 +227,7 @@ def _config(header: Header, changed: ConverterRules, tensors: dict[str, Handle])
         "hidden_size": header.whole(f"{architecture}.embedding_length"),
         "num_attention_heads": _heads(header, keys=False),
         "num_key_value_heads": _heads(header, keys=True),
+        "new_decoder_architecture": architecture == "falcon" and _heads(header, keys=True) > 1,  # groups of heads
         "head_dim": header.whole(f"{architecture}.attention.key_length"),
         "num_local_experts": experts,
     }
@@ -256,6 +266,7 @@ def _notes(
         yield f"{what}, because transformers has none for it ({shown})"
     undone = [
         "the rows of queries and keys are put back into transformers' order" if changed.permuted else "",
+        "fused queries, keys and values are put back group by group" if changed.interleaved else "",
         f"{changed.norm_offset:g} is taken from the weights of norms" if changed.norm_offset else "",
         "Conv1D weights are turned round" if changed.transposed else "",
     ]
