@@ -25,7 +25,7 @@ from deltaw.checkpoints.safetensors import read_metadata
 from deltaw.errors import ActivationsError, CheckpointError, OptionError
 from deltaw.files import expanded
 from deltaw.pairs.selection import Selection
-from deltaw.spectra.lapack import gram
+from deltaw.spectra.lapack import add_gram
 from deltaw.tensors.names import unwrap
 
 SKETCH_ABOVE = 8192  # entries of an input: 512 MiB of float64 sums
@@ -169,12 +169,11 @@ def _call(model: nn.Module, batch: Batch, seen: _Collector) -> None:
 
 @dataclass
 class _Held:
-    """The last input that a matrix met, its product (or its rows, for a sketch), and which matrices met it."""
+    """The last input that a matrix met, a copy of its rows in float64, and which matrices met it."""
 
     x: Tensor
     version: int
-    summand: Tensor
-    count: int
+    rows: Tensor
     energy: float
     names: list[str]
 
@@ -232,15 +231,14 @@ class _Collector:
         if not len(found):
             return
         assert found.shape[1] == size, (name, found.shape, size)
-        sketched = size > self._above
-        summand = found.double() if sketched else gram(found)
-        energy = float(summand.square().sum() if sketched else summand.diagonal().sum())
+        found = found.to(torch.float64, copy=True)  # what it was, should it be changed in place before it is added
+        energy = float(found.square().sum())
         if not math.isfinite(energy):
             raise ActivationsError(
                 f"{name}: its inputs are not finite; expected numbers: run the model in float32 or bfloat16, and look "
                 "at the data"
             )
-        self._held = _Held(x, version, summand, len(found), energy, [name])
+        self._held = _Held(x, version, found, energy, [name])
 
     def moments(self) -> dict[str, Moments]:
         """What each matrix met, by the name of its parameter; matrices that always met the same share the sums."""
@@ -286,14 +284,19 @@ class _Collector:
         if held is None:
             return
         key = tuple(held.names)
-        n = held.summand.shape[1]
+        n = held.rows.shape[1]
         if key not in self._sums:
-            sketch = FrequentDirections(n, self._rows, held.summand.device) if n > self._above else None
-            self._sums[key] = _Sum(sketch if sketch is not None else torch.zeros_like(held.summand))
+            device = held.rows.device
+            sketched = n > self._above
+            self._sums[key] = _Sum(
+                FrequentDirections(n, self._rows, device)
+                if sketched
+                else torch.zeros(n, n, dtype=torch.float64, device=device)
+            )
         found = self._sums[key]
-        found.count += held.count
+        found.count += len(held.rows)
         found.energy += held.energy
         if isinstance(found.total, Tensor):
-            found.total += held.summand
+            add_gram(found.total, held.rows)
         else:
-            found.total.add(held.summand)
+            found.total.add(held.rows)

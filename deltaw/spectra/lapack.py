@@ -62,6 +62,20 @@ def gram(x: Tensor, scale: float = 1.0) -> Tensor:
     return out
 
 
+def add_gram(out: Tensor, x: Tensor) -> None:
+    """Add xᵀx to the upper triangle of a sum, in place; what is below it is not to be read.
+
+    Args:
+        out: (n, n) float64, on x's device.
+        x: (m, n) float64.
+    """
+    if x.is_cuda:  # in full, as half of it takes no less time there
+        out.addmm_(x.mT, x)
+        return
+    for j in range(0, x.shape[1], COLUMN_BLOCK):
+        out[j : j + COLUMN_BLOCK, j:].addmm_(x[:, j : j + COLUMN_BLOCK].T, x[:, j:])
+
+
 def _doubled(x: Tensor, scale: float) -> Iterator[Tensor]:
     """Blocks of rows of x/scale in float64, one after the other in the same memory."""
     kept = None
@@ -75,13 +89,13 @@ def _doubled(x: Tensor, scale: float) -> Iterator[Tensor]:
 
 
 def _gram_on_gpu(x: Tensor, scale: float) -> Tensor:
-    # In full, as half of it takes no less time there, and summed in place, as it is memory that is scarce.
+    # Summed in place, as it is memory that is scarce.
     out = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     for i in range(0, len(x), GPU_ROW_BLOCK):
         block = x[i : i + GPU_ROW_BLOCK].double()
         if scale != 1.0:
             block /= scale
-        out.addmm_(block.mT, block)
+        add_gram(out, block)
     return out
 
 
