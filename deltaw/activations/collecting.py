@@ -25,7 +25,8 @@ from deltaw.checkpoints.safetensors import read_metadata
 from deltaw.errors import ActivationsError, CheckpointError, OptionError
 from deltaw.files import expanded
 from deltaw.pairs.selection import Selection
-from deltaw.spectra.lapack import add_gram
+from deltaw.spectra.lapack import add_gram, mirror
+from deltaw.tensors.memory import empty
 from deltaw.tensors.names import unwrap
 
 SKETCH_ABOVE = 8192  # entries of an input: 512 MiB of float64 sums
@@ -231,8 +232,9 @@ class _Collector:
         if not len(found):
             return
         assert found.shape[1] == size, (name, found.shape, size)
-        found = found.to(torch.float64, copy=True)  # what it was, should it be changed in place before it is added
-        energy = float(found.square().sum())
+        # A copy: the model may change its tensor in place before it is added.
+        found = empty(found.shape, torch.float64, found.device).copy_(found)
+        energy = float(found.view(-1) @ found.view(-1))
         if not math.isfinite(energy):
             raise ActivationsError(
                 f"{name}: its inputs are not finite; expected numbers: run the model in float32 or bfloat16, and look "
@@ -259,10 +261,11 @@ class _Collector:
         count, energy = sum(s.count for s in sums), sum(s.energy for s in sums)
         first = sums[0].total
         if isinstance(first, Tensor):
-            upper = first.clone()
+            whole = first.clone() if sums[1:] else first
             for s in sums[1:]:
-                upper += s.total if isinstance(s.total, Tensor) else 0
-            return Moments("moments", upper.triu_() + upper.triu(1).T, count, energy)
+                whole += s.total if isinstance(s.total, Tensor) else 0
+            mirror(whole)
+            return Moments("moments", whole, count, energy)
         sketches = [s.total for s in sums if isinstance(s.total, FrequentDirections)]
         joined = first
         if sums[1:]:  # a sketch of the sketches: their errors add up
@@ -289,9 +292,7 @@ class _Collector:
             device = held.rows.device
             sketched = n > self._above
             self._sums[key] = _Sum(
-                FrequentDirections(n, self._rows, device)
-                if sketched
-                else torch.zeros(n, n, dtype=torch.float64, device=device)
+                FrequentDirections(n, self._rows, device) if sketched else empty((n, n), torch.float64, device).zero_()
             )
         found = self._sums[key]
         found.count += len(held.rows)

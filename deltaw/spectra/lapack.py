@@ -76,6 +76,15 @@ def add_gram(out: Tensor, x: Tensor) -> None:
         out[j : j + COLUMN_BLOCK, j:].addmm_(x[:, j : j + COLUMN_BLOCK].T, x[:, j:])
 
 
+def mirror(square: Tensor) -> None:
+    """Write the upper triangle of a square matrix below its diagonal, in place."""
+    for j in range(0, len(square), COLUMN_BLOCK):
+        rows = slice(j, j + COLUMN_BLOCK)
+        diagonal = square[rows, rows].triu()
+        square[rows, rows] = diagonal + diagonal.triu(1).T
+        square[j + COLUMN_BLOCK :, rows] = square[rows, j + COLUMN_BLOCK :].T
+
+
 def _doubled(x: Tensor, scale: float) -> Iterator[Tensor]:
     """Blocks of rows of x/scale in float64, one after the other in the same memory."""
     kept = None

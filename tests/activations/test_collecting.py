@@ -68,6 +68,29 @@ def test_a_layer_that_meets_now_this_and_now_that_has_all_of_it(tmp_path):
     assert found.moments("b.weight").sums[0, 0] == 1
 
 
+def test_wide_sums_are_symmetric_to_the_bit_and_those_of_parts_are_added(tmp_path):
+    """Wider than the blocks in which the upper triangle is summed and mirrored, in float32, by two paths."""
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(300, 2), nn.Linear(300, 2)
+
+        def forward(self, x, both):
+            return self.a(x) + self.b(x) if both else self.a(x)
+
+    g = torch.Generator().manual_seed(0)
+    x = [torch.randn(50, 300, generator=g) + 1 for _ in range(3)]
+    batches = [(x[0], True), (x[1], False), (x[2], True)]
+    found = deltaw.collect_activations(Branching(), batches, tmp_path / "a.safetensors")
+    for name, parts in (("a.weight", x), ("b.weight", x[::2])):
+        whole = torch.cat(parts).double()
+        moments = found.moments(name)
+        assert torch.equal(moments.sums, moments.sums.T)
+        torch.testing.assert_close(moments.sums, whole.T @ whole, rtol=1e-12, atol=1e-12)
+        assert moments.energy == pytest.approx(float(moments.sums.trace()), rel=1e-12)
+
+
 def test_padding_does_not_count(network, batches, tmp_path):
     mask = torch.ones(3, 9, dtype=torch.int64)
     mask[:, 5:] = 0
