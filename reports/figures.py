@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,8 @@ def of(axes: Any) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write one figure as `name.svg`, `name.pdf` and `name.png`; the same figure gives the same bytes.
+def save(figure: Figure, folder: Path, name: str, kinds: Sequence[tuple[str, dict[str, None]]] = KINDS) -> list[Path]:
+    """Write one figure as `name.svg`, `name.pdf` and `name.png`, or some of them; the same figure gives the same bytes.
 
     Raises:
         ResultsError: A file cannot be written.
@@ -100,7 +100,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with style.settings():
             style.settle(figure)
-        for kind, metadata in KINDS:
+        for kind, metadata in kinds:
             path = folder / f"{name}.{kind}"
             with style.settings(**{"svg.fonttype": "path"}), replacing(path) as temporary:
                 figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltaw.results.plain import plain
 from deltaw.results.sources import Source
@@ -16,6 +16,8 @@ from deltaw.types import JsonValue, Reason, Skipped
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from deltaw.edits.curve import EnergyCurve
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Extraction:
         activations: The file of the data set that the pairs were made for; empty without one.
         relative_error_on_data: √(Σ‖(ΔW − BA)·C^½‖²/Σ‖ΔW·C^½‖²) over the compared matrices whose inputs it has.
         sketched: Whether that is a bound, as the file holds sketches.
+        curve: What more or fewer numbers would keep; None for pairs that were made for a data set.
     """
 
     out: str
@@ -92,6 +95,7 @@ class Extraction:
     activations: str = ""
     relative_error_on_data: float | None = None
     sketched: bool = False
+    curve: EnergyCurve | None = field(default=None, repr=False)
 
     @property
     def parameters(self) -> int:
@@ -157,6 +161,16 @@ class Extraction:
         import pandas as pd
 
         return pd.read_csv(io.StringIO(table(self.layers)))
+
+    def plot(self) -> Any:
+        """Energy kept against numbers in the pairs, as matplotlib axes: the best choice, this one, one rank for all.
+
+        Raises:
+            OptionError: The adapter was made for a data set, whose energy is another one.
+        """
+        from deltaw.reports.energy_curve import draw
+
+        return draw(self)
 
     def __repr__(self) -> str:
         return f"<deltaw.Extraction in {self.out}: {self.sentences()[0]}>"

@@ -14,6 +14,7 @@ from torch import Tensor
 from deltaw.activations.matching import MatrixInputs
 from deltaw.delta.difference import Delta, difference
 from deltaw.edits.budget import Menu, spend
+from deltaw.edits.curve import EnergyCurve, energy_curve
 from deltaw.edits.directions import KnownSpectrum, residual, spread, triplets
 from deltaw.edits.for_data import MatrixData
 from deltaw.edits.parts import EditFolder, FinishedMatrix, MatrixKept
@@ -37,6 +38,7 @@ class Made:
         skipped: What is left out.
         gap: Of a budget.
         read: Reads the factors of a matrix.
+        curve: What more or fewer numbers would keep; None for pairs that were made for a data set.
     """
 
     placed: Placement
@@ -45,6 +47,7 @@ class Made:
     skipped: tuple[Skipped, ...]
     gap: float
     read: Callable[[str], tuple[Tensor, Tensor]]
+    curve: EnergyCurve | None = None
 
 
 class Maker:
@@ -97,6 +100,7 @@ class Maker:
             (*placed.left_out, *told, *failed),
             gap,
             partial(self._read, {p.key: (p, ranks[t.name]) for t in kept for p in t.pairs}, known),
+            None if self.inputs is not None else energy_curve(placed, known),
         )
 
     def _each(

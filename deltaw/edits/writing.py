@@ -123,6 +123,7 @@ def _certificate(made: Made, out: Path, told: Told) -> Extraction:
         command=told.command,
         activations=told.data.path,
         sketched=told.data.sketched,
+        curve=made.curve,
         relative_error_on_data=_on_data([p.kept for p in made.found.values() if p.kept is not None]),
     )
 

@@ -1,5 +1,6 @@
 """`deltaw.extract`: the certificate is what it says, ranks are what was asked for, what is left out is named."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -328,3 +329,52 @@ def test_bad_inputs_cost_nothing_of_what_is_there(tmp_path: Path, pico_pair: tup
         with pytest.raises(DeltaWError):
             wrong()
         assert {p: p.read_bytes() for folder in (out, edited) for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_the_curve_is_the_most_that_numbers_can_keep(tmp_path: Path):
+    """Held to every choice of ranks there is, and to one rank for all; the adapter lies on or below it."""
+    base = {n: t[:7, :6].contiguous() for n, t in wide_state(torch.float32).items() if n != "c.weight"}
+    base["c.weight"] = torch.zeros(3, 6)
+    ft = {
+        n: t + 0.01 * torch.randn(t.shape, generator=torch.Generator().manual_seed(i))
+        for i, (n, t) in enumerate(base.items())
+    }
+    sides = save_single(base, tmp_path / "base"), save_single(ft, tmp_path / "ft")
+    found = deltaw.extract(*sides, tmp_path / "out", energy=0.8)
+    curve = found.curve
+    assert curve is not None
+    assert curve.whole
+    squares = [torch.linalg.svdvals((ft[n] - base[n]).double()).square().numpy() for n in base]
+    costs = [sum(t.shape) for t in base.values()]
+    total = sum(float(s.sum()) for s in squares)
+    for ranks in itertools.product(*(range(len(s) + 1) for s in squares)):
+        numbers = sum(r * c for r, c in zip(ranks, costs, strict=True))
+        kept = sum(float(s[:r].sum()) for r, s in zip(ranks, squares, strict=True)) / total
+        assert kept <= np.interp(numbers, [0, *curve.parameters], [0, *curve.energy_kept]) + 1e-6
+    assert curve.parameters[-1] == sum(len(s) * c for s, c in zip(squares, costs, strict=True))
+    assert curve.energy_kept[-1] == pytest.approx(1)
+    assert [e.rank for e in curve.equal] == [1, 2, 4, 8]  # at 8 every matrix is whole
+    two = curve.equal[1]
+    assert two.parameters == 2 * sum(costs)
+    assert two.energy_kept == pytest.approx(sum(float(s[:2].sum()) for s in squares) / total, rel=1e-5)
+    (line, points, own) = found.plot().get_lines()
+    assert len(line.get_xdata()) == len(curve.parameters)
+    assert own.get_xydata().tolist() == [[sum(r.parameters for r in found.layers), found.energy_kept]]
+    assert len(points.get_xdata()) == 4
+    # Of a large matrix no more is looked for than the rank needs: the curve ends there, and says so.
+    large = {"a.weight": torch.randn(600, 600, generator=torch.Generator().manual_seed(1))}
+    more = {"a.weight": large["a.weight"] + 0.1 * torch.randn(600, 600, generator=torch.Generator().manual_seed(2))}
+    part = deltaw.extract(large, more, tmp_path / "part", rank=4).curve
+    assert part is not None
+    assert not part.whole
+    assert [e.rank for e in part.equal] == [1, 2, 4]
+
+
+def test_the_command_leaves_the_picture(tmp_path: Path):
+    base = wide_state(torch.float32)
+    ft = merged(base, dict.fromkeys(base, 4), torch.float32)
+    sides = [str(save_single(base, tmp_path / "base")), str(save_single(ft, tmp_path / "ft"))]
+    done = CliRunner().invoke(main, ["extract", *sides, "--rank", "2", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0
+    assert "energy.svg there shows" in done.output
+    assert "<svg" in (tmp_path / "out" / "energy.svg").read_text(encoding="utf-8")
