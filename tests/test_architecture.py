@@ -16,6 +16,7 @@ DOORS = {
     "deltaw.results.analysis",
     "deltaw.comparison.comparison",
     "deltaw.surveys.result",
+    "deltaw.edits.extracted",
     "deltaw.measurement.inspection",
     "deltaw.monitoring.monitor",
     "deltaw.verification",
