@@ -14,15 +14,9 @@ from deltaw.cli.printable import say
 if TYPE_CHECKING:
     from deltaw.edits.extracted import Extraction
 
-PICTURE = "energy"
-
 
 def tell(found: Extraction, out: Path, *, as_json: bool, quiet: bool) -> None:
-    """The picture of the certificate, the certificate as JSON or in sentences, and what failed."""
-    if found.curve is not None:
-        from deltaw.reports import figures
-
-        figures.save(figures.of(found.plot()), out, PICTURE, figures.KINDS[:1])
+    """The certificate as JSON or in sentences, and what failed."""
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
     elif not quiet:
@@ -30,5 +24,5 @@ def tell(found: Extraction, out: Path, *, as_json: bool, quiet: bool) -> None:
             say(line)
         say(f"Written to {out}")
         if found.curve is not None:
-            say(f"{PICTURE}.svg there shows what more or fewer numbers would keep")
+            say("energy.svg there shows what more or fewer numbers would keep")
     end(found.failed)

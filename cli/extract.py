@@ -39,5 +39,5 @@ def command(base: str, ft: str, out: Path, as_json: bool, quiet: bool, **options
 
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:
-        found = deltaw.extract(base, ft, out, progress=progress.extracted, **options)
+        found = deltaw.extract(base, ft, out, picture=True, progress=progress.extracted, **options)
     tell(found, out, as_json=as_json, quiet=quiet)

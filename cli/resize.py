@@ -41,5 +41,5 @@ def command(adapters: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **
 
     keeps(f"What is finished is kept in {out}")
     with reporting(quiet=quiet) as progress:
-        found = deltaw.resize(adapters, out, progress=progress.extracted, **options)
+        found = deltaw.resize(adapters, out, picture=True, progress=progress.extracted, **options)
     tell(found, out, as_json=as_json, quiet=quiet)

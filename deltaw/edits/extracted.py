@@ -172,6 +172,17 @@ class Extraction:
 
         return draw(self)
 
+    def write_picture(self) -> None:
+        """Write `energy.svg` beside the adapter, where there is a curve to draw.
+
+        Raises:
+            ResultsError: It cannot be written.
+        """
+        if self.curve is not None:
+            from deltaw.reports import figures
+
+            figures.save(figures.of(self.plot()), Path(self.out), "energy", figures.KINDS[:1])
+
     def __repr__(self) -> str:
         return f"<deltaw.Extraction in {self.out}: {self.sentences()[0]}>"
 

@@ -23,7 +23,7 @@ from deltaw.edits.parts import EditFolder, refuse_existing, refuse_inputs
 from deltaw.edits.placement import place
 from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
-from deltaw.edits.writing import CONFIG, Told, command, write_adapter
+from deltaw.edits.writing import CARD, Told, command, write_adapter
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
 from deltaw.measurement.options import resolve_devices
@@ -45,6 +45,7 @@ def extract(
     activations: str | Path | Activations | None = None,
     dtype: str = "float32",
     save_modules: str = "auto",
+    picture: bool = False,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     rename: Names = (),
@@ -70,6 +71,7 @@ def extract(
         activations: Keep what does most to the inputs of a data set: what `collect_activations` wrote of the base.
         dtype: Of the factors: `bfloat16`, `float16` or `float32`.
         save_modules: `auto` stores whole what no pair can hold, `none` leaves it out.
+        picture: Also write `energy.svg`, see `Extraction.plot`.
         include, exclude: Regular expressions on tensor names; one, or several.
         rename: `REGEX=TEXT`, applied to the fine-tuned side's names before they are matched.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -90,7 +92,7 @@ def extract(
     check_storage(dtype, save_modules)
     workers = Workers(resolve_devices(device), jobs, memory)
     selection = Selection.of(include=include, exclude=exclude, rename=rename)
-    folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
+    folder = refuse_existing(Path(out), "adapter", CARD, force=force)
     opened = open_model(base, ft, selection)
     refuse_inputs(folder, (s for s in opened.sides.sources if s is not None))
     placed = place(
@@ -104,7 +106,9 @@ def extract(
     parts = EditFolder(folder, _identity(opened, policy, dtype, selection, data), resume=resume)
     try:
         made = Maker(parts, policy, dtype, workers, progress, data.inputs).make(placed)
-        found = _written(opened, made, folder, policy, dtype, [*_options(selection, save_modules), *data.flags], data)
+        found = _written(
+            opened, made, folder, policy, dtype, [*_options(selection, save_modules), *data.flags], data, picture
+        )
         parts.close(finished=True)
     finally:
         parts.close()
@@ -130,7 +134,14 @@ def _options(selection: Selection, save_modules: str) -> list[str]:
 
 
 def _written(
-    opened: OpenedSides, made: Made, out: Path, policy: Policy, dtype: str, options: Sequence[str], data: DataSet
+    opened: OpenedSides,
+    made: Made,
+    out: Path,
+    policy: Policy,
+    dtype: str,
+    options: Sequence[str],
+    data: DataSet,
+    picture: bool,
 ) -> Extraction:
     """Write the adapter, read it back, and sum up."""
     base, ft = opened.sides.sources
@@ -152,6 +163,7 @@ def _written(
         dtype=dtype,
         notes=(*opened.plan.notes, *data.notes),
         data=data,
+        picture=picture,
         command=command("extract", (base, ft), policy, dtype, out, options),
     )
     return write_adapter(out, made, about, told, partial(_read_back, opened, out))

@@ -31,7 +31,7 @@ from deltaw.edits.parts import EditFolder, refuse_existing, refuse_inputs
 from deltaw.edits.placement import Form, PairTarget, Placement, Whole
 from deltaw.edits.policies import Policy, check_storage
 from deltaw.edits.units import Show
-from deltaw.edits.writing import CONFIG, Told, command, write_adapter
+from deltaw.edits.writing import CARD, Told, command, write_adapter
 from deltaw.errors import EditError, OptionError
 from deltaw.measurement.engines.sharing import Workers
 from deltaw.measurement.journal import digest
@@ -116,6 +116,7 @@ def resize(
     activations: str | Path | Activations | None = None,
     dtype: str = "float32",
     save_modules: str = "auto",
+    picture: bool = False,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     device: str = "auto",
@@ -134,6 +135,7 @@ def resize(
         rank, energy, above_noise, parameters, max_rank, ranks, activations, dtype: As for `extract`; factors hold no
             rounding, so that all directions that float32 can tell from none stand above the noise.
         save_modules: `auto` keeps what one adapter stores whole, `none` leaves it out.
+        picture: Also write `energy.svg`, see `Extraction.plot`.
         include, exclude: Regular expressions on the names of the adapted weights.
         device, jobs, memory, resume, force, progress: As for `extract`.
 
@@ -150,7 +152,7 @@ def resize(
     share = _weights(weights, len(given))
     workers = Workers(resolve_devices(device), jobs, memory)
     selection = Selection.of(include=include, exclude=exclude)
-    folder = refuse_existing(Path(out), "adapter", CONFIG, force=force)
+    folder = refuse_existing(Path(out), "adapter", CARD, force=force)
     opened = [_open(a) for a in given]
     sources = tuple(a.as_source() for a in opened)
     refuse_inputs(folder, sources)
@@ -163,7 +165,7 @@ def resize(
         made = Maker(parts, policy, dtype, workers, progress, data.inputs).make(placed)
         flags = [*([] if weights is None else ["--weights", ",".join(f"{w:g}" for w in share)]), *data.flags]
         line = command("resize", sources, policy, dtype, folder, flags)
-        told = Told(None, sources, policy, dtype, data.notes, line, data)
+        told = Told(None, sources, policy, dtype, data.notes, line, data, picture)
         about = adapter_config(
             made.placed.targets,
             made.ranks,

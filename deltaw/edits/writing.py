@@ -39,6 +39,7 @@ class Told:
     notes: tuple[str, ...]
     command: str
     data: DataSet
+    picture: bool
 
 
 def write_adapter(out: Path, made: Made, about: Mapping[str, JsonValue], told: Told, read: ReadBack) -> Extraction:
@@ -59,13 +60,16 @@ def write_adapter(out: Path, made: Made, about: Mapping[str, JsonValue], told: T
     entries = [e for t in targets for e in factor_entries(t, made.ranks[t.name], told.dtype, made.read)]
     base = told.base.path if told.base is not None and told.base.files else str(about["base_model_name_or_path"] or "")
     try:
-        (out / CONFIG).unlink(missing_ok=True)  # an adapter that is half an older one must not look whole
+        for last in (CONFIG, CARD):  # an adapter that is half an older one must not look whole
+            (out / last).unlink(missing_ok=True)
         write_tensors(out / WEIGHTS, [*entries, *whole_entries(whole, targets)])
         with replacing(out / CONFIG) as temporary:
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         _proofread(made, out, read())
         found = _certificate(made, out, told)
         write_table(found.layers, out / TABLE)
+        if told.picture:
+            found.write_picture()
         grown = [w.name for w in whole if "vocabulary" in w.why]
         with replacing(out / CARD) as temporary:
             temporary.write_text(card(found, base, grown), encoding="utf-8")
