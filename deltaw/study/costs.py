@@ -151,7 +151,7 @@ def _written_again(plan: StudyPlan, runs: Sequence[PlannedRun]) -> int:
     asked = plan.rewriting
     if asked is None:
         return 0
-    mine = [r for r in runs if not asked.arms or r.arm.name in asked.arms]
+    mine = [r for r in runs if asked.takes(r.arm)]
     return sum(len(asked.ranks) + (len(asked.edits) if r.arm.method == "full" else 0) for r in mine)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,20 +115,35 @@ class Scorer:
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Losses, their normalised scores, exact matches and diversity, as far as they apply."""
-        # In the precision of the training, the base too: accelerate leaves its autocast on a trained model.
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.job.training.precision == "bfloat16"):
+        with self._precision(model):
             return self._scores(model)
 
-    def _scores(self, model: Any) -> dict[str, float]:
-        s = self.about
+    def losses(self, model: Any) -> dict[str, float]:
+        """The losses alone, and their normalised scores unless the model diverged."""
+        with self._precision(model):
+            return self._losses(model)
+
+    def _precision(self, model: Any) -> AbstractContextManager[object]:
+        """That of the training, of the base too: accelerate leaves its autocast on a trained model."""
+        context: AbstractContextManager[object] = torch.autocast(
+            model.device.type, torch.bfloat16, enabled=self.job.training.precision == "bfloat16"
+        )
+        return context
+
+    def _losses(self, model: Any) -> dict[str, float]:
         found = {
-            "target_loss": scores.loss(model, self.target, s.batch),
-            "source_loss": scores.loss(model, self.source, s.batch),
+            "target_loss": scores.loss(model, self.target, self.about.batch),
+            "source_loss": scores.loss(model, self.source, self.about.batch),
         }
-        if not all(_is_finite(loss) for loss in found.values()):
+        if all(_is_finite(loss) for loss in found.values()):
+            found["learning"] = scores.normalised(found["target_loss"])
+            found["retention"] = scores.normalised(found["source_loss"])
+        return found
+
+    def _scores(self, model: Any) -> dict[str, float]:
+        s, found = self.about, self._losses(model)
+        if "learning" not in found:
             return found  # it diverged: there is nothing to sample from
-        found["learning"] = scores.normalised(found["target_loss"])
-        found["retention"] = scores.normalised(found["source_loss"])
         if self.problems:
             found["accuracy"] = scores.accuracy(model, self.tokenizer, self.problems)
         if self.prompts:

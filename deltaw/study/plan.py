@@ -156,6 +156,10 @@ class Rewriting:
         if wrong := [rank for rank in self.ranks if rank < 1]:
             raise OptionError(f"[rewriting] ranks: {wrong[0]} is no rank; expected 1 or more")
 
+    def takes(self, arm: Arm) -> bool:
+        """Whether the runs of an arm are written again."""
+        return not self.arms or arm.name in self.arms
+
 
 @dataclass(frozen=True)
 class Arm:

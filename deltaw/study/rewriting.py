@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import deltaw
 from deltaw.files import replacing
-from deltaw.study import arms, scores
-from deltaw.study.job import Job, finite, point_folder, threads
+from deltaw.study import arms
+from deltaw.study.job import Job, Scorer, finite, point_folder, threads
 from deltaw.study.outcome import identity_of
 from deltaw.study.plan import Rewriting
 from deltaw.study.training import deterministic
@@ -67,7 +67,7 @@ def rewritten_runs(jobs: Sequence[Job], rewriting: Rewriting | None, out: Path) 
     return [
         RewrittenRun(job, rewriting, out / "rewritten")
         for job in jobs
-        if job.run is not None and (not rewriting.arms or job.run.arm.name in rewriting.arms)
+        if job.run is not None and rewriting.takes(job.run.arm)
     ]
 
 
@@ -89,12 +89,12 @@ def rewrite(run: RewrittenRun) -> str:
 
 def _written_again(run: RewrittenRun, checkpoint: Path, work: Path) -> Iterator[tuple[str, dict[str, JsonValue]]]:
     """Each way by its name: its scores, and what it kept of the update."""
-    base, device = run.job.data.base, run.job.device
+    base, device, scorer = run.job.data.base, run.job.device, Scorer(run.job)
     for rank in run.rewriting.ranks:
         out = work / f"rank-{rank}"
         adapter = deltaw.extract(base, checkpoint, out, rank=rank, device=device, jobs=1)
         kept: dict[str, JsonValue] = {"rank": rank, "relative_error": adapter.relative_error}
-        yield f"extract --rank {rank}", kept | _scores(run.job, _with_adapter(base, out))
+        yield f"extract --rank {rank}", kept | _scores(scorer, _with_adapter(base, out))
     if (checkpoint / "adapter_config.json").exists():
         return  # `edit` writes full checkpoints
     for operation in run.rewriting.edits:
@@ -110,7 +110,7 @@ def _written_again(run: RewrittenRun, checkpoint: Path, work: Path) -> Iterator[
             jobs=1,
         )
         kept = {"tensors": len({row.name for row in edited.rows})}
-        yield f"edit --{operation}", kept | _scores(run.job, arms.open_base(out))
+        yield f"edit --{operation}", kept | _scores(scorer, arms.open_base(out))
 
 
 def _with_adapter(base: str, adapter: Path) -> Any:
@@ -121,15 +121,8 @@ def _with_adapter(base: str, adapter: Path) -> Any:
         return peft.PeftModel.from_pretrained(arms.open_base(base), str(adapter))
 
 
-def _scores(job: Job, model: Any) -> dict[str, JsonValue]:
-    model = model.to(job.device).eval()
-    target, source = (job.data.held_out(domain.name) for domain in (job.target, job.source))
-    found = {
-        "target_loss": scores.loss(model, target, job.scores.batch),
-        "source_loss": scores.loss(model, source, job.scores.batch),
-    }
-    pairs = (("learning", "target_loss"), ("retention", "source_loss"))
-    return {**finite(found | {name: scores.normalised(found[loss]) for name, loss in pairs})}
+def _scores(scorer: Scorer, model: Any) -> dict[str, JsonValue]:
+    return {**finite(scorer.losses(model.to(scorer.job.device).eval()))}
 
 
 def rewritten_table(runs: Sequence[RewrittenRun]) -> pd.DataFrame:

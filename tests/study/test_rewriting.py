@@ -70,6 +70,16 @@ def test_what_is_written_again_is_scored_as_the_run_was(plan: StudyPlan, tmp_pat
     assert set(run(fewer, tmp_path / "a", tmp_path / "cache")["arm"]) == {"full"}
 
 
+def test_scores_are_in_the_precision_of_the_training(plan: StudyPlan, tmp_path: Path) -> None:
+    """An edit that changes nothing leaves the checkpoint, and so its scores, as they are."""
+    training = dataclasses.replace(plan.training, precision="bfloat16")
+    asked = Rewriting(ranks=(), edits=("denoise",))
+    plan = dataclasses.replace(plan, arms=(FULL,), targets=plan.targets[:1], training=training, rewriting=asked)
+    own, edited = run(plan, tmp_path / "a", tmp_path / "cache").to_dict("records")
+    assert edited["tensors"] == 0
+    assert (edited["target_loss"], edited["source_loss"]) == (own["target_loss"], own["source_loss"])
+
+
 def test_a_run_that_diverged_is_not_written_again(plan: StudyPlan, tmp_path: Path) -> None:
     wild = dataclasses.replace(FULL, learning_rates=(1e20,))
     plan = dataclasses.replace(plan, arms=(wild,), targets=plan.targets[:1], rewriting=ASKED)
