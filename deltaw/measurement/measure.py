@@ -163,7 +163,8 @@ def _without_rounding(
     delta: Delta, quantities: Quantities, device: torch.device
 ) -> tuple[Vector | None, dict[str, Interval]]:
     """The spectrum without its rounding, and what taking it out leaves open. None below precision."""
-    found = without_rounding(quantities | by_line(delta.value, float(delta.sums.noise_row.sum())))
+    noise, energy = float(delta.sums.noise_row.sum()), float(delta.sums.delta_row_sq.sum())
+    found = without_rounding(quantities | by_line(delta.value, noise, energy))
     if found is None or not found.share:
         return (None if found is None else found.values), {}
     return found.values, interval(found, _again(delta, found, device) if found.share > ENOUGH else None)

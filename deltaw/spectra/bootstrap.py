@@ -49,14 +49,15 @@ def stored_again(
     return singular_values(delta).values, moved_by(delta)
 
 
-def by_line(x: Tensor | Factors | None, noise: float) -> Quantities:
+def by_line(x: Tensor | Factors | None, noise: float, energy: float) -> Quantities:
     """What of an update is in each row and column, where enough of it is rounding for that to matter.
 
     Args:
         x: ΔW, (m, n).
         noise: Σ of the variances of its rounding.
+        energy: ‖ΔW‖F².
     """
-    if not isinstance(x, torch.Tensor) or not noise > UNEVEN * float(torch.linalg.vector_norm(x)) ** 2:
+    if not isinstance(x, torch.Tensor) or not noise > UNEVEN * energy:
         return Quantities()
     moved = moved_by(x)
     return Quantities(delta_row_sq=moved.row, delta_col_sq=moved.col)

@@ -65,6 +65,6 @@ def spectrum(
         if noise is not None:
             found = low_rank_spectrum(x, noise, energy=energy, quantities=quantities, generator=generator)
         if found is None and mode == "fast" and min(x.shape) >= FAST_FROM[x.device.type]:
-            quantities |= by_line(x, 0.0 if noise is None else noise.energy)
+            quantities |= by_line(x, 0.0 if noise is None else noise.energy, energy)
             found = estimate_spectrum(x, energy=energy, quantities=quantities, tolerance=tolerance, generator=generator)
     return found or singular_values(x, moderate=moderate)
