@@ -24,5 +24,6 @@ def tell(found: Extraction, out: Path, *, as_json: bool, quiet: bool) -> None:
             say(line)
         say(f"Written to {out}")
         if found.curve is not None:
-            say("energy.svg there shows what more or fewer numbers would keep")
+            far = "" if found.curve.whole else ", as far as its directions were looked for"
+            say(f"energy.svg there shows what more or fewer numbers would keep{far}")
     end(found.failed)
