@@ -7,7 +7,6 @@ an adapter, and all else that it stores is compared with the base; without, it i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from deltaw.checkpoints import Checkpoint
 from deltaw.tensors.names import unwrap
 from deltaw.types import Reason, Skipped
 
-ORIGINAL = re.compile(r"\.original_module\.")
+ORIGINAL = ".original_module."
 
 
 def is_wrapped(names: Iterable[str]) -> bool:
@@ -26,7 +25,7 @@ def is_wrapped(names: Iterable[str]) -> bool:
     for name in names:
         layers = layers or ".base_layer." in name
         factors = factors or is_factor(unwrap(name))
-        copies = copies or ".modules_to_save." in name or ".original_module." in name
+        copies = copies or ".modules_to_save." in name or ORIGINAL in name
     return (layers and factors) or (copies and not factors)
 
 
@@ -41,7 +40,7 @@ def as_checkpoint(opened: Checkpoint) -> Checkpoint:
     originals = {
         name: Skipped(name, Reason.NOT_A_WEIGHT, "the module before training, kept beside its trained copy")
         for name in opened.tensors
-        if ORIGINAL.search(name)
+        if ORIGINAL in name
     }
     tensors = {saved_name(n, called): h for n, h in opened.tensors.items() if n not in originals}
     note = f"{Path(opened.source).name}: a whole PEFT model's state; the trained copies of its modules are read"
